@@ -1,0 +1,1 @@
+"""Decoder-only Llamas as bidirectional text encoders."""

@@ -1,0 +1,185 @@
+"""Texts to tokens, and ragged batches of tokens: packed end to end, never padded.
+
+Shapes: T tokens of all texts together, N texts, B texts of one chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One tokenised text.
+
+    Args:
+        ids: token ids.
+        skip: how many leading tokens (an instruction) take part in attention but not in pooling.
+    """
+
+    ids: list[int]
+    skip: int = 0
+
+
+@dataclass(frozen=True)
+class Packed:
+    """N texts, one after the other without padding.
+
+    Args:
+        input_ids: (T,) int64.
+        lengths: (N,) int64, on the CPU.
+        skip: (N,) int64, on the CPU; leading tokens of each text left out of pooling.
+    """
+
+    input_ids: Tensor
+    lengths: Tensor
+    skip: Tensor
+
+    @classmethod
+    def from_tokens(cls, texts: Sequence[Tokens]) -> Packed:
+        """Pack N texts in the order given; each must have at least one token."""
+        if not texts or not all(text.ids for text in texts):
+            raise ValueError("every text of a batch needs at least one token")
+        return cls(
+            input_ids=torch.tensor([token for text in texts for token in text.ids]),
+            lengths=torch.tensor([len(text.ids) for text in texts]),
+            skip=torch.tensor([text.skip for text in texts]),
+        )
+
+    @classmethod
+    def cat(cls, parts: Iterable[Packed]) -> Packed:
+        """Several batches as one."""
+        parts = list(parts)
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in ("input_ids", "lengths", "skip")))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def borders(self) -> Tensor:
+        """(N + 1,) int64 on the CPU: text i is `input_ids[borders[i]:borders[i + 1]]`."""
+        return torch.cat([self.lengths.new_zeros(1), self.lengths.cumsum(0)])
+
+    @property
+    def positions(self) -> Tensor:
+        """(T,) int64 on the CPU: each token's position in its text."""
+        return torch.arange(int(self.lengths.sum())) - self.borders[:-1].repeat_interleave(self.lengths)
+
+    def select(self, texts: Tensor) -> Packed:
+        """The texts numbered `texts` (B,), in that order."""
+        lengths, starts = self.lengths[texts], self.borders[texts]
+        firsts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])[:-1]
+        tokens = (starts - firsts).repeat_interleave(lengths) + torch.arange(int(lengths.sum()))
+        return Packed(self.input_ids[tokens.to(self.input_ids.device)], lengths, self.skip[texts])
+
+    def chunks(self, budget: int | None) -> list[Tensor]:
+        """Text numbers of each chunk: sorted by length, at most `budget` tokens a chunk counted with re-padding.
+
+        A text longer than the budget gets a chunk of its own. `None` puts everything in one chunk.
+        """
+        order = self.lengths.argsort(descending=True, stable=True)
+        if budget is None:
+            return [order]
+        chunks: list[list[int]] = []
+        for text in order.tolist():
+            if not chunks or int(self.lengths[chunks[-1][0]]) * (len(chunks[-1]) + 1) > budget:
+                chunks.append([])
+            chunks[-1].append(text)
+        return [torch.tensor(chunk) for chunk in chunks]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Packed:
+        """Token ids on `device`; lengths stay on the CPU, where chunks are planned."""
+        return replace(self, input_ids=self.input_ids.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Packed:
+        """For `DataLoader(pin_memory=True)`."""
+        return replace(self, input_ids=self.input_ids.pin_memory())
+
+
+def tokenise(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int, instruction: str = ""
+) -> list[Tokens]:
+    """Token ids of `instruction + text`, cut after `max_length` tokens.
+
+    Where the instruction ends is found by character offsets: a token that reaches into the text belongs to the text.
+    With an instruction, special tokens before it are left out of pooling too. A text without any token becomes the
+    end-of-text token, so that it has a vector.
+
+    Raises:
+        ValueError: `max_length` leaves no room for the text behind the instruction.
+    """
+    encoded = tokenizer(
+        [instruction + text for text in texts],
+        truncation=True,
+        max_length=max_length,
+        return_offsets_mapping=bool(instruction),
+        return_attention_mask=False,
+        verbose=False,
+    )
+    if not instruction:
+        filler = [token for token in (tokenizer.eos_token_id, tokenizer.bos_token_id, 0) if token is not None][:1]
+        return [Tokens(ids or filler) for ids in encoded["input_ids"]]
+    batch = []
+    for ids, offsets, text in zip(encoded["input_ids"], encoded["offset_mapping"], texts, strict=True):
+        skip = sum(end <= len(instruction) for _, end in offsets)
+        if skip == len(ids) and text.strip():
+            raise ValueError(
+                f"max_length must leave room for text behind the instruction; got max_length={max_length} and an "
+                f"instruction of {skip} tokens. Raise max_length or shorten the instruction {instruction!r}."
+            )
+        batch.append(Tokens(ids, min(skip, len(ids) - 1)))
+    return batch
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """What MNTP, SimCSE and prediction read.
+
+    Args:
+        step: number of this batch in the plan.
+        texts: N texts.
+        rows: (N,) int64, on the CPU; a number of its own for every (source, epoch, row): seeds what is drawn per row.
+    """
+
+    step: int
+    texts: Packed
+    rows: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> TextBatch:
+        """See `Packed.to`."""
+        return replace(self, texts=self.texts.to(device, non_blocking))
+
+    def pin_memory(self) -> TextBatch:
+        """See `Packed.pin_memory`."""
+        return replace(self, texts=self.texts.pin_memory())
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """What supervised contrastive learning reads.
+
+    Args:
+        step: number of this batch in the plan.
+        texts: `pairs` queries, then their `pairs` positives in the same order, then any number of hard negatives.
+        pairs: number of (query, positive) pairs.
+    """
+
+    step: int
+    texts: Packed
+    pairs: int
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PairBatch:
+        """See `Packed.to`."""
+        return replace(self, texts=self.texts.to(device, non_blocking))
+
+    def pin_memory(self) -> PairBatch:
+        """See `Packed.pin_memory`."""
+        return replace(self, texts=self.texts.pin_memory())

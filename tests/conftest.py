@@ -1,0 +1,79 @@
+"""What many tests share: one tiny Llama with a real tokenizer, built once per session."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+import pytest
+import torch
+
+SENTENCES = [
+    "The cat sat on the mat.",
+    "A dog barked at the postman all morning long, as dogs do.",
+    "Rain.",
+    "She opened the window and looked at the other side of the street.",
+    "Paris is the capital of France, and Lyon its third-largest city.",
+    "Snow fell.",
+    "The committee could not agree on a date for the next meeting.",
+    "Water boils at one hundred degrees.",
+]
+
+
+def build_tiny_llama(folder: Path, bos: bool = False) -> Path:
+    """A two-layer Llama (hidden 64, grouped queries) and a byte-level BPE tokenizer trained on SENTENCES."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    raw.train_from_iterator(SENTENCES, trainer)
+    if bos:
+        raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="</s>", model_max_length=256
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+        initializer_range=0.2,  # so that attention and adapters make visible differences
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_bos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `tiny_llama`; its tokenizer puts a `<s>` first, as the Llama 2 and 3 tokenizers do."""
+    return build_tiny_llama(tmp_path_factory.mktemp("tiny-llama-bos"), bos=True)
+
+
+@pytest.fixture
+def sentences() -> list[str]:
+    return list(SENTENCES)
