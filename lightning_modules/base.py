@@ -1,0 +1,150 @@
+"""What every stage shares: the encoder, its adapter, the optimizer, seeding, checkpoints of trainable weights only."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from typing_extensions import override
+
+from lightning_modules.schedules import Schedule
+from otherside.adapters import Lora
+from otherside.backbone import Backbone, BackboneConfig, load_tokenizer
+from otherside.batching import Packed, PairBatch, TextBatch
+from otherside.encoder import Encoder
+from otherside.pooling import Pooling
+
+Batch = TextBatch | PairBatch
+
+
+def adamw(parameters: Any) -> torch.optim.Optimizer:
+    """The default optimizer."""
+    return torch.optim.AdamW(parameters, lr=5e-5, weight_decay=0.0)
+
+
+class EncoderModule(pl.LightningModule, ABC):
+    """One training stage of an encoder.
+
+    Args:
+        backbone: which Llama, and how its attention runs.
+        lora: the adapter to train.
+        pooling: how token vectors become a text's vector.
+        max_length: longest text that the finished encoder reads, in tokens; training has its own, in `data`.
+        optimizer: over the adapter's weights.
+        schedule: of the learning rate.
+        chunk_tokens: texts go through the model in chunks of at most so many tokens, whatever the batch size.
+            None: all at once.
+        recompute: keep no activations of a chunk but compute them again in backward (GradCache; Gao et al., 2021):
+            memory for one chunk instead of all, for about 1.4 times the time. False: chunks only save padding.
+        seed: of the adapter's start, dropout and masks. The command line takes it from `seed_everything`.
+    """
+
+    stage: ClassVar[str]
+
+    def __init__(
+        self,
+        backbone: BackboneConfig,
+        lora: Lora = Lora(),  # noqa: B008  # jsonargparse shows it as the default; never changed
+        pooling: Pooling = "mean",
+        max_length: int = 512,
+        optimizer: OptimizerCallable = adamw,
+        schedule: Schedule = Schedule(),  # noqa: B008
+        chunk_tokens: int | None = None,
+        recompute: bool = True,
+        seed: int = 42,
+    ) -> None:
+        super().__init__()
+        if chunk_tokens is not None and chunk_tokens < 1:
+            raise ValueError(f"model.chunk_tokens must be at least 1, or null for one chunk; got {chunk_tokens}")
+        self.backbone_config, self.lora, self.pooling, self.max_length = backbone, lora, pooling, max_length
+        self.optimizer_factory, self.schedule = optimizer, schedule
+        self.chunk_tokens, self.recompute, self.seed = chunk_tokens, recompute, seed
+        self.tokenizer = load_tokenizer(backbone.model, backbone.revision)
+        self.encoder: Encoder = None  # type: ignore[assignment]  # built in configure_model, where strategies shard
+        self.strict_loading = False  # checkpoints hold trainable weights only; on_load_checkpoint is strict about those
+
+    @override
+    def configure_model(self) -> None:
+        if self.encoder is None:
+            torch.manual_seed(self.seed)  # the adapter's start
+            backbone = Backbone.load(self.backbone_config, self.lora)
+            self.encoder = Encoder(backbone, self.tokenizer, self.pooling, self.max_length)
+
+    @override
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        optimizer = self.optimizer_factory([p for p in self.parameters() if p.requires_grad])
+        scheduler = self.schedule.build(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @abstractmethod
+    def loss(self, batch: Any) -> Tensor:
+        """This rank's loss; its mean over ranks is the global batch's loss."""
+
+    @override
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.seed_step(batch.step)
+        loss = self.loss(batch)
+        self._log("train/loss", loss, batch, prog_bar=True)
+        self.log("lr", self.optimizers().param_groups[0]["lr"], prog_bar=True)  # type: ignore[union-attr]
+        return loss
+
+    @override
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._log("val/loss", self.loss(batch), batch, on_epoch=True, prog_bar=True)
+
+    @override
+    def predict_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
+        return self.embed(batch.texts)
+
+    def _log(self, name: str, value: Tensor, batch: Any, **options: Any) -> None:
+        self.log(name, value.detach(), batch_size=len(batch.texts), sync_dist=True, **options)
+
+    def embed(self, texts: Packed) -> Tensor:
+        """(N, D) vectors of this rank's texts."""
+        chunks = texts.chunks(self.chunk_tokens)
+        vectors = torch.cat(self.in_chunks(chunks, lambda chunk: self.encoder(texts.select(chunk))))
+        return vectors[torch.cat(chunks).argsort().to(vectors.device)]
+
+    def in_chunks(self, chunks: list[Tensor], run: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """`run` of each chunk's text numbers; where `recompute` is on, each is one non-reentrant checkpoint."""
+        if self.recompute and len(chunks) > 1 and torch.is_grad_enabled():
+            return [checkpoint(run, chunk, use_reentrant=False) for chunk in chunks]
+        return [run(chunk) for chunk in chunks]
+
+    def seed_step(self, step: int) -> None:
+        """Dropout is a function of (seed, step, rank), so that a resumed run draws what the uninterrupted one would."""
+        digest = hashlib.sha256(f"{self.seed}/{step}/{self.global_rank}".encode()).digest()
+        torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+    @override
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        if gradients:
+            self.log("grad_norm", torch.nn.utils.get_total_norm(gradients))
+
+    def trainable(self) -> set[str]:
+        """Names of the weights that training changes, as in `state_dict`."""
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        kept = self.trainable()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        expected, found = self.trainable(), set(checkpoint["state_dict"])
+        if expected != found:
+            raise ValueError(
+                f"the checkpoint must hold this run's {len(expected)} trainable tensors; it lacks "
+                f"{sorted(expected - found)[:2]} and has unknown {sorted(found - expected)[:2]}. Was model.lora changed? "
+                "Set it back, or start in a new trainer.default_root_dir."
+            )

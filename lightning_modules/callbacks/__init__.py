@@ -1,0 +1,6 @@
+"""Callbacks, one a file."""
+
+from lightning_modules.callbacks.encoder_folder import EncoderFolder
+from lightning_modules.callbacks.throughput import Throughput
+
+__all__ = ["EncoderFolder", "Throughput"]

@@ -1,0 +1,100 @@
+"""Checkpoints: a folder that appears whole or not at all, holds trainable weights only, and says if it is torn.
+
+step=100.ckpt/
+  trainable.safetensors   the adapter
+  state.pt                optimizer, schedule, loop counters; read with `weights_only=True`
+  manifest.json           step, and size and SHA-256 of both: written last
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from safetensors.torch import load_file, save_file
+from typing_extensions import override
+
+from otherside.encoder import replace_folder
+from otherside.lineage import sha256
+
+WEIGHTS, STATE, MANIFEST = "trainable.safetensors", "state.pt", "manifest.json"
+
+log = logging.getLogger(__name__)
+
+
+class TornCheckpointError(RuntimeError):
+    """A checkpoint's files are not those that were written."""
+
+
+class FolderCheckpointIO(CheckpointIO):
+    """Writes and reads checkpoint folders. A kill at any moment leaves the earlier checkpoints as they were."""
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        path = Path(path)
+        work = path.with_name(f".{path.name}.tmp")
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        state = dict(checkpoint)
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.pop("state_dict").items()}
+        save_file(weights, work / WEIGHTS)
+        torch.save(state, work / STATE)
+        write_manifest(work, step=checkpoint["global_step"])
+        replace_folder(work, path)
+
+    @override
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        path = Path(path)
+        if not path.is_dir():
+            raise FileNotFoundError(f"ckpt_path must be a checkpoint folder of this project; nothing is at {path}")
+        check(path)
+        state = torch.load(path / STATE, map_location=map_location or "cpu", weights_only=True)
+        return {**state, "state_dict": load_file(path / WEIGHTS)}
+
+    @override
+    def remove_checkpoint(self, path: Any) -> None:
+        path = Path(path)
+        if path.exists():
+            trash = path.with_name(f".{path.name}.old")
+            shutil.rmtree(trash, ignore_errors=True)
+            path.rename(trash)  # never half a checkpoint under its own name
+            shutil.rmtree(trash)
+
+
+def write_manifest(folder: Path, step: int) -> None:
+    """Record every file of a checkpoint; the last file written."""
+    files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(folder.iterdir())}
+    (folder / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=2) + "\n")
+
+
+def check(folder: Path) -> int:
+    """The step of a checkpoint.
+
+    Raises:
+        TornCheckpointError: a file is missing or is not as it was written.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        for name, written in manifest["files"].items():
+            path = folder / name
+            if path.stat().st_size != written["bytes"] or sha256(path) != written["sha256"]:
+                raise TornCheckpointError(f"checkpoint {folder} is torn: {name} is not as it was written")
+        return int(manifest["step"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TornCheckpointError(f"checkpoint {folder} is torn: {error}") from error
+
+
+def newest(folder: Path) -> Path | None:
+    """The last good checkpoint in `folder`; torn ones are named in the log and passed over."""
+    good: list[tuple[int, Path]] = []
+    for path in folder.glob("*.ckpt"):
+        try:
+            good.append((check(path), path))
+        except TornCheckpointError as error:
+            log.warning("%s; the one before it is used", error)
+    return max(good)[1] if good else None

@@ -1,0 +1,79 @@
+"""Stages `simcse` and `supervised`: contrastive learning, unsupervised and with labelled pairs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics.retrieval import RetrievalMRR
+from typing_extensions import override
+
+from lightning_modules.base import EncoderModule
+from otherside.batching import Packed, PairBatch, TextBatch
+from otherside.losses import InfoNCE
+
+
+class SimCSE(EncoderModule):
+    """Unsupervised contrastive learning: the same sentence twice, dropout differs (Gao et al., 2021).
+
+    Llama has no dropout of its own: the two views differ by `backbone.attention_dropout` and `lora.dropout`.
+
+    Args:
+        loss: see `InfoNCE`.
+        kwargs: see `EncoderModule`.
+    """
+
+    stage = "simcse"
+
+    def __init__(self, loss: InfoNCE = InfoNCE(), **kwargs: Any) -> None:  # noqa: B008
+        super().__init__(**kwargs)
+        if not (self.backbone_config.attention_dropout or self.lora.dropout):
+            raise ValueError(
+                "SimCSE needs dropout, or both views of a sentence are the same; backbone.attention_dropout and "
+                "lora.dropout are both 0. The published values are 0.3 and 0.05."
+            )
+        self.info_nce = loss
+
+    @override
+    def loss(self, batch: TextBatch) -> Tensor:
+        first, second = self.embed(Packed.cat([batch.texts, batch.texts])).chunk(2)
+        return self.info_nce(first, second, negatives=first[:0])
+
+
+class Supervised(EncoderModule):
+    """Contrastive learning on (query, positive, hard negatives), with all other texts of the batch as negatives.
+
+    Args:
+        loss: see `InfoNCE`.
+        kwargs: see `EncoderModule`.
+    """
+
+    stage = "supervised"
+
+    def __init__(self, loss: InfoNCE = InfoNCE(), **kwargs: Any) -> None:  # noqa: B008
+        super().__init__(**kwargs)
+        self.info_nce = loss
+        self.mrr = RetrievalMRR()
+
+    @override
+    def loss(self, batch: PairBatch) -> Tensor:
+        return self.info_nce(*self._roles(batch))
+
+    def _roles(self, batch: PairBatch) -> tuple[Tensor, ...]:
+        vectors = self.embed(batch.texts)
+        return vectors.split([batch.pairs, batch.pairs, len(batch.texts) - 2 * batch.pairs])
+
+    @override
+    def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
+        """Loss, and the mean reciprocal rank of each query's positive among the batch's candidates."""
+        queries, positives, negatives = self._roles(batch)
+        self._log("val/loss", self.info_nce(queries, positives, negatives), batch, on_epoch=True, prog_bar=True)
+        normalize = torch.nn.functional.normalize
+        cosines = normalize(queries, dim=1) @ normalize(torch.cat([positives, negatives]), dim=1).T
+        wanted = torch.zeros_like(cosines, dtype=torch.bool).fill_diagonal_(True)
+        owner = torch.arange(len(queries), device=self.device)[:, None].expand_as(cosines) + (
+            (batch_idx * self.trainer.world_size + self.global_rank) * 10**6
+        )
+        self.mrr.update(cosines, wanted, indexes=owner)
+        self.log("val/mrr", self.mrr, on_epoch=True, prog_bar=True, batch_size=batch.pairs)

@@ -1,0 +1,44 @@
+"""Learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+@dataclass
+class Schedule:
+    """Warm-up, then a way down.
+
+    Args:
+        name: `linear` or `cosine` fall to `end` at the last step; `constant` stays.
+        warmup_steps: optimizer steps over which the rate rises linearly from 0.
+        total_steps: when the fall ends. None: at the end of the run.
+        end: last rate, as a share of the highest.
+    """
+
+    name: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: int = 0
+    total_steps: int | None = None
+    end: float = 0.0
+
+    def build(self, optimizer: Optimizer, run_steps: int) -> LambdaLR:
+        """The scheduler, stepped once per optimizer step."""
+        total = self.total_steps or run_steps
+        if self.warmup_steps < 0 or (self.name != "constant" and self.warmup_steps >= total):
+            raise ValueError(
+                f"model.schedule.warmup_steps must be less than the run's {total} steps; got {self.warmup_steps}"
+            )
+
+        def factor(step: int) -> float:
+            if step < self.warmup_steps:
+                return step / self.warmup_steps
+            done = min((step - self.warmup_steps) / max(total - self.warmup_steps, 1), 1.0)
+            fall = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[self.name]
+            return self.end + (1 - self.end) * fall
+
+        return LambdaLR(optimizer, factor)

@@ -1,0 +1,215 @@
+"""LoRA adapters through PEFT: attach, switch, merge, save."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from otherside.lineage import ADAPTER_WEIGHTS, Merged
+
+CONFIG = "adapter_config.json"
+NAME = "default"  # PEFT's name for a model's one adapter
+PREFIX = "base_model.model."  # of keys in PEFT's files, which are named as in `PeftModel`
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass
+class Lora:
+    """Settings of a new adapter.
+
+    Args:
+        r: rank.
+        alpha: the update is scaled by alpha / r (with rslora: alpha / sqrt(r)).
+        dropout: on the adapter's input. Projections that read the same tensor share one dropped input.
+        targets: names of linear layers; `*` and `?` may be used. A name that matches no layer is an error.
+        rslora: rank-stabilised scaling (Kalajdzievski, 2023).
+        dora: weight-decomposed adaptation (Liu et al., 2024); slower.
+        share_dropout: False draws one mask per projection, as PEFT does.
+    """
+
+    r: int = 16
+    alpha: float = 32
+    dropout: float = 0.05
+    targets: list[str] = field(default_factory=lambda: list(PROJECTIONS))
+    rslora: bool = False
+    dora: bool = False
+    share_dropout: bool = True
+
+
+def attach(lm: nn.Module, settings: Lora) -> None:
+    """Put a new adapter into `lm` in place and freeze everything else.
+
+    The adapter's weights are float32 whatever the base's type: they are what the optimizer updates. The backbone runs
+    them in the base's type under autocast, so PEFT's own cast of every input to float32 is switched off.
+    B starts at zero, so the model's output does not change.
+
+    Raises:
+        ValueError: a target matches no linear layer.
+    """
+    config = LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT takes fractions too
+        lora_dropout=settings.dropout,
+        target_modules=matching_layers(lm, settings.targets),
+        use_rslora=settings.rslora,
+        use_dora=settings.dora,
+    )
+    _inject(lm, config)
+    if settings.share_dropout and settings.dropout and not settings.dora:
+        share_dropout(lm)
+
+
+def matching_layers(lm: nn.Module, targets: list[str]) -> list[str]:
+    """Last parts of the names of linear layers that `targets` match; every target must match one."""
+    names = sorted({name.rpartition(".")[2] for name, module in lm.named_modules() if isinstance(module, nn.Linear)})
+    lost = [target for target in targets if not any(fnmatch(name, target) for name in names)]
+    if lost or not targets:
+        raise ValueError(
+            f"every name in lora.targets must match a linear layer of the model; {', '.join(lost) or 'an empty list'} "
+            f"matches none. Its linear layers are: {', '.join(names)}."
+        )
+    return [name for name in names if any(fnmatch(name, target) for target in targets)]
+
+
+def _inject(lm: nn.Module, config: LoraConfig) -> None:
+    lm.requires_grad_(False)
+    inject_adapter_in_model(config, lm, adapter_name=NAME)  # type: ignore[arg-type]
+    for name, parameter in lm.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+    for layer in adapter_layers(lm):
+        layer.cast_input_dtype_enabled = False
+
+
+def adapter_layers(lm: nn.Module) -> Iterator[LoraLayer]:
+    """Layers of `lm` that have an adapter."""
+    return (module for module in lm.modules() if isinstance(module, LoraLayer))
+
+
+def switch(lm: nn.Module, on: bool) -> None:
+    """Adapters on or off; off, the model computes what its frozen weights alone say. Keeps `requires_grad`."""
+    for layer in adapter_layers(lm):
+        layer._disable_adapters = not on
+
+
+class SharedDropout(nn.Module):
+    """Dropout whose result is reused by the layers that read the same tensor (q, k, v; gate, up).
+
+    Drawing masks is the largest hidden cost of LoRA. The last input and its result are kept until another input
+    comes or `users` layers have read it, so nothing outlives the layer's forward.
+    """
+
+    def __init__(self, p: float, users: int) -> None:
+        super().__init__()
+        self.p, self.users = p, users
+        self._input: Tensor | None = None
+        self._dropped: Tensor | None = None
+        self._reads = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x of any shape; itself in eval mode."""
+        if not self.training:
+            return x
+        if x is not self._input:
+            self._input, self._dropped, self._reads = x, nn.functional.dropout(x, self.p), 0
+        dropped = self._dropped
+        assert dropped is not None
+        self._reads += 1
+        if self._reads == self.users:
+            self._input = self._dropped = None
+        return dropped
+
+    def extra_repr(self) -> str:
+        """For `print(model)`."""
+        return f"p={self.p}, users={self.users}"
+
+
+def share_dropout(lm: nn.Module) -> None:
+    """Let the projections of a block that read the same tensor share one dropped input."""
+    for block in list(lm.modules()):
+        for group in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")):
+            layers = [layer for name in group if isinstance(layer := getattr(block, name, None), LoraLayer)]
+            if len(layers) > 1 and isinstance(first := layers[0].lora_dropout[NAME], nn.Dropout):
+                shared = SharedDropout(first.p, users=len(layers))
+                for layer in layers:
+                    layer.lora_dropout[NAME] = shared
+
+
+def state_dict(lm: nn.Module) -> dict[str, Tensor]:
+    """The adapter's weights under the names that PEFT's own files use."""
+    return {PREFIX + key: value for key, value in get_peft_model_state_dict(lm, adapter_name=NAME).items()}
+
+
+def save(lm: nn.Module, folder: Path, base: str) -> None:
+    """Write the adapter as PEFT does: `PeftModel.from_pretrained(base, folder)` opens it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {key: value.detach().cpu().contiguous() for key, value in state_dict(lm).items()}
+    save_file(weights, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    config: LoraConfig = lm.peft_config[NAME]  # type: ignore[index,assignment]
+    settings: dict[str, Any] = {**config.to_dict(), "base_model_name_or_path": base, "inference_mode": True}
+    ordered = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
+    (folder / CONFIG).write_text(json.dumps(ordered, indent=2, sort_keys=True, default=str) + "\n")
+
+
+def merge(lm: nn.Module, adapter: Merged) -> None:
+    """Add a saved adapter to the weights of `lm`, in place, after checking that it is the one meant.
+
+    Raises:
+        FileNotFoundError: no such adapter.
+        ValueError: its SHA-256 is another, or its tensors do not fit the model.
+    """
+    folder = Path(adapter.folder)
+    adapter.check()
+    try:
+        config = LoraConfig.from_pretrained(str(folder))
+        _inject(lm, config)
+        weights = {key.removeprefix(PREFIX): value for key, value in load_file(folder / ADAPTER_WEIGHTS).items()}
+        outcome = set_peft_model_state_dict(lm, weights, adapter_name=NAME)
+        lost = [key for key in outcome.missing_keys if "lora_" in key]
+        if lost or outcome.unexpected_keys:
+            raise ValueError(f"missing {lost[:3]}, unexpected {outcome.unexpected_keys[:3]}")
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"adapter {adapter.name!r} in {folder} must fit the base model, and does not: {error}. "
+            "Use the base model it was trained on."
+        ) from error
+    _fold(lm)
+
+
+@torch.no_grad()
+def _fold(lm: nn.Module) -> None:
+    """Merge the attached adapter and put the plain layers back."""
+    for parent in list(lm.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, LoraLayer):
+                layer.merge(safe_merge=True)
+                setattr(parent, name, layer.get_base_layer())
+    del lm.peft_config
+    lm.requires_grad_(False)
+
+
+def fingerprint(lm: nn.Module) -> str | None:
+    """A digest of the first 64 values of each parameter, rounded to bfloat16 so that the loading type does not matter.
+
+    None where weights are not materialised (ZeRO-3 shards, meta tensors).
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(lm.named_parameters()):
+        if parameter.is_meta or parameter.numel() == 0:
+            return None
+        values = parameter.detach().flatten()[:64].to("cpu", torch.bfloat16)
+        digest.update(name.encode() + values.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()

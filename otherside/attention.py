@@ -1,0 +1,159 @@
+"""The one attention function of the project: texts packed end to end, bidirectional or causal, several kernels.
+
+transformers calls `packed_attention` in every layer with the keyword arguments given to the model's forward, so the
+borders between texts travel with the call; there is no mask tensor that a library could drop on the way.
+
+Shapes: T tokens of N packed texts, L the longest of them, H query heads, G key/value heads, d head size.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import AttentionInterface
+
+from otherside.batching import Packed
+
+ATTENTION = "otherside_packed"
+Kernel = Literal["auto", "sdpa", "eager", "varlen", "flash_attention_2"]
+HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Borders:
+    """Where texts begin and end, on the device of the tokens; computed once per forward for all layers.
+
+    Args:
+        starts: (N + 1,) int32, cumulative lengths.
+        slots: (T,) int64, each token's place in a padded (N, L) grid.
+        count: N.
+        longest: L.
+        even: whether all texts are equally long (the grid has no holes).
+    """
+
+    starts: Tensor
+    slots: Tensor
+    count: int
+    longest: int
+    even: bool
+
+    @classmethod
+    def of(cls, texts: Packed) -> Borders:
+        """Borders of a packed batch."""
+        longest = int(texts.lengths.max())
+        first_slots = torch.arange(len(texts)) * longest
+        slots = first_slots.repeat_interleave(texts.lengths) + texts.positions
+        device = texts.input_ids.device
+        return cls(
+            starts=texts.borders.to(device, torch.int32, non_blocking=True),
+            slots=slots.to(device, non_blocking=True),
+            count=len(texts),
+            longest=longest,
+            even=int(texts.lengths.min()) == longest,
+        )
+
+    def pad(self, x_THd: Tensor) -> Tensor:
+        """(T, H, d) -> (N, H, L, d), holes zero."""
+        if not self.even:
+            grid = x_THd.new_zeros(self.count * self.longest, *x_THd.shape[1:])
+            x_THd = grid.index_copy(0, self.slots, x_THd)
+        return x_THd.unflatten(0, (self.count, self.longest)).transpose(1, 2)
+
+    def unpad(self, x_NHLd: Tensor) -> Tensor:
+        """(N, H, L, d) -> (T, H, d)."""
+        flat = x_NHLd.transpose(1, 2).flatten(0, 1)
+        return flat if self.even else flat.index_select(0, self.slots)
+
+    @cached_property
+    def key_mask(self) -> Tensor | None:
+        """(N, 1, 1, L) bool, True where a token stands; None if the grid has no holes."""
+        if self.even:
+            return None
+        mask = torch.zeros(self.count * self.longest, dtype=torch.bool, device=self.slots.device)
+        return mask.index_fill(0, self.slots, True).view(self.count, 1, 1, self.longest)
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    borders: Borders,
+    causal: bool,
+    kernel: Kernel,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention inside each text. query (1, H, T, d), key and value (1, G, T, d) -> (1, T, H, d)."""
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    if kernel == "auto":
+        kernel = "varlen" if _varlen_runs(q, dropout) else "sdpa"
+    if kernel in ("varlen", "flash_attention_2"):
+        out = _unpadded(q, k, v, borders, causal, kernel, scaling, dropout)
+    else:
+        out = _repadded(q, k, v, borders, causal, kernel, scaling, dropout)
+    return out[None], None
+
+
+def _varlen_runs(query: Tensor, dropout: float) -> bool:
+    """Whether torch's variable-length kernel takes this input: CUDA, half precision, no dropout."""
+    has_kernel = importlib.util.find_spec("torch.nn.attention.varlen") is not None
+    return has_kernel and query.is_cuda and query.dtype in HALF and dropout == 0
+
+
+def _repadded(
+    q: Tensor, k: Tensor, v: Tensor, borders: Borders, causal: bool, kernel: Kernel, scaling: float, dropout: float
+) -> Tensor:
+    """Only q, k and v are padded, for torch's SDPA; everything else of the layer sees no padding.
+
+    Padding stands behind each text, so under a causal mask no token looks at it and no key mask is needed.
+    """
+    q, k, v = borders.pad(q), borders.pad(k), borders.pad(v)
+    options: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "is_causal": causal}
+    if q.shape[1] != k.shape[1]:
+        options["enable_gqa"] = True
+    mask = None if causal else borders.key_mask
+    if kernel == "eager":
+        with sdpa_kernel(SDPBackend.MATH):
+            return borders.unpad(F.scaled_dot_product_attention(q, k, v, mask, **options))
+    return borders.unpad(F.scaled_dot_product_attention(q, k, v, mask, **options))
+
+
+def _unpadded(
+    q: Tensor, k: Tensor, v: Tensor, borders: Borders, causal: bool, kernel: Kernel, scaling: float, dropout: float
+) -> Tensor:
+    """Kernels that read the borders themselves; CUDA and half precision only."""
+    b, n = borders.starts, borders.longest
+    if kernel == "flash_attention_2":
+        from flash_attn import flash_attn_varlen_func
+
+        return flash_attn_varlen_func(q, k, v, b, b, n, n, dropout_p=dropout, softmax_scale=scaling, causal=causal)
+    from torch.nn.attention.varlen import varlen_attn
+
+    window = (-1, 0) if causal else (-1, -1)
+    grouped = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}
+    return varlen_attn(q, k, v, b, b, n, n, scale=scaling, window_size=window, **grouped)
+
+
+def check_kernel(kernel: Kernel) -> None:
+    """Raise if `kernel` is unknown or its package is not installed."""
+    if kernel not in get_args(Kernel):
+        raise ValueError(f"backbone.kernel must be one of {', '.join(get_args(Kernel))}; got {kernel!r}")
+    if kernel == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        raise ValueError(
+            "backbone.kernel: flash_attention_2 needs the package flash-attn, which is not installed. "
+            "Install it or use kernel: auto."
+        )
+
+
+AttentionInterface.register(ATTENTION, packed_attention)

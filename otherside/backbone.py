@@ -1,0 +1,252 @@
+"""A decoder-only Llama whose attention can be turned, with the adapters of its lineage.
+
+Shapes: T tokens of packed texts, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from otherside import adapters, weights
+from otherside.adapters import Lora
+from otherside.attention import ATTENTION, HALF, Borders, Kernel, check_kernel
+from otherside.batching import Packed
+from otherside.lineage import Card, Lineage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Attention = Literal["bidirectional", "causal"]
+DTypes = Literal["float32", "bfloat16", "float16"]
+
+
+class MaskError(RuntimeError):
+    """The kernel in use does not compute the attention that was asked for."""
+
+
+@dataclass
+class BackboneConfig:
+    """Which Llama, and how its attention runs.
+
+    Args:
+        model: hub id, folder, .gguf file, pkg://PACKAGE/FILE, or the encoder folder of an earlier stage, whose
+            adapters are merged first.
+        revision: of a hub id.
+        attention: bidirectional or causal.
+        dtype: of the frozen weights. Adapters are always float32.
+        kernel: auto takes torch's variable-length kernel on CUDA in half precision without dropout, else SDPA.
+        attention_dropout: on attention probabilities, in training. Llama has none; SimCSE needs some.
+        activation_checkpointing: recompute each layer in backward: less memory, about a third more time.
+    """
+
+    model: str
+    revision: str | None = None
+    attention: Attention = "bidirectional"
+    dtype: DTypes = "bfloat16"
+    kernel: Kernel = "auto"
+    attention_dropout: float = 0.0
+    activation_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        check_kernel(self.kernel)
+        if self.attention not in get_args(Attention):
+            raise ValueError(f"backbone.attention must be bidirectional or causal; got {self.attention!r}")
+        if self.dtype not in get_args(DTypes):
+            raise ValueError(f"backbone.dtype must be one of {', '.join(get_args(DTypes))}; got {self.dtype!r}")
+        if not 0 <= self.attention_dropout < 1:
+            raise ValueError(f"backbone.attention_dropout must lie in [0, 1); got {self.attention_dropout}")
+
+
+class Backbone(nn.Module):
+    """The model behind every stage.
+
+    Args:
+        lm: a causal language model of transformers.
+        lineage: where its weights come from.
+        attention: bidirectional or causal; the attribute may be set at any time.
+        kernel: see `BackboneConfig`.
+    """
+
+    def __init__(
+        self, lm: PreTrainedModel, lineage: Lineage, attention: Attention = "bidirectional", kernel: Kernel = "auto"
+    ) -> None:
+        super().__init__()
+        self.lm = lm
+        self.lineage = lineage
+        self.attention: Attention = attention
+        self.kernel: Kernel = kernel
+        lm.set_attn_implementation(ATTENTION)
+
+    @classmethod
+    def load(cls, config: BackboneConfig, lora: Lora | None = None) -> Backbone:
+        """Load the base, merge its lineage's adapters in order, attach a new adapter, run the self-test.
+
+        Raises:
+            FileNotFoundError: there is no such model or adapter.
+            ValueError: an adapter was changed or does not fit; a LoRA target matches nothing.
+            MaskError: the kernel does not compute `config.attention`.
+        """
+        lineage = lineage_of(config.model, config.revision)
+        lm = load_lm(lineage, config)
+        found = adapters.fingerprint(lm)
+        if lineage.fingerprint and found and found != lineage.fingerprint:
+            raise ValueError(
+                f"the adapters of {config.model} were trained on a base with fingerprint {lineage.fingerprint[:12]}…; "
+                f"{lineage.base} has {found[:12]}…. The base's weights have changed: name the revision that was used."
+            )
+        for adapter in lineage.adapters:
+            adapters.merge(lm, adapter)
+        if lora is not None:
+            adapters.attach(lm, lora)
+        backbone = cls(lm, replace(lineage, fingerprint=found), config.attention, config.kernel)
+        backbone.self_test()
+        if config.activation_checkpointing:
+            lm.gradient_checkpointing_enable({"use_reentrant": False})
+        return backbone
+
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+        return self.lm.config.hidden_size
+
+    @property
+    def layers(self) -> int:
+        """Number of layers; hidden states 0 … layers, 0 being the embeddings."""
+        return self.lm.config.num_hidden_layers
+
+    @property
+    def head(self) -> Tensor:
+        """(V, D) output embeddings."""
+        return self.lm.get_output_embeddings().weight
+
+    def forward(self, texts: Packed) -> Tensor:
+        """Last hidden states (T, D) of packed texts; no text sees another."""
+        return self._run(texts).last_hidden_state[0]
+
+    def hidden_states(self, texts: Packed) -> list[Tensor]:
+        """Hidden states of all layers, embeddings first: layers + 1 tensors (T, D)."""
+        return [states[0] for states in self._run(texts, output_hidden_states=True).hidden_states]
+
+    def _run(self, texts: Packed, **options: Any) -> Any:
+        device, dtype = texts.input_ids.device, self.lm.dtype
+        # float32 adapters compute in the base's type; in float32 the caller's own autocast, if any, stays in force
+        half = torch.autocast(device.type, dtype) if dtype in HALF else nullcontext()
+        with half:
+            return self.lm.base_model(
+                input_ids=texts.input_ids[None],
+                position_ids=texts.positions[None].to(device, non_blocking=True),
+                use_cache=False,
+                borders=Borders.of(texts),
+                causal=self.attention == "causal",
+                kernel=self.kernel,
+                **options,
+            )
+
+    def generate(self, *args: Any, **kwargs: Any) -> Tensor:
+        """transformers' `generate`, in the base model's own attention code.
+
+        With adapters off (`without_adapters`) and causal attention it equals the base model's bit for bit.
+
+        Raises:
+            ValueError: attention is bidirectional; a model that sees the future cannot generate.
+        """
+        if self.attention != "causal":
+            raise ValueError("generate needs causal attention; got bidirectional. Set backbone.attention = 'causal'.")
+        self.lm.set_attn_implementation("sdpa")
+        try:
+            return self.lm.generate(*args, **kwargs)
+        finally:
+            self.lm.set_attn_implementation(ATTENTION)
+
+    @contextmanager
+    def without_adapters(self) -> Iterator[None]:
+        """Adapters off inside the block."""
+        adapters.switch(self.lm, on=False)
+        try:
+            yield
+        finally:
+            adapters.switch(self.lm, on=True)
+
+    @torch.no_grad()
+    def self_test(self) -> None:
+        """Change a late token and look at an early hidden state: it must move if and only if attention is
+        bidirectional; another text in the same pack must not move at all. For the very kernel in use.
+
+        Raises:
+            MaskError: it does not hold. Silently causal attention is the commonest bug of such encoders.
+        """
+        device = self.lm.get_input_embeddings().weight.device
+        training = self.training
+        self.eval()
+        ids = torch.tensor([5, 6, 7, 8, 9, 10, 11, 12], device=device) % self.lm.config.vocab_size
+        texts = Packed(ids, lengths=torch.tensor([5, 3]), skip=torch.tensor([0, 0]))
+        changed = ids.clone()
+        changed[4] = 13 % self.lm.config.vocab_size
+        before, after = self(texts).float(), self(Packed(changed, texts.lengths, texts.skip)).float()
+        self.train(training)
+        moved = (before - after).norm(dim=1) / before.norm(dim=1)
+        early, late, neighbour = moved[:4].max().item(), moved[4].item(), moved[5:].max().item()
+        sees_future = early > 1e-6
+        where = f"kernel {self.kernel}, {ids.device.type}, {before.dtype}"
+        remedy = "Use another backbone.kernel (sdpa, eager) or the tested versions of transformers and torch."
+        if not late > 0:  # also catches NaN
+            raise MaskError(f"the model must react to its input; changing a token changed nothing ({where})")
+        if sees_future != (self.attention == "bidirectional"):
+            seen = "sees" if sees_future else "does not see"
+            raise MaskError(
+                f"attention must be {self.attention}, but an early token {seen} later ones ({where}). {remedy}"
+            )
+        if neighbour > 1e-6:
+            raise MaskError(f"packed texts must not see each other, but they do ({where}). {remedy}")
+
+
+def load_lm(lineage: Lineage, config: BackboneConfig) -> PreTrainedModel:
+    """The base model of a lineage, frozen: safetensors only, no code from the checkpoint.
+
+    Raises:
+        FileNotFoundError: it is neither here nor on the hub.
+    """
+    place = weights.resolve(lineage.base)
+    try:
+        lm = AutoModelForCausalLM.from_pretrained(
+            place, revision=lineage.revision, dtype=getattr(torch, config.dtype), use_safetensors=True
+        )
+    except OSError as error:
+        raise FileNotFoundError(
+            f"backbone.model must be a folder here or a model on the hub, with safetensors weights; {lineage.base} "
+            f"could not be loaded: {error}"
+        ) from error
+    for module in lm.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = config.attention_dropout
+    return lm.requires_grad_(False)
+
+
+def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base model or of an encoder folder."""
+    place = weights.locate(model)
+    if isinstance(place, Path) and Card.is_at(place):
+        return AutoTokenizer.from_pretrained(place)
+    return AutoTokenizer.from_pretrained(weights.resolve(model), revision=revision)
+
+
+def lineage_of(model: str, revision: str | None = None) -> Lineage:
+    """The lineage that `model` stands for: an encoder folder's, or the base model alone.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: an encoder folder's description is broken.
+    """
+    place = weights.locate(model)
+    if isinstance(place, Path) and Card.is_at(place):
+        return Card.read(place).lineage
+    base = model if isinstance(place, str) or model.startswith(weights.PACKAGE) else str(place.resolve())
+    return Lineage(base, revision)

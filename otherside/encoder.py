@@ -1,0 +1,185 @@
+"""The encoder: texts in, vectors out; and the folder it is kept in.
+
+Shapes: N texts, D hidden size.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from otherside import adapters, pooling
+from otherside.attention import Kernel
+from otherside.backbone import Attention, Backbone, BackboneConfig, DTypes, load_tokenizer
+from otherside.batching import Packed, tokenise
+from otherside.lineage import Card, Lineage
+from otherside.pooling import Pooling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TOKENS_AT_ONCE = 16_384  # encoding keeps no activations: this is a few hundred MB even for an 8B model
+
+
+class Encoder(nn.Module):
+    """A backbone, its tokenizer and a pooling: the one way to turn texts into vectors.
+
+    Training modules, evaluation, probing, prediction and users all call `encode`.
+
+    Args:
+        backbone: see `Backbone`.
+        tokenizer: of the base model.
+        pooling: mean, weighted_mean or last_token.
+        max_length: longer texts are cut after so many tokens.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        tokenizer: PreTrainedTokenizerBase,
+        pooling: Pooling = "mean",
+        max_length: int = 512,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.pooling: Pooling = pooling
+        self.max_length = max_length
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path,
+        *,
+        attention: Attention | None = None,
+        pooling: Pooling | None = None,
+        max_length: int | None = None,
+        dtype: DTypes = "float32",
+        kernel: Kernel = "auto",
+        device: str | torch.device = "cpu",
+    ) -> Encoder:
+        """Open an encoder folder, or any base model (hub id, folder, .gguf, pkg://) as an untrained encoder.
+
+        Settings that are None come from the folder; for a base model they are bidirectional, mean and 512.
+
+        Raises:
+            FileNotFoundError: there is no such model.
+            ValueError: an adapter was changed or does not fit.
+            MaskError: the kernel does not compute the attention asked for.
+        """
+        card = Card.read(Path(model)) if Card.is_at(Path(model)) else None
+        if card:
+            attention, pooling = attention or card.attention, pooling or card.pooling  # type: ignore[assignment]
+            max_length = max_length or card.max_length
+        config = BackboneConfig(str(model), attention=attention or "bidirectional", dtype=dtype, kernel=kernel)
+        backbone = Backbone.load(config)
+        encoder = cls(backbone, load_tokenizer(str(model)), pooling or "mean", max_length or 512)
+        return encoder.to(device).eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.backbone.lm.get_input_embeddings().weight.device
+
+    def forward(self, texts: Packed) -> Tensor:
+        """(N, D) float32 vectors of packed texts, with gradients."""
+        return pooling.pool(self.backbone(texts), texts, self.pooling)
+
+    @torch.no_grad()
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        instruction: str = "",
+        batch_size: int = 64,
+        normalize: bool = False,
+        show_progress: bool = False,
+    ) -> np.ndarray:
+        """Vectors (N, D), float32, in the order of `texts`.
+
+        Args:
+            texts: N texts; sorted by length inside, so their order does not matter for speed.
+            instruction: put before every text, as it is; takes part in attention, not in pooling.
+            batch_size: at most so many texts at once.
+            normalize: scale vectors to length 1.
+            show_progress: a progress bar with the time left.
+
+        Raises:
+            TypeError: `texts` is one string, or holds something else than strings.
+            ValueError: the instruction leaves no room for text.
+        """
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise TypeError("encode takes a list of strings; for one text, pass [text]")
+        vectors = torch.empty(len(texts), self.backbone.hidden_size)
+        training = self.training
+        self.eval()
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+        with tqdm(total=len(texts), unit="text", disable=not show_progress) as bar:
+            for first in range(0, len(texts), batch_size):
+                chosen = order[first : first + batch_size]
+                batch = tokenise(self.tokenizer, [texts[i] for i in chosen], self.max_length, instruction)
+                packed = Packed.from_tokens(batch)
+                for part in packed.chunks(TOKENS_AT_ONCE):
+                    rows = torch.tensor(chosen)[part]
+                    vectors[rows] = self(packed.select(part).to(self.device)).cpu()
+                bar.update(len(chosen))
+        self.train(training)
+        if normalize:
+            vectors = nn.functional.normalize(vectors, dim=1)
+        return vectors.numpy()
+
+    def save(self, folder: str | Path, stage: str, steps: int = 0) -> Path:
+        """Write an encoder folder: lineage, adapters, tokenizer, settings. Appears whole or not at all.
+
+        An attached adapter becomes the last of the lineage, named `stage`. An older folder of this name is replaced.
+        """
+        folder = Path(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent)).resolve()
+        try:
+            self.tokenizer.save_pretrained(work)
+            lineage = self._save_adapters(work, stage)
+            card = Card(lineage, stage, steps, self.backbone.attention, self.pooling, self.max_length)
+            card.write(work)
+            replace_folder(work, folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        return folder
+
+    def _save_adapters(self, work: Path, stage: str) -> Lineage:
+        old = self.backbone.lineage
+        lineage = Lineage(old.base, old.revision, old.fingerprint)
+        for i, adapter in enumerate(old.adapters):
+            copied = work / "adapters" / f"{i}-{adapter.name}"
+            shutil.copytree(adapter.folder, copied)
+            lineage = lineage.extended(adapter.name, copied)
+        if any(True for _ in adapters.adapter_layers(self.backbone.lm)):
+            new = work / "adapters" / f"{len(old.adapters)}-{stage}"
+            adapters.save(self.backbone.lm, new, lineage.base)
+            lineage = lineage.extended(stage, new)
+        return lineage
+
+
+def replace_folder(work: Path, folder: Path) -> None:
+    """Put a finished folder in its place by rename, after its files have reached the disk."""
+    for path in [*work.rglob("*"), work]:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    work.chmod(0o755)
+    if folder.exists():
+        trash = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+        folder.rename(trash / folder.name)
+        work.rename(folder)
+        shutil.rmtree(trash)
+    else:
+        work.rename(folder)

@@ -1,0 +1,111 @@
+"""What an encoder is made of, and the file that says so: `encoder.json` in an encoder folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+CARD = "encoder.json"
+FORMAT = 1
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Merged:
+    """One adapter of a lineage: its stage's name, its folder and the SHA-256 of its weights file."""
+
+    name: str
+    folder: str
+    sha256: str
+
+    def check(self) -> None:
+        """Raise unless the weights file is there and has the recorded SHA-256."""
+        path = Path(self.folder) / ADAPTER_WEIGHTS
+        if not path.is_file():
+            raise FileNotFoundError(f"adapter {self.name!r} must be at {path}; there is no such file")
+        if (found := sha256(path)) != self.sha256:
+            raise ValueError(
+                f"adapter {self.name!r} in {path} must have SHA-256 {self.sha256[:12]}…; got {found[:12]}…. "
+                "The file was changed after its stage ended: restore it, or train the stage again."
+            )
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where weights come from: a base model and the adapters merged into it, in order.
+
+    Args:
+        base: hub id, folder, .gguf file or pkg:// address of the base model.
+        revision: of a hub id.
+        fingerprint: of the base's weights (`adapters.fingerprint`); None if not taken.
+        adapters: merged so far.
+    """
+
+    base: str
+    revision: str | None = None
+    fingerprint: str | None = None
+    adapters: tuple[Merged, ...] = ()
+
+    def extended(self, name: str, folder: Path) -> Lineage:
+        """This lineage and the adapter in `folder`."""
+        added = Merged(name, str(folder), sha256(folder / ADAPTER_WEIGHTS))
+        return replace(self, adapters=(*self.adapters, added))
+
+
+@dataclass(frozen=True)
+class Card:
+    """An encoder folder's description.
+
+    Args:
+        lineage: base and adapters; adapters' folders are relative in the file, absolute here.
+        stage: the variant's name: `uni`, `bi`, `mntp`, `simcse`, `supervised` or your own.
+        steps: optimizer steps of the stage.
+        attention: bidirectional or causal.
+        pooling: see `pooling.Pooling`.
+        max_length: longest text, in tokens.
+    """
+
+    lineage: Lineage
+    stage: str
+    steps: int
+    attention: str
+    pooling: str
+    max_length: int
+
+    @staticmethod
+    def is_at(folder: Path) -> bool:
+        """Whether `folder` is an encoder folder."""
+        return (folder / CARD).is_file()
+
+    @classmethod
+    def read(cls, folder: Path) -> Card:
+        """The card of an encoder folder.
+
+        Raises:
+            ValueError: it is broken or of another format.
+        """
+        path = folder / CARD
+        try:
+            content = json.loads(path.read_text())
+            if content.pop("format") != FORMAT:
+                raise ValueError(f"its format must be {FORMAT}")
+            lineage = content.pop("lineage")
+            merged = [Merged(**{**a, "folder": str((folder / a["folder"]).resolve())}) for a in lineage.pop("adapters")]
+            return cls(lineage=Lineage(**lineage, adapters=tuple(merged)), **content)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} must describe an encoder, and cannot be read: {error!r}") from error
+
+    def write(self, folder: Path) -> None:
+        """Write `encoder.json`; adapters must lie inside `folder`."""
+        content = {"format": FORMAT, **asdict(self)}
+        for adapter in content["lineage"]["adapters"]:
+            adapter["folder"] = str(Path(adapter["folder"]).relative_to(folder))
+        (folder / CARD).write_text(json.dumps(content, indent=2) + "\n")

