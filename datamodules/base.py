@@ -1,0 +1,181 @@
+"""What all data modules share: sources to tables, tables to loaders."""
+
+from __future__ import annotations
+
+import logging
+import os
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+from typing_extensions import override
+
+from datamodules.loading import Batch, MakeBatch, OrderedBatches, PlannedBatches, StepSampler, build_loader
+from datamodules.plan import Plan
+from datamodules.sources import Kind, Source, Table, open_table
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+
+class TextData(LightningDataModule):
+    """Loaders over sources, planned by (seed, step); a subclass says what a row is and how rows become a batch.
+
+    Args:
+        tokenizer: of the model that reads the batches.
+        sources: training data.
+        val_sources: validation data, read in file order.
+        predict_sources: texts to embed, read in file order.
+        global_batch_size: texts or pairs of one batch, all ranks together. With `trainer.accumulate_grad_batches: k`
+            an optimizer step sees k such batches.
+        max_length: most tokens of a text, instruction included; the rest is cut.
+        seed: another seed is another order.
+        num_workers: processes that prepare batches, per rank. They never change the order.
+        on_bad_row: "raise" stops at the first malformed row; "skip" leaves them out and counts them.
+        streaming: read the one training source as a stream that is never stored. See `datamodules.streaming`.
+        stream_epoch: with `streaming`, how many batches Lightning calls an epoch.
+    """
+
+    kind: Kind = "text"
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        sources: list[Source] | None = None,
+        val_sources: list[Source] | None = None,
+        predict_sources: list[Source] | None = None,
+        *,
+        global_batch_size: int,
+        max_length: int,
+        seed: int = 42,
+        num_workers: int = 2,
+        on_bad_row: Literal["raise", "skip"] = "raise",
+        streaming: bool = False,
+        stream_epoch: int = 1000,
+    ) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.sources, self.val_sources = list(sources or []), list(val_sources or [])
+        self.predict_sources = list(predict_sources or [])
+        self.global_batch_size = global_batch_size
+        self.max_length = max_length
+        self.seed = seed
+        self.num_workers = num_workers
+        self.on_bad_row = on_bad_row
+        self.streaming = streaming
+        self.stream_epoch = stream_epoch
+        self.tables: list[Table] = []
+        self.val_tables: list[Table] = []
+        self.predict_tables: list[Table] = []
+
+    @abstractmethod
+    def make_batch(self, sources: Sequence[Source]) -> MakeBatch:
+        """What turns rows of `sources` into a batch; it is sent to the workers."""
+
+    def open(self, source: Source) -> Table:
+        """The rows of a training or validation source."""
+        return open_table(source, self.kind, self.on_bad_row)
+
+    @override
+    def prepare_data(self) -> None:
+        """Check all sources and build their caches; Lightning calls this once a node."""
+        for source in [*([] if self.streaming else self.sources), *self.val_sources]:
+            warn_skipped(self.open(source))
+        for source in self.predict_sources:
+            warn_skipped(open_table(source, "text", self.on_bad_row))
+
+    @override
+    def setup(self, stage: str | None = None) -> None:
+        """Open the tables that `stage` reads.
+
+        Raises:
+            ValueError: there is nothing to train on, or a setting does not fit the data.
+        """
+        self._check_sampler()
+        if stage in (None, "fit") and self.sources and not self.streaming:
+            self.tables = [self.open(source) for source in self.sources]
+            self.plan = self._plan()
+        if stage == "fit" and not self.sources:
+            raise ValueError("sources must name the training data for fit; got none. Set data.init_args.sources.")
+        if stage in (None, "fit", "validate"):
+            self.val_tables = [self.open(source) for source in self.val_sources]
+        if stage in (None, "predict"):
+            self.predict_tables = [open_table(source, "text", self.on_bad_row) for source in self.predict_sources]
+
+    @override
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Global batches in the plan's order, from the first one not yet trained; `len()` is one epoch."""
+        dataset = PlannedBatches(self.plan, self.tables, self.make_batch(self.sources), *self._ranks)
+        return self._loader(dataset, StepSampler(len(dataset), self.batches_trained))
+
+    @override
+    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+        """Every validation row once, in file order."""
+        return self._ordered(self.val_tables, self.make_batch(self.val_sources))
+
+    @override
+    def predict_dataloader(self) -> DataLoader[Batch] | list[Any]:
+        """Every text of `predict_sources` once, in file order; `TextBatch.rows` counts through all of them."""
+        from datamodules.sentences import SentenceBatches
+
+        make = SentenceBatches(self.tokenizer, self.max_length, [s.instruction for s in self.predict_sources])
+        return self._ordered(self.predict_tables, make)
+
+    def batches_trained(self) -> int:
+        """Batches the trainer has trained, over all epochs; 0 without a trainer.
+
+        `processed` is the counter that is right in every checkpoint: it is raised before `on_train_batch_end`.
+        """
+        if self.trainer is None:
+            return 0
+        total: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        return int(total.processed)
+
+    @property
+    def _ranks(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _plan(self) -> Plan:
+        for table in self.tables:
+            if len(table) < self.global_batch_size:
+                raise ValueError(
+                    f"{table.source} must have enough rows for one global batch of {self.global_batch_size}; got "
+                    f"{len(table)}. Lower global_batch_size or give it more rows."
+                )
+        weights = [source.weight for source in self.sources if source.weight is not None]
+        if weights and len(weights) < len(self.sources):
+            raise ValueError("weight must be set for all sources or for none; got a mix. Set it for each of sources.")
+        return Plan([len(table) for table in self.tables], weights or None, self.global_batch_size, self.seed)
+
+    def _ordered(self, tables: list[Table], make: MakeBatch) -> DataLoader[Batch] | list[Any]:
+        if not tables:
+            return []
+        return self._loader(OrderedBatches(tables, self.global_batch_size, make, *self._ranks))
+
+    def _loader(self, dataset: Any, sampler: StepSampler | None = None) -> DataLoader[Batch]:
+        if self.num_workers:  # tokenizers warn about every fork otherwise
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        return build_loader(dataset, self.num_workers, sampler)
+
+    def _check_sampler(self) -> None:
+        if self.trainer and self.trainer.world_size > 1 and self.trainer._accelerator_connector.use_distributed_sampler:
+            raise ValueError(
+                "trainer.use_distributed_sampler must be false, as the plan already gives each rank its rows; got "
+                "true. Set trainer.use_distributed_sampler: false."
+            )
+
+
+def warn_skipped(table: Table) -> None:
+    """One log line about the bad rows left out, if any."""
+    if table.skipped:
+        log.warning(
+            "%s: %d bad rows skipped, %d good. The first: %s",
+            table.source,
+            table.skipped,
+            len(table),
+            "; ".join(table.faults),
+        )

@@ -1,0 +1,259 @@
+"""Rows of local files, each with the place it comes from, and the checks every row must pass.
+
+A reader yields `Record`s and names what it cannot read instead of raising, so that `on_bad_row` decides. What makes
+the rest of a file unreadable (a truncated archive, say) raises `BadFile` under every setting.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+SKIP = "or leave such rows out with on_bad_row: skip"
+NAMED_FAULTS = 5  # how many skipped rows are named in the log
+
+
+class BadRow(ValueError):
+    """A row that cannot be used; says where it is, what is wrong with it and what to do."""
+
+
+class BadFile(ValueError):
+    """A file that cannot be read, or not to its end."""
+
+
+class Fault(Exception):
+    """What is wrong with one row, and the remedy."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row as it stands in its file.
+
+    Args:
+        place: file and line (or row, in Parquet) for messages.
+        values: the row's columns, or None if it could not be read.
+        fault: why it could not be read.
+    """
+
+    place: str
+    values: Mapping[str, Any] | None
+    fault: str = ""
+
+
+@dataclass
+class Skipped:
+    """Rows left out.
+
+    Args:
+        count: how many.
+        first: messages about the first few.
+    """
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+
+Check = Callable[[Mapping[str, Any]], dict[str, Any] | None]
+"""From a row's columns to our row, or None for a row that is meant to be left out; raises `Fault`."""
+
+
+def checked_rows(
+    records: Iterable[Record], check: Check, on_bad_row: str, skipped: Skipped
+) -> Iterator[dict[str, Any]]:
+    """The good rows among `records`; bad ones raise, or are noted in `skipped` when `on_bad_row` is "skip".
+
+    Raises:
+        BadRow: at the first bad row, unless `on_bad_row` is "skip".
+    """
+    for record in records:
+        try:
+            if record.values is None:
+                raise Fault(record.fault)
+            row = check(record.values)
+        except Fault as fault:
+            message = f"{record.place}: {fault}"
+            if on_bad_row != "skip":
+                raise BadRow(f"{message}, {SKIP}.") from None
+            skipped.count += 1
+            if len(skipped.first) < NAMED_FAULTS:
+                skipped.first.append(message)
+        else:
+            if row is not None:
+                yield row
+
+
+def check_text(values: Mapping[str, Any], columns: Mapping[str, str], blank_ok: bool = False) -> dict[str, Any] | None:
+    """`{"text": str}`; None for a blank text where `blank_ok`.
+
+    Raises:
+        Fault: the text is missing, no string, blank, or no valid Unicode.
+    """
+    text = _value(values, columns["text"], "text")
+    if blank_ok and isinstance(text, str) and not text.strip():
+        return None
+    return {"text": _text(text, columns["text"])}
+
+
+def check_pair(values: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """`{"query": str, "positive": str, "negatives": list of str}`; absent or null negatives are an empty list.
+
+    Raises:
+        Fault: one of the texts is missing, no string, blank, or no valid Unicode.
+    """
+    pair = {role: _text(_value(values, columns[role], role), columns[role]) for role in ("query", "positive")}
+    column = columns.get("negatives", "negatives")
+    negatives = _value(values, column, "negatives") if "negatives" in columns else values.get(column)
+    if negatives is None or negatives == "":
+        negatives = []
+    elif isinstance(negatives, str):
+        negatives = [negatives]
+    elif not isinstance(negatives, list):
+        raise Fault(
+            f"field {column!r} must be a list of strings; got {type(negatives).__name__}. Put the texts in a list"
+        )
+    return {**pair, "negatives": [_text(text, f"{column}[{i}]") for i, text in enumerate(negatives)]}
+
+
+def _value(values: Mapping[str, Any], column: str, role: str) -> Any:
+    if column not in values:
+        got = ", ".join(map(repr, values)) or "none"
+        raise Fault(f"field {column!r} is missing; the row has {got}. Name the right one under fields: {role}")
+    return values[column]
+
+
+def _text(value: Any, column: str) -> str:
+    if not isinstance(value, str):
+        got = "null" if value is None else type(value).__name__
+        raise Fault(f"field {column!r} must be a string; got {got}. Write the text in quotes or correct fields")
+    if not value.strip():
+        raise Fault(f"field {column!r} must hold a text; got {value[:20]!r}, which is blank. Remove the row")
+    if "\0" in value:
+        raise Fault(f"field {column!r} holds a NUL character; is the file binary or UTF-16? Convert it to UTF-8")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise Fault(
+            f"field {column!r} is not valid UTF-8 at character {error.start + 1}. Convert the file to UTF-8"
+        ) from None
+    return value
+
+
+def read_file(path: Path) -> Iterator[Record]:
+    """Every row of a file, in order.
+
+    Raises:
+        BadFile: the file type is unknown, the file has no rows, or it is broken from some place on.
+    """
+    kind = file_type(path.name)
+    if kind not in READERS:
+        raise BadFile(f"path must name files of type {', '.join(READERS)} (or these with .gz or .zst); got {path}")
+    rows = 0
+    try:
+        with (
+            pa.input_stream(str(path), compression=COMPRESSIONS.get(path.suffix)) as raw,
+            io.BufferedReader(raw) as stream,
+        ):
+            for rows, (number, values, fault) in enumerate(READERS[kind](stream), start=1):  # noqa: B007
+                yield Record(f"{path}, {'row' if kind == '.parquet' else 'line'} {number}", values, fault)
+    except (OSError, pa.ArrowException) as error:
+        raise BadFile(f"{path}: unreadable after row {rows}: {error}. Make or download the file again.") from error
+    if not rows:
+        raise BadFile(f"{path}: the file must have rows; it has none. Remove it from path.")
+
+
+def file_type(name: str) -> str:
+    """The suffix that says how a file is read: ".jsonl" for "a.jsonl.gz"."""
+    path = Path(name)
+    return (Path(path.stem) if path.suffix in COMPRESSIONS else path).suffix.lower()
+
+
+_Read = tuple[int, Mapping[str, Any] | None, str]
+
+
+def _lines(stream: IO[bytes]) -> Iterator[str]:
+    """Lines with their ends. Bytes that are not UTF-8 become lone surrogates, which `_text` finds in their row."""
+    for number, line in enumerate(stream):
+        text = line.decode("utf-8", errors="surrogateescape")
+        yield text.removeprefix("\ufeff") if number == 0 else text
+
+
+def _read_text(stream: IO[bytes]) -> Iterator[_Read]:
+    for number, line in enumerate(_lines(stream), start=1):
+        yield number, {"text": line.rstrip("\r\n")}, ""
+
+
+def _read_json(stream: IO[bytes]) -> Iterator[_Read]:
+    for number, line in enumerate(_lines(stream), start=1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            yield number, None, f"not a JSON object on one line ({error}). Write one object per line"
+            continue
+        if isinstance(values, dict):
+            yield number, values, ""
+        else:
+            yield number, None, f"a row must be a JSON object; got {type(values).__name__}. Write one object per line"
+
+
+def _read_csv(stream: IO[bytes], delimiter: str = ",") -> Iterator[_Read]:
+    csv.field_size_limit(sys.maxsize)  # the default refuses a text of more than 131,072 characters
+    reader = csv.reader(_lines(stream), delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    while True:
+        number = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield number, None, f"broken CSV ({error}). Double the quotes inside quoted texts"
+            continue
+        if not cells:
+            continue
+        if header is None:
+            header = cells
+        elif len(cells) != len(header):
+            yield (
+                number,
+                None,
+                f"the header has {len(header)} columns; got {len(cells)}. Quote texts that hold {delimiter!r}",
+            )
+        else:
+            yield number, dict(zip(header, cells, strict=True)), ""
+
+
+def _read_tsv(stream: IO[bytes]) -> Iterator[_Read]:
+    return _read_csv(stream, delimiter="\t")
+
+
+def _read_parquet(stream: IO[bytes]) -> Iterator[_Read]:
+    number = 0
+    # Archives cannot be read from the end, where Parquet keeps its index
+    source = stream if stream.seekable() else pa.BufferReader(stream.read())
+    for batch in pq.ParquetFile(source).iter_batches(batch_size=1024):
+        for values in batch.to_pylist():
+            number += 1
+            yield number, values, ""
+
+
+READERS: dict[str, Callable[[IO[bytes]], Iterator[_Read]]] = {
+    ".jsonl": _read_json,
+    ".ndjson": _read_json,
+    ".json": _read_json,
+    ".txt": _read_text,
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".parquet": _read_parquet,
+}

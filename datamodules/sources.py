@@ -1,0 +1,258 @@
+"""Sources: files or hub datasets as the YAML names them, turned once into memory-mapped Arrow tables."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+from datasets import Features, Value
+from datasets.exceptions import DatasetGenerationError
+
+from datamodules.rows import (
+    READERS,
+    BadRow,
+    Check,
+    Record,
+    Skipped,
+    check_pair,
+    check_text,
+    checked_rows,
+    file_type,
+    read_file,
+)
+
+FORMAT_VERSION = 1  # part of every cache key: raise it when what is stored changes
+HUB_ID = re.compile(r"(?P<path>[\w.-]+/[\w.-]+)(:(?P<name>[\w.-]+))?")
+
+Kind = Literal["text", "blank_ok", "pair"]
+ROLES: dict[Kind, tuple[str, ...]] = {
+    "text": ("text",),
+    "blank_ok": ("text",),
+    "pair": ("query", "positive", "negatives"),
+}
+FEATURES: dict[Kind, Features] = {
+    "text": Features({"text": Value("string")}),
+    "blank_ok": Features({"text": Value("string")}),
+    "pair": Features(
+        {"query": Value("string"), "positive": Value("string"), "negatives": datasets.List(Value("string"))}
+    ),
+}
+
+
+@dataclass
+class Source:
+    """Where texts come from.
+
+    Args:
+        path: a file, a glob, a list of these, or a hub dataset ("org/name" or "org/name:config"). Files are JSON
+            lines, Parquet, CSV or TSV with a header, or plain text with one text a line; .gz and .zst are unpacked.
+        fields: our name of a field -> its column, where they differ. Ours are `text`, or `query`, `positive` and
+            `negatives` (a list of texts, one text, null or left out) for pairs.
+        instruction: put before queries, and before texts.
+        document_instruction: put before positives and negatives.
+        weight: how often this source is drawn against the others; null in all of them means in proportion to rows.
+        split: split of a hub dataset.
+        name: configuration of a hub dataset, as after the colon in `path`.
+        revision: revision of a hub dataset: a branch, tag or commit.
+    """
+
+    path: str | list[str]
+    fields: dict[str, str] = field(default_factory=dict)
+    instruction: str = ""
+    document_instruction: str = ""
+    weight: float | None = None
+    split: str = "train"
+    name: str | None = None
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return self.path if isinstance(self.path, str) else ", ".join(self.path)
+
+
+@dataclass(frozen=True)
+class Table:
+    """The good rows of one source.
+
+    Args:
+        source: where they come from.
+        rows: memory-mapped, in file order.
+        skipped: number of bad rows left out (with `on_bad_row: skip`).
+        faults: messages about the first few of them.
+    """
+
+    source: Source
+    rows: datasets.Dataset
+    skipped: int = 0
+    faults: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def open_table(source: Source, kind: Kind, on_bad_row: str = "raise") -> Table:
+    """All rows of `source`, checked, as a memory-mapped table; built on the first call, then taken from the cache.
+
+    The cache is keyed by the path, size and modification time of every file and by the settings.
+
+    Args:
+        source: what to read.
+        kind: "text", "pair", or "blank_ok" for texts among which blank ones are dropped without a word.
+        on_bad_row: "raise" or "skip".
+
+    Raises:
+        BadRow: a row is malformed and `on_bad_row` is "raise", or no row at all is good.
+        BadFile: a file is empty or broken.
+        ValueError: `path` or `fields` names what does not exist.
+    """
+    check = row_check(source, kind)
+    if is_hub(source):
+        hub = load_hub(source, streaming=False)
+        identity: Any = hub._fingerprint
+        records: Callable[[], Iterator[Record]] = partial(hub_records, hub, str(source))
+    else:
+        files = find_files(source.path)
+        identity = [(str(file.resolve()), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+        records = partial(file_records, files)
+
+    def rows(skipped: Skipped) -> Iterator[dict[str, Any]]:
+        good = 0
+        for good, row in enumerate(checked_rows(records(), check, on_bad_row, skipped), start=1):  # noqa: B007
+            yield row
+        if not good:
+            first = skipped.first[0] if skipped.first else "every text is blank"
+            raise BadRow(f"{source}: at least one row must be good; all {skipped.count} are bad. The first: {first}.")
+
+    dataset, skipped = cached([identity, kind, source.fields, on_bad_row], FEATURES[kind], rows)
+    return Table(source, dataset, skipped.count, tuple(skipped.first))
+
+
+def cached(
+    key: Any, features: Features, rows: Callable[[Skipped], Iterator[dict[str, Any]]]
+) -> tuple[datasets.Dataset, Skipped]:
+    """The rows as an Arrow table mapped from the cache folder of `datasets`, built if no table has this `key` yet.
+
+    Args:
+        key: anything JSON can hold; equal keys mean equal rows.
+        features: columns.
+        rows: makes the rows; what it notes as skipped is kept beside the table.
+    """
+    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, key], sort_keys=True).encode()).hexdigest()[:32]
+    note = Path(datasets.config.HF_DATASETS_CACHE) / "otherside" / f"{digest}.json"
+
+    def generate() -> Iterator[dict[str, Any]]:
+        skipped = Skipped()
+        yield from rows(skipped)
+        # Written before `datasets` commits the table, so a table never lacks its note
+        note.parent.mkdir(parents=True, exist_ok=True)
+        temporary = note.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(vars(skipped)))
+        temporary.replace(note)
+
+    try:
+        dataset = datasets.Dataset.from_generator(generate, features=features, fingerprint=digest)
+    except DatasetGenerationError as error:
+        raise error.__cause__ or error from None
+    return dataset, Skipped(**json.loads(note.read_text()))
+
+
+def row_check(source: Source, kind: Kind) -> Check:
+    """The check for rows of `source`.
+
+    Raises:
+        ValueError: `fields` has a key that is none of our fields.
+    """
+    roles = ROLES[kind]
+    if unknown := set(source.fields) - set(roles):
+        raise ValueError(f"fields must map {', '.join(roles)} to columns; got {sorted(unknown)} for {source}")
+    if kind == "pair":
+        return partial(check_pair, columns={"query": "query", "positive": "positive", **source.fields})
+    return partial(check_text, columns={"text": "text", **source.fields}, blank_ok=kind == "blank_ok")
+
+
+def find_files(path: str | list[str]) -> list[Path]:
+    """Files that `path` names, globs sorted by name.
+
+    Raises:
+        ValueError: a path names no file, or a folder; a glob matches nothing.
+    """
+    files: list[Path] = []
+    for pattern in [path] if isinstance(path, str) else path:
+        here = Path(pattern).expanduser()
+        if here.is_file():
+            files.append(here)
+        elif here.is_dir():
+            raise ValueError(f"path must name files; got the folder {pattern!r}. Write for example {pattern}/*.jsonl")
+        elif glob.has_magic(pattern):
+            matches = sorted(glob.glob(str(here), recursive=True))  # noqa: PTH207 -- Path.glob takes no absolute patterns
+            found = [Path(match) for match in matches if Path(match).is_file()]
+            if not found:
+                raise ValueError(f"path {pattern!r} must match a file; nothing does from the folder {Path.cwd()}")
+            files += found
+        else:
+            raise ValueError(
+                f"path {pattern!r} must name a file, a glob or a hub dataset (org/name); no such file from the folder "
+                f"{Path.cwd()}. Correct path."
+            )
+    if not files:
+        raise ValueError("path must name at least one file; got an empty list")
+    return files
+
+
+def file_records(files: list[Path]) -> Iterator[Record]:
+    """Every row of `files`, in order."""
+    for file in files:
+        yield from read_file(file)
+
+
+def is_hub(source: Source) -> bool:
+    """Whether `path` is a hub dataset: it looks like one and like no data file, and no such file is here."""
+    path = source.path
+    return (
+        isinstance(path, str)
+        and HUB_ID.fullmatch(path) is not None
+        and file_type(path) not in READERS
+        and not Path(path).exists()
+    )
+
+
+def load_hub(source: Source, streaming: bool) -> Any:
+    """The hub dataset of `source` as a `Dataset`, or an `IterableDataset` when `streaming`.
+
+    Raises:
+        ValueError: the hub does not give it: unknown, no right to read it, or no network.
+    """
+    match = HUB_ID.fullmatch(str(source.path))
+    assert match is not None
+    if source.name and match["name"] and source.name != match["name"]:
+        raise ValueError(
+            f"path and name must agree on the configuration; got {source.path!r} and name: {source.name!r}"
+        )
+    try:
+        return datasets.load_dataset(
+            match["path"],
+            source.name or match["name"],
+            split=source.split,
+            revision=source.revision,
+            streaming=streaming,
+        )
+    except (OSError, ValueError) as error:
+        offline = " The hub is switched off here (HF_HUB_OFFLINE)." if datasets.config.HF_HUB_OFFLINE else ""
+        raise ValueError(
+            f"path {source.path!r} must name a file, or a dataset that the hub gives; there is no such file, and the "
+            f"hub's answer is: {error}.{offline} Check path, name, split and revision."
+        ) from error
+
+
+def hub_records(rows: Any, name: str, first: int = 1) -> Iterator[Record]:
+    """Every row of a hub dataset, numbered from `first`."""
+    for number, values in enumerate(rows, start=first):
+        yield Record(f"{name}, row {number}", values)

