@@ -14,7 +14,18 @@ from typing_extensions import override
 
 from datamodules.loading import Batch, MakeBatch, OrderedBatches, PlannedBatches, StepSampler, build_loader
 from datamodules.plan import Plan
-from datamodules.sources import Kind, Source, Table, open_table
+from datamodules.sources import Kind, Source, Table, open_table, row_check
+from datamodules.streaming import (
+    START,
+    Expand,
+    Position,
+    StreamBatches,
+    StreamLoader,
+    WholeRows,
+    load_positions,
+    save_positions,
+    stream_loader,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,6 +79,13 @@ class TextData(LightningDataModule):
         self.on_bad_row = on_bad_row
         self.streaming = streaming
         self.stream_epoch = stream_epoch
+        if streaming and (len(self.sources) > 1 or num_workers > 1):
+            raise ValueError(
+                f"streaming: true must have one source and num_workers 0 or 1; got {len(self.sources)} sources and "
+                f"num_workers {num_workers}. Mix sources with streaming: false, and set num_workers: 1."
+            )
+        self._positions: dict[int, Position] = {0: START}  # of the stream, until there is a loader
+        self._stream: StreamLoader | None = None
         self.tables: list[Table] = []
         self.val_tables: list[Table] = []
         self.predict_tables: list[Table] = []
@@ -109,6 +127,8 @@ class TextData(LightningDataModule):
     @override
     def train_dataloader(self) -> DataLoader[Batch]:
         """Global batches in the plan's order, from the first one not yet trained; `len()` is one epoch."""
+        if self.streaming:
+            return self._stream_dataloader()
         dataset = PlannedBatches(self.plan, self.tables, self.make_batch(self.sources), *self._ranks)
         return self._loader(dataset, StepSampler(len(dataset), self.batches_trained))
 
@@ -124,6 +144,47 @@ class TextData(LightningDataModule):
 
         make = SentenceBatches(self.tokenizer, self.max_length, [s.instruction for s in self.predict_sources])
         return self._ordered(self.predict_tables, make)
+
+    def expander(self) -> Expand:
+        """What is done to the rows of a stream before they are shuffled: nothing."""
+        return WholeRows()
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """With `streaming`, the position of every rank, to be called on all ranks; else empty."""
+        if not self.streaming:
+            return {}
+        positions = self._stream.positions if self._stream else self._positions
+        step = self.batches_trained()
+        return save_positions(positions[step], step) if step in positions else {}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            ValueError: with `streaming`, another number of ranks.
+        """
+        if self.streaming and state_dict:
+            self._positions = load_positions(state_dict, *self._ranks)
+            if self._stream:
+                self._stream.positions = self._positions
+
+    def _stream_dataloader(self) -> StreamLoader:
+        source = self.sources[0]
+        dataset = StreamBatches(
+            source,
+            row_check(source, self.kind),
+            self.on_bad_row,
+            self.expander(),
+            self.make_batch(self.sources),
+            self.global_batch_size,
+            self.stream_epoch,
+            self.seed,
+            *self._ranks,
+        )
+        self._stream = stream_loader(dataset, self.num_workers, self.batches_trained, self._positions)
+        return self._stream
 
     def batches_trained(self) -> int:
         """Batches the trainer has trained, over all epochs; 0 without a trainer.

@@ -57,11 +57,16 @@ class Blocks(TextData):
         def blocks(_: Skipped) -> Iterator[dict[str, Any]]:
             cutter = Cutter(self.tokenizer, self.block_size)
             for batch in texts.rows.iter(batch_size=256):
-                yield from cutter(batch["text"])
+                yield from cutter([{"text": text} for text in batch["text"]])
 
         key = ["blocks", texts.rows._fingerprint, tokenizer_digest(self.tokenizer), self.block_size]
         rows, _ = cached(key, FEATURES, blocks)
         return Table(source, rows, texts.skipped, texts.faults)
+
+    @override
+    def expander(self) -> Cutter:
+        """Cuts blocks."""
+        return Cutter(self.tokenizer, self.block_size)
 
     @override
     def make_batch(self, sources: Sequence[Source]) -> BlockBatches:
@@ -83,8 +88,9 @@ class Cutter:
     block_size: int
     rest: list[int] = field(default_factory=list)
 
-    def __call__(self, texts: list[str]) -> list[dict[str, Any]]:
-        """The blocks that `texts` complete."""
+    def __call__(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The blocks that the texts of `rows` complete."""
+        texts = [row["text"] for row in rows]
         encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
         for ids in encoded["input_ids"]:
             self.rest += [*ids, self.tokenizer.eos_token_id]

@@ -31,6 +31,16 @@ from datamodules.rows import (
 )
 
 FORMAT_VERSION = 1  # part of every cache key: raise it when what is stored changes
+# Builders of `datasets` that read URLs
+BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".jsonl": ("json", {}),
+    ".ndjson": ("json", {}),
+    ".json": ("json", {}),
+    ".txt": ("text", {}),
+    ".csv": ("csv", {}),
+    ".tsv": ("csv", {"sep": "\t"}),
+    ".parquet": ("parquet", {}),
+}
 HUB_ID = re.compile(r"(?P<path>[\w.-]+/[\w.-]+)(:(?P<name>[\w.-]+))?")
 
 Kind = Literal["text", "blank_ok", "pair"]
@@ -53,7 +63,7 @@ class Source:
     """Where texts come from.
 
     Args:
-        path: a file, a glob, a list of these, or a hub dataset ("org/name" or "org/name:config"). Files are JSON
+        path: a file, a glob, a list of these, a URL, or a hub dataset ("org/name" or "org/name:config"). Files are JSON
             lines, Parquet, CSV or TSV with a header, or plain text with one text a line; .gz and .zst are unpacked.
         fields: our name of a field -> its column, where they differ. Ours are `text`, or `query`, `positive` and
             `negatives` (a list of texts, one text, null or left out) for pairs.
@@ -114,10 +124,10 @@ def open_table(source: Source, kind: Kind, on_bad_row: str = "raise") -> Table:
         ValueError: `path` or `fields` names what does not exist.
     """
     check = row_check(source, kind)
-    if is_hub(source):
-        hub = load_hub(source, streaming=False)
-        identity: Any = hub._fingerprint
-        records: Callable[[], Iterator[Record]] = partial(hub_records, hub, str(source))
+    if is_remote(source):
+        remote = load_remote(source, streaming=False)
+        identity: Any = remote._fingerprint
+        records: Callable[[], Iterator[Record]] = partial(remote_records, remote, str(source))
     else:
         files = find_files(source.path)
         identity = [(str(file.resolve()), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
@@ -213,46 +223,43 @@ def file_records(files: list[Path]) -> Iterator[Record]:
         yield from read_file(file)
 
 
-def is_hub(source: Source) -> bool:
-    """Whether `path` is a hub dataset: it looks like one and like no data file, and no such file is here."""
+def is_remote(source: Source) -> bool:
+    """Whether `path` is a URL or a hub dataset: it looks like one and like no data file, and no such file is here."""
     path = source.path
-    return (
-        isinstance(path, str)
-        and HUB_ID.fullmatch(path) is not None
-        and file_type(path) not in READERS
-        and not Path(path).exists()
-    )
+    if not isinstance(path, str) or Path(path).exists():
+        return False
+    return "://" in path or (HUB_ID.fullmatch(path) is not None and file_type(path) not in READERS)
 
 
-def load_hub(source: Source, streaming: bool) -> Any:
-    """The hub dataset of `source` as a `Dataset`, or an `IterableDataset` when `streaming`.
+def load_remote(source: Source, streaming: bool) -> Any:
+    """The URL or hub dataset of `source` as a `Dataset`, or an `IterableDataset` when `streaming`.
 
     Raises:
-        ValueError: the hub does not give it: unknown, no right to read it, or no network.
+        ValueError: it cannot be had: unknown, no right to read it, or no network.
     """
-    match = HUB_ID.fullmatch(str(source.path))
-    assert match is not None
-    if source.name and match["name"] and source.name != match["name"]:
-        raise ValueError(
-            f"path and name must agree on the configuration; got {source.path!r} and name: {source.name!r}"
-        )
+    path = str(source.path)
+    match = HUB_ID.fullmatch(path)
+    name = match["name"] if match else None
+    if source.name and name and source.name != name:
+        raise ValueError(f"path and name must agree on the configuration; got {path!r} and name: {source.name!r}")
     try:
+        if match is None:
+            builder, options = BUILDERS[file_type(path)]
+            return datasets.load_dataset(builder, data_files=path, split="train", streaming=streaming, **options)
         return datasets.load_dataset(
-            match["path"],
-            source.name or match["name"],
-            split=source.split,
-            revision=source.revision,
-            streaming=streaming,
+            match["path"], source.name or name, split=source.split, revision=source.revision, streaming=streaming
         )
+    except KeyError:
+        raise ValueError(f"path must be a URL of a file of type {', '.join(BUILDERS)}; got {path!r}") from None
     except (OSError, ValueError) as error:
         offline = " The hub is switched off here (HF_HUB_OFFLINE)." if datasets.config.HF_HUB_OFFLINE else ""
         raise ValueError(
-            f"path {source.path!r} must name a file, or a dataset that the hub gives; there is no such file, and the "
-            f"hub's answer is: {error}.{offline} Check path, name, split and revision."
+            f"path {path!r} must name a file here, a URL or a dataset on the hub; there is no such file here, and the "
+            f"answer from outside is: {error}.{offline} Check path, name, split and revision."
         ) from error
 
 
-def hub_records(rows: Any, name: str, first: int = 1) -> Iterator[Record]:
-    """Every row of a hub dataset, numbered from `first`."""
-    for number, values in enumerate(rows, start=first):
+def remote_records(rows: Any, name: str) -> Iterator[Record]:
+    """Every row of a dataset from outside, numbered from 1."""
+    for number, values in enumerate(rows, start=1):
         yield Record(f"{name}, row {number}", values)

@@ -1,0 +1,243 @@
+"""One source as an endless stream, for data that does not fit on disk.
+
+Each rank reads its own share (whole shards if their number allows it, else every n-th row) and shuffles it window by
+window: the next `WINDOW` rows in a seeded order. The position is where the window starts in the stream, and how much
+of the window is used; so it is small and exact, and resuming reads one window again. It holds only for the same number
+of ranks; another number is refused. A stream has no length: it starts again at its end, and `stream_epoch` batches are
+one Lightning epoch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from copy import copy
+from pathlib import Path
+from typing import Any, Protocol
+
+import datasets
+import numpy as np
+import torch
+from datasets.distributed import split_dataset_by_node
+from torch.utils.data import DataLoader, IterableDataset
+
+from datamodules.loading import Batch, MakeBatch, ResumableLoader
+from datamodules.plan import permutation_keys, permute, rank_slice
+from datamodules.rows import BadRow, Check, Record, Skipped, checked_rows, read_file
+from datamodules.sources import Source, find_files, is_remote, load_remote
+
+log = logging.getLogger(__name__)
+
+WINDOW = 10_000  # rows that are shuffled together
+RANK_IDS = 1 << 40  # row ids of one rank
+
+_STREAM = 2  # what a permutation key is for; `plan` has 0 and 1
+
+Position = dict[str, Any]
+START: Position = {"passes": 0, "rows": None, "read": 0, "rest": [], "windows": 0, "items": 0, "used": 0}
+
+
+class Expand(Protocol):
+    """Rows to what batches are made of, with what it keeps for the next call in `rest`."""
+
+    rest: list[int]
+
+    def __call__(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """What `rows` complete."""
+
+
+class WholeRows:
+    """Rows as they are."""
+
+    def __init__(self) -> None:
+        self.rest: list[int] = []
+
+    def __call__(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Nothing changes."""
+        return rows
+
+
+class StreamBatches(IterableDataset[Any]):
+    """This rank's batches of one Lightning epoch, each with the position behind it.
+
+    `TextBatch.rows` is `rank * 2^40 +` how many rows the rank had read before.
+
+    Args:
+        source: what to stream.
+        check: of its rows.
+        on_bad_row: "raise" or "skip".
+        expand: what is done to rows before they are shuffled; blocks are cut here.
+        make: rows to batch.
+        global_batch_size: rows of a batch, all ranks together.
+        length: batches of an epoch.
+        seed: of the windows' order.
+        rank: global rank.
+        world_size: number of ranks.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        check: Check,
+        on_bad_row: str,
+        expand: Expand,
+        make: MakeBatch,
+        global_batch_size: int,
+        length: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.source, self.check, self.on_bad_row, self.expand, self.make = source, check, on_bad_row, expand, make
+        self.batch_size = len(rank_slice(np.arange(global_batch_size), rank, world_size))
+        self.length, self.seed, self.rank = length, seed, rank
+        self.first_step, self.position = 0, START
+        self.remote = is_remote(source)
+        rows = load_remote(source, streaming=True) if self.remote else _local_rows(source)
+        self.rows = split_dataset_by_node(rows, rank=rank, world_size=world_size)
+        self._read = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[Batch, Position]]:
+        items = self._items(self.position)
+        for step in range(self.first_step, self.first_step + self.length):
+            rows, ids, positions = zip(*(next(items) for _ in range(self.batch_size)), strict=True)
+            columns = {name: [row[name] for row in rows] for name in rows[0]}
+            yield self.make(step, 0, columns, np.array(ids) + self.rank * RANK_IDS), positions[-1]
+
+    def _items(self, position: Position) -> Iterator[tuple[dict[str, Any], int, Position]]:
+        used = position["used"]
+        for start, window in self._windows(position):
+            keys = permutation_keys(self.seed, _STREAM, self.rank, start["windows"])
+            order = permute(np.arange(len(window)), len(window), keys).tolist()
+            for count in range(used, len(window)):
+                row = order[count]
+                yield window[row], start["items"] + row, {**start, "used": count + 1}
+            used = 0
+
+    def _windows(self, position: Position) -> Iterator[tuple[Position, list[dict[str, Any]]]]:
+        """Each window with the position of its start."""
+        start = {**position, "used": 0}
+        expand = copy(self.expand)
+        expand.rest = list(start["rest"])
+        while True:
+            self.rows.set_epoch(start["passes"])
+            self.rows.load_state_dict(start["rows"])
+            self._read, whole_pass = start["read"], start["rows"] is None
+            window: list[dict[str, Any]] = []
+            good, skipped = 0, Skipped()
+            for row in checked_rows(self._records(), self.check, self.on_bad_row, skipped):
+                good += 1
+                window += expand([row])
+                if len(window) >= WINDOW:
+                    yield start, window
+                    start = self._next(start, len(window), expand, self.rows.state_dict())
+                    window = []
+            if whole_pass and not good:
+                raise BadRow(
+                    f"{self.source}: at least one row must be good; got none, {skipped.count} bad. Check path."
+                )
+            if skipped.count:
+                log.warning("%s: %d bad rows skipped: %s", self.source, skipped.count, "; ".join(skipped.first))
+            if window:
+                yield start, window
+            start = {**self._next(start, len(window), expand, None), "passes": start["passes"] + 1, "read": 0}
+
+    def _next(self, start: Position, size: int, expand: Expand, rows: Any) -> Position:
+        return {
+            **start,
+            "rows": rows,
+            "read": self._read,
+            "rest": list(expand.rest),
+            "windows": start["windows"] + 1,
+            "items": start["items"] + size,
+        }
+
+    def _records(self) -> Iterator[Record]:
+        for values in self.rows:
+            self._read += 1
+            if self.remote:
+                yield Record(f"{self.source}, row {self._read} of rank {self.rank}'s share", values)
+            else:
+                yield Record(**values)
+
+
+def _local_rows(source: Source) -> datasets.IterableDataset:
+    files = [str(file) for file in find_files(source.path)]
+    return datasets.IterableDataset.from_generator(_read_files, gen_kwargs={"files": files})
+
+
+def _read_files(files: list[str]) -> Iterator[dict[str, Any]]:
+    for file in files:
+        for record in read_file(Path(file)):
+            yield {"place": record.place, "values": record.values, "fault": record.fault}
+
+
+class StreamLoader(ResumableLoader):
+    """Remembers the positions behind its last batches, by step.
+
+    Two are kept: the one of the last batch, and the one before it, for a checkpoint written when a batch failed.
+    """
+
+    first_step: Callable[[], int]
+    positions: dict[int, Position]
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        step = self.first_step()
+        if step not in self.positions:
+            raise ValueError(
+                f"resuming with streaming: true needs the stream's position at batch {step} in the checkpoint; it "
+                "holds none. Start anew, or resume a checkpoint of a run with the same data."
+            )
+        dataset: Any = self.dataset
+        dataset.first_step, dataset.position = step, self.positions[step]
+        for batch, position in DataLoader.__iter__(self):
+            last = batch.step
+            self.positions = {last: self.positions[last], last + 1: position}
+            yield batch
+
+
+def stream_loader(
+    dataset: StreamBatches, num_workers: int, first_step: Callable[[], int], positions: dict[int, Position]
+) -> StreamLoader:
+    """A loader that starts at `positions[first_step()]`.
+
+    Raises:
+        ValueError: more than one worker, as the order would depend on their number.
+    """
+    if num_workers > 1:
+        raise ValueError(f"num_workers must be 0 or 1 with streaming: true; got {num_workers}. Set num_workers: 1.")
+    loader = StreamLoader(
+        dataset, batch_size=None, num_workers=num_workers, pin_memory=torch.cuda.is_available(), collate_fn=_as_it_is
+    )
+    loader.first_step, loader.positions = first_step, positions
+    return loader
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def save_positions(position: Position, step: int) -> dict[str, Any]:
+    """What a checkpoint keeps: the positions of all ranks at `step`. A collective."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return {"step": step, "ranks": [position]}
+    ranks: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(ranks, position)
+    return {"step": step, "ranks": ranks}
+
+
+def load_positions(state: dict[str, Any], rank: int, world_size: int) -> dict[int, Position]:
+    """Step -> this rank's position.
+
+    Raises:
+        ValueError: the checkpoint is of another number of ranks.
+    """
+    if len(state["ranks"]) != world_size:
+        raise ValueError(
+            f"a run with streaming: true must resume on the {len(state['ranks'])} ranks it was saved on; got "
+            f"{world_size}. Use as many devices, or streaming: false, which resumes on any number."
+        )
+    return {state["step"]: state["ranks"][rank]}
