@@ -26,6 +26,32 @@ Kernel = Literal["auto", "sdpa", "eager", "varlen", "flash_attention_2"]
 HALF = (torch.float16, torch.bfloat16)
 
 
+class _Spread(torch.autograd.Function):
+    """Rows of x to the rows `slots` of a zero tensor. Each slot is used once, so backward only reads them back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slots: Tensor, rows: int) -> Tensor:
+        ctx.slots = slots
+        return x.new_zeros(rows, *x.shape[1:]).index_copy_(0, slots, x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad.index_select(0, ctx.slots), None, None
+
+
+class _Collect(torch.autograd.Function):
+    """The rows `slots` of x. PyTorch's own backward adds up where this one, each slot being read once, copies."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slots: Tensor) -> Tensor:
+        ctx.slots, ctx.rows = slots, len(x)
+        return x.index_select(0, slots)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.new_zeros(ctx.rows, *grad.shape[1:]).index_copy_(0, ctx.slots, grad), None
+
+
 @dataclass(frozen=True)
 class Borders:
     """Where texts begin and end, on the device of the tokens; computed once per forward for all layers.
@@ -62,14 +88,13 @@ class Borders:
     def pad(self, x_THd: Tensor) -> Tensor:
         """(T, H, d) -> (N, H, L, d), holes zero."""
         if not self.even:
-            grid = x_THd.new_zeros(self.count * self.longest, *x_THd.shape[1:])
-            x_THd = grid.index_copy(0, self.slots, x_THd)
+            x_THd = _Spread.apply(x_THd, self.slots, self.count * self.longest)
         return x_THd.unflatten(0, (self.count, self.longest)).transpose(1, 2)
 
     def unpad(self, x_NHLd: Tensor) -> Tensor:
         """(N, H, L, d) -> (T, H, d)."""
         flat = x_NHLd.transpose(1, 2).flatten(0, 1)
-        return flat if self.even else flat.index_select(0, self.slots)
+        return flat if self.even else _Collect.apply(flat, self.slots)
 
     @cached_property
     def key_mask(self) -> Tensor | None:
@@ -107,8 +132,9 @@ def packed_attention(
 
 def _varlen_runs(query: Tensor, dropout: float) -> bool:
     """Whether torch's variable-length kernel takes this input: CUDA, half precision, no dropout."""
-    has_kernel = importlib.util.find_spec("torch.nn.attention.varlen") is not None
-    return has_kernel and query.is_cuda and query.dtype in HALF and dropout == 0
+    if not query.is_cuda or query.dtype not in HALF or dropout:
+        return False
+    return importlib.util.find_spec("torch.nn.attention.varlen") is not None
 
 
 def _repadded(
@@ -141,8 +167,9 @@ def _unpadded(
     from torch.nn.attention.varlen import varlen_attn
 
     window = (-1, 0) if causal else (-1, -1)
-    grouped = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}
-    return varlen_attn(q, k, v, b, b, n, n, scale=scaling, window_size=window, **grouped)
+    grouped: dict[str, Any] = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}
+    out: Any = varlen_attn(q, k, v, b, b, n, n, scale=scaling, window_size=window, **grouped)
+    return out
 
 
 def check_kernel(kernel: Kernel) -> None:

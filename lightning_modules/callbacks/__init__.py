@@ -1,6 +1,7 @@
 """Callbacks, one a file."""
 
 from lightning_modules.callbacks.encoder_folder import EncoderFolder
+from lightning_modules.callbacks.progress import ProgressLines, RunProgressBar
 from lightning_modules.callbacks.throughput import Throughput
 
-__all__ = ["EncoderFolder", "Throughput"]
+__all__ = ["EncoderFolder", "ProgressLines", "RunProgressBar", "Throughput"]

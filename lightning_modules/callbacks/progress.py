@@ -1,0 +1,57 @@
+"""Progress over the whole run: a bar on a terminal, lines in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import timedelta
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import RichProgressBar
+from typing_extensions import override
+
+
+def run_batches(trainer: pl.Trainer) -> float:
+    """Batches of the whole run, over epochs."""
+    return float(trainer.estimated_stepping_batches) * trainer.accumulate_grad_batches
+
+
+class RunProgressBar(RichProgressBar):
+    """Lightning's bar, counted to the end of the run where `max_steps` ends it inside an epoch."""
+
+    @property
+    @override
+    def total_train_batches(self) -> int | float:
+        epoch = super().total_train_batches
+        if self.trainer.max_steps < 0:
+            return epoch
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        earlier = progress.total.ready - progress.current.ready
+        return min(epoch, max(run_batches(self.trainer) - earlier, 1))
+
+
+class ProgressLines(pl.Callback):
+    """One line per `trainer.log_every_n_steps`, with the time left; for log files, where a bar cannot be drawn."""
+
+    def __init__(self) -> None:
+        self._begun, self._first = 0.0, 0
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._begun, self._first = time.perf_counter(), trainer.global_step
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step, every = trainer.global_step, max(trainer.log_every_n_steps, 1)  # type: ignore[attr-defined]
+        last = step == trainer.max_steps
+        if not trainer.is_global_zero or not (step % every == 0 or last) or step <= self._first:
+            return
+        total = trainer.estimated_stepping_batches
+        pace = (time.perf_counter() - self._begun) / (step - self._first)
+        left = timedelta(seconds=round(pace * (total - step))) if total < float("inf") else "?"
+        shown = {name: float(value) for name, value in trainer.progress_bar_metrics.items() if name != "v_num"}
+        metrics = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        print(f"step {step}/{total:g}  {metrics}  left {left}", file=sys.stderr, flush=True)

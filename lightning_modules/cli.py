@@ -1,0 +1,89 @@
+"""The command `lightning`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+HELP = """usage: lightning COMMAND [OPTIONS]
+
+Turns decoder-only Llamas into bidirectional text encoders, stage by stage.
+
+Train and use one stage (settings from YAML, any of them also as an option):
+  fit       --config configs/R/mntp.yaml      train; run again to resume
+  validate  --config configs/R/mntp.yaml      validation loss of the newest checkpoint
+  test      --config configs/R/mntp.yaml      evaluate the newest checkpoint
+  predict   --config configs/R/mntp.yaml      embed a corpus
+
+All stages, and what they did:
+  recipe    configs/R                         all stages in order; skips what is done, resumes what was cut
+  probe     ENCODER... --out DIR              what each stage does to words and sentences: tables and figures
+  export    ENCODER OUT                       a folder that sentence-transformers opens; parity is checked
+
+`lightning COMMAND --help` says more. Errors are one line; OTHERSIDE_DEBUG=1 shows where they arose.
+"""
+
+TRAINING = ("fit", "validate", "test", "predict")
+FUNCTIONS = {
+    "probe": "otherside.probing:probe",
+    "export": "otherside.export:export",
+}
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run one command; `args` default to the command line's.
+
+    Raises:
+        SystemExit: with a status other than 0 if it fails.
+    """
+    arguments = sys.argv[1:] if args is None else args
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if command in ("-h", "--help"):
+        print(HELP)
+    elif command in TRAINING:
+        _plainly(lambda: _train(command, rest))
+    elif command == "recipe":
+        _plainly(lambda: _recipe(rest))
+    elif command in FUNCTIONS:
+        _plainly(lambda: _call(FUNCTIONS[command], command, rest))
+    else:
+        sys.exit(f"error: {command!r} is no command of lightning; it has {', '.join([*TRAINING, 'recipe', *FUNCTIONS])}")
+
+
+def _train(command: str, arguments: list[str]) -> None:
+    from lightning_modules.training import TrainingCLI, with_includes
+
+    TrainingCLI.run([command, *with_includes(arguments)])
+
+
+def _recipe(arguments: list[str]) -> None:
+    from lightning_modules.recipe import main as recipe
+
+    recipe(arguments)
+
+
+def _call(function: str, command: str, arguments: list[str]) -> None:
+    from jsonargparse import auto_cli
+
+    module, _, name = function.partition(":")
+    auto_cli(getattr(import_module(module), name), args=arguments, prog=f"lightning {command}")
+
+
+def _plainly(run: Callable[[], None]) -> None:
+    """Errors that this project raises are addressed to the user: their message is enough."""
+    try:
+        run()
+    except Exception as error:
+        ours = tuple(str(Path(__file__).parent.parent / p) for p in ("otherside", "lightning_modules", "datamodules"))
+        origin = traceback.extract_tb(error.__traceback__)[-1].filename
+        if os.environ.get("OTHERSIDE_DEBUG") or not origin.startswith(ours):
+            raise
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
