@@ -1,0 +1,322 @@
+"""Every format is read, every malformed row is named, and the cache follows the files."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from datamodules.rows import BadFile, BadRow
+from datamodules.sources import Kind, Source, Table, open_table
+
+TEXTS = ["One.", 'Two, with "quotes".', "Three: ünï ✓", "Four"]
+
+
+def texts_of(table: Table) -> list[str]:
+    return list(table.rows["text"])
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def content(suffix: str) -> bytes:
+    """TEXTS in the format of `suffix`."""
+    if suffix == ".parquet":
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table({"text": TEXTS, "other": [1, 2, 3, 4]}), sink, row_group_size=2)
+        return sink.getvalue().to_pybytes()
+    quoted = ['"' + text.replace('"', '""') + '"' for text in TEXTS]
+    lines = {
+        ".jsonl": [json.dumps({"text": text, "other": 1}) for text in TEXTS],
+        ".json": [json.dumps({"text": text}, ensure_ascii=False) for text in TEXTS],
+        ".txt": TEXTS,
+        ".csv": ["other,text", *(f"1,{text}" for text in quoted)],
+        ".tsv": ["text\tother", *(f"{text}\t1" for text in quoted)],
+    }[suffix]
+    return "\n".join(lines).encode()
+
+
+@pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".txt", ".csv", ".tsv", ".parquet"])
+def test_formats(tmp_path: Path, suffix: str, compression: str) -> None:
+    data = content(suffix)
+    if compression == ".gz":
+        data = gzip.compress(data)
+    elif compression == ".zst":
+        data = zstandard.ZstdCompressor().compress(data)
+    path = write(tmp_path / f"data{suffix}{compression}", data)
+    assert texts_of(open_table(Source(str(path)), "text")) == TEXTS
+
+
+def test_windows_lines_byte_order_mark_and_blank_lines(tmp_path: Path) -> None:
+    rows = b'\xef\xbb\xbf{"text": "a"}\r\n\r\n{"text": "b"}\r\n\n'
+    assert texts_of(open_table(Source(str(write(tmp_path / "a.jsonl", rows))), "text")) == ["a", "b"]
+    assert texts_of(open_table(Source(str(write(tmp_path / "a.txt", "\ufeffa b\r\nc\u2028d\r\n"))), "text")) == [
+        "a b",
+        "c\u2028d",  # not a line end
+    ]
+
+
+def test_csv_cells_may_hold_lines_and_long_texts(tmp_path: Path) -> None:
+    long = "x" * 200_000
+    path = write(tmp_path / "a.csv", f'text\n"two\nlines"\n{long}\n')
+    assert texts_of(open_table(Source(str(path)), "text")) == ["two\nlines", long]
+
+
+def test_globs_lists_and_order(tmp_path: Path) -> None:
+    for name in ("b", "a", "c"):
+        write(tmp_path / "part" / f"{name}.txt", f"{name}1\n{name}2\n")
+    pattern = str(tmp_path / "part" / "*.txt")
+    assert texts_of(open_table(Source(pattern), "text")) == ["a1", "a2", "b1", "b2", "c1", "c2"]
+    some = [str(tmp_path / "part" / "c.txt"), str(tmp_path / "**" / "a.txt")]
+    assert texts_of(open_table(Source(some), "text")) == ["c1", "c2", "a1", "a2"]
+
+
+def test_fields_are_mapped(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"q": "x", "doc": "y", "hard": "z"}\n{"q": "a", "doc": "b", "hard": null}\n')
+    source = Source(str(path), fields={"query": "q", "positive": "doc", "negatives": "hard"})
+    assert open_table(source, "pair").rows.to_list() == [
+        {"query": "x", "positive": "y", "negatives": ["z"]},
+        {"query": "a", "positive": "b", "negatives": []},
+    ]
+
+
+def test_negatives_may_be_a_list_one_text_null_or_absent(tmp_path: Path) -> None:
+    values = ['["n", "m"]', '"n"', "null", "[]"]
+    lines = [f'{{"query": "q", "positive": "p", "negatives": {value}}}' for value in values]
+    path = write(tmp_path / "a.jsonl", "\n".join([*lines, '{"query": "q", "positive": "p"}']))
+    assert list(open_table(Source(str(path)), "pair").rows["negatives"]) == [["n", "m"], ["n"], [], [], []]
+
+
+def test_parquet_lists_of_negatives(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"query": ["q"], "positive": ["p"], "negatives": [["n", "m"]]}), tmp_path / "a.parquet")
+    table = open_table(Source(str(tmp_path / "a.parquet")), "pair")
+    assert table.rows.to_list() == [{"query": "q", "positive": "p", "negatives": ["n", "m"]}]
+
+
+def pair(**fields: Any) -> bytes:
+    return json.dumps({"query": "q", "positive": "p", **fields}).encode()
+
+
+GOOD = b'{"text": "fine"}'
+BAD_ROWS: dict[str, tuple[str, Kind, list[bytes], list[str]]] = {
+    # name: file, kind, lines of which the third is bad, what the message must say
+    "missing": (
+        "a.jsonl",
+        "text",
+        [GOOD, GOOD, b'{"txt": "a", "n": 1}'],
+        ["'text' is missing", "'txt', 'n'", "fields"],
+    ),
+    "null": ("a.jsonl", "text", [GOOD, GOOD, b'{"text": null}'], ["'text' must be a string", "null"]),
+    "number": ("a.jsonl", "text", [GOOD, GOOD, b'{"text": 3}'], ["'text' must be a string", "int"]),
+    "list": ("a.jsonl", "text", [GOOD, GOOD, b'{"text": ["a"]}'], ["'text' must be a string", "list"]),
+    "empty": ("a.jsonl", "text", [GOOD, GOOD, b'{"text": ""}'], ["'text'", "blank"]),
+    "spaces": ("a.jsonl", "text", [GOOD, GOOD, b'{"text": " \\n "}'], ["'text'", "blank"]),
+    "blank line": ("a.txt", "text", [b"a", b"b", b"", b"c"], ["'text'", "blank"]),
+    "broken": ("a.jsonl", "text", [GOOD, GOOD, b'{"text": "a'], ["JSON object on one line", "Unterminated"]),
+    "no object": ("a.jsonl", "text", [GOOD, GOOD, b'["a"]'], ["JSON object", "list"]),
+    "array": ("a.json", "text", [GOOD, GOOD, b"["], ["JSON object on one line", "one object per line"]),
+    "encoding": ("a.jsonl", "text", [GOOD, GOOD, b'{"text": "caf\xe9"}'], ["UTF-8", "character 4"]),
+    "text encoding": ("a.txt", "text", [b"a", b"b", b"caf\xe9"], ["UTF-8"]),
+    "surrogate": ("a.jsonl", "text", [GOOD, GOOD, b'{"text": "\\ud800"}'], ["UTF-8"]),
+    "nul": ("a.txt", "text", [b"a", b"b", b"a\0b"], ["NUL"]),
+    "columns": ("a.csv", "text", [b"text,n", b"a,1", b"a,b,1"], ["2 columns; got 3"]),
+    "quotes": ("a.csv", "text", [b"text,n", b"a,1", b'"a"b,1'], ["broken CSV"]),
+    "tab": ("a.tsv", "text", [b"text\tn", b"a\t1", b"a"], ["2 columns; got 1"]),
+    "no positive": ("a.jsonl", "pair", [pair(), pair(), b'{"query": "q"}'], ["'positive' is missing"]),
+    "blank query": ("a.jsonl", "pair", [pair(), pair(), pair(query=" ")], ["'query'", "blank"]),
+    "negatives type": ("a.jsonl", "pair", [pair(), pair(), pair(negatives={})], ["'negatives' must be a list", "dict"]),
+    "negative type": ("a.jsonl", "pair", [pair(), pair(), pair(negatives=["n", 1])], ["'negatives[1]'", "int"]),
+    "blank negative": ("a.jsonl", "pair", [pair(), pair(), pair(negatives=[""])], ["'negatives[0]'", "blank"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_bad_rows_are_named(tmp_path: Path, name: str) -> None:
+    file, kind, lines, said = BAD_ROWS[name]
+    path = write(tmp_path / file, b"\n".join(lines))
+    with pytest.raises(BadRow) as raised:
+        open_table(Source(str(path)), kind)
+    message = str(raised.value)
+    assert f"{path}, line 3: " in message
+    assert all(words in message for words in said), message
+    assert "on_bad_row: skip" in message
+
+    table = open_table(Source(str(path)), kind, on_bad_row="skip")
+    header = path.suffix in (".csv", ".tsv")
+    assert (len(table), table.skipped) == (len(lines) - 1 - header, 1)
+    assert f"{path}, line 3: " in table.faults[0]
+
+
+def test_bad_parquet_rows_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["a", "b", None]}), path)
+    with pytest.raises(BadRow, match=r"a\.parquet, row 3: field 'text' must be a string; got null"):
+        open_table(Source(str(path)), "text")
+    pq.write_table(pa.table({"txt": ["a"]}), path)
+    with pytest.raises(BadRow, match=r"row 1: field 'text' is missing; the row has 'txt'"):
+        open_table(Source(str(path)), "text")
+
+
+def test_csv_line_numbers_count_lines_inside_cells(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", 'text,n\n"two\nlines",1\na,b,c\n')
+    with pytest.raises(BadRow, match="line 4: the header has 2 columns; got 3"):
+        open_table(Source(str(path)), "text")
+
+
+def test_a_mapped_field_must_be_there(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", pair())
+    with pytest.raises(BadRow, match="'hard' is missing"):
+        open_table(Source(str(path), fields={"negatives": "hard"}), "pair")
+
+
+def test_all_bad_is_an_error_under_skip(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"a": 1}\n{"b": 1}\n')
+    with pytest.raises(BadRow, match=r"at least one row must be good; all 2 are bad.*line 1: field 'text' is missing"):
+        open_table(Source(str(path)), "text", on_bad_row="skip")
+
+
+def test_skipped_rows_are_counted_again_from_the_cache(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "a\n" + "\n" * 20 + "b\n")
+    first = open_table(Source(str(path)), "text", on_bad_row="skip")
+    again = open_table(Source(str(path)), "text", on_bad_row="skip")
+    assert first.rows.cache_files == again.rows.cache_files
+    assert first.skipped == again.skipped == 20
+    assert len(again.faults) == 5
+    with pytest.raises(BadRow, match="line 2"):  # the cache of "skip" is not that of "raise"
+        open_table(Source(str(path)), "text")
+
+
+def test_blank_texts_are_no_fault_of_a_corpus(tmp_path: Path) -> None:
+    table = open_table(Source(str(write(tmp_path / "a.txt", "a\n\n \nb\n"))), "blank_ok")
+    assert (texts_of(table), table.skipped) == (["a", "b"], 0)
+
+
+@pytest.mark.parametrize("on_bad_row", ["raise", "skip"])
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_truncated_archives(tmp_path: Path, suffix: str, on_bad_row: str) -> None:
+    lines = "".join(f'{{"text": "{i * 7919 % 10007}"}}\n' for i in range(20_000)).encode()
+    data = gzip.compress(lines) if suffix == ".gz" else zstandard.ZstdCompressor().compress(lines)
+    path = write(tmp_path / f"a.jsonl{suffix}", data[:-200])
+    with pytest.raises(BadFile, match=r"unreadable after row \d{4,}: Truncated"):
+        open_table(Source(str(path)), "text", on_bad_row)
+    path = write(tmp_path / f"b.jsonl{suffix}", b"not an archive")
+    with pytest.raises(BadFile, match="unreadable after row 0"):
+        open_table(Source(str(path)), "text", on_bad_row)
+
+
+def test_broken_parquet(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", content(".parquet")[:-20])
+    with pytest.raises(BadFile, match=r"a\.parquet: unreadable after row 0"):
+        open_table(Source(str(path)), "text", "skip")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.csv", "a.txt.gz"])
+def test_files_without_rows(tmp_path: Path, name: str) -> None:
+    rows = b"text\n" if name == "a.csv" else b""
+    empty = write(tmp_path / name, gzip.compress(rows) if name.endswith(".gz") else rows)
+    full = write(tmp_path / "full.txt", "a\n")
+    with pytest.raises(BadFile, match=f"{name}: the file must have rows; it has none"):
+        open_table(Source([str(full), str(empty)]), "text", "skip")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("none*.txt", r"'.*none\*\.txt' must match a file; nothing does"),
+        ("none.txt", r"none\.txt' must name a file, a glob or a hub dataset.*no such file"),
+        ("", "path must name files; got the folder"),
+        ("a.xyz", r"files of type \.jsonl.*; got .*a\.xyz"),
+    ],
+)
+def test_paths_that_name_nothing(tmp_path: Path, path: str, message: str) -> None:
+    write(tmp_path / "a.xyz", "a")
+    with pytest.raises(ValueError, match=message):
+        open_table(Source(str(tmp_path / path)), "text")
+
+
+def test_empty_list_of_paths() -> None:
+    with pytest.raises(ValueError, match="at least one file"):
+        open_table(Source([]), "text")
+
+
+def test_unknown_fields_key(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"fields must map query, positive, negatives.*got \['question'\]"):
+        open_table(Source(str(write(tmp_path / "a.jsonl", pair())), fields={"question": "q"}), "pair")
+
+
+def test_hub_errors_are_clear_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"path 'no-one/nothing:en'.*hub.*switched off here \(HF_HUB_OFFLINE\)"):
+        open_table(Source("no-one/nothing:en"), "text")
+    with pytest.raises(ValueError, match="must agree on the configuration"):
+        open_table(Source("no-one/nothing:en", name="de"), "text")
+
+
+def test_urls_are_read_through_datasets(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", content(".jsonl"))
+    assert texts_of(open_table(Source(path.as_uri()), "text")) == TEXTS
+    write(tmp_path / "b.jsonl", '{"txt": "a"}\n')
+    with pytest.raises(BadRow, match=r"b\.jsonl, row 1: field 'text' is missing"):
+        open_table(Source((tmp_path / "b.jsonl").as_uri()), "text")
+    with pytest.raises(ValueError, match="URL of a file of type"):
+        open_table(Source("https://example.org/a.xyz"), "text")
+
+
+def test_the_cache_follows_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "one\n")
+    first = open_table(Source(str(path)), "text")
+    assert open_table(Source(str(path)), "text").rows.cache_files == first.rows.cache_files
+    stat = path.stat()
+    write(path, "two\n")  # as long as before
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert texts_of(open_table(Source(str(path)), "text")) == ["two"]
+    write(path, "three\n")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as old as before
+    assert texts_of(open_table(Source(str(path)), "text")) == ["three"]
+
+
+def test_the_cache_follows_the_settings(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"text": "a", "other": "b"}\n')
+    assert texts_of(open_table(Source(str(path)), "text")) == ["a"]
+    assert texts_of(open_table(Source(str(path), fields={"text": "other"}), "text")) == ["b"]
+
+
+def test_tables_are_memory_mapped(tmp_path: Path, cache: Path) -> None:
+    table = open_table(Source(str(write(tmp_path / "a.txt", "a\n" * 1000))), "text")
+    files = [Path(file["filename"]) for file in table.rows.cache_files]
+    assert files and all(file.is_relative_to(cache) for file in files)
+    before = pa.total_allocated_bytes()
+    mapped = datasets.Dataset.from_file(str(files[0]))
+    assert len(mapped) == 1000
+    assert pa.total_allocated_bytes() - before < files[0].stat().st_size
+
+
+def test_a_killed_build_leaves_no_table(tmp_path: Path, cache: Path) -> None:
+    """The second row ends the process; the next one reads all rows."""
+    path = write(tmp_path / "a.txt", "a\nb\n")
+    script = f"""
+import os, datasets, datamodules.rows as rows, datamodules.sources as sources
+datasets.config.HF_DATASETS_CACHE = {str(cache)!r}
+def die(records, *args):
+    yield {{"text": "a"}}
+    os._exit(9)
+sources.checked_rows = die
+sources.open_table(sources.Source({str(path)!r}), "text")
+"""
+    root = Path(__file__).parents[3]
+    assert subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True).returncode == 9
+    assert texts_of(open_table(Source(str(path)), "text")) == ["a", "b"]
