@@ -1,0 +1,378 @@
+"""Batches do not depend on ranks or workers, hold what they should, and resume exactly under a real trainer."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from datamodules import Blocks, Pairs, Sentences, Source
+from datamodules.base import TextData
+from datamodules.loading import OrderedBatches, PlannedBatches
+from datamodules.sources import open_table
+from otherside.batching import Packed, PairBatch, TextBatch
+
+Write = Callable[..., str]
+
+
+@pytest.fixture
+def sentences_of(tokenizer: PreTrainedTokenizerBase) -> Callable[..., Sentences]:
+    def build(*paths: str, **settings: Any) -> Sentences:
+        settings = {"global_batch_size": 4, "max_length": 16, "num_workers": 0, **settings}
+        data = Sentences(tokenizer, [Source(path) for path in paths], **settings)
+        data.prepare_data()
+        return data
+
+    return build
+
+
+def words(tokenizer: PreTrainedTokenizerBase, texts: Packed) -> list[str]:
+    return [tokenizer.decode(texts.input_ids[a:b]) for a, b in zip(texts.borders, texts.borders[1:], strict=False)]
+
+
+# --- what batches hold
+
+
+def test_sentences_carry_the_instruction_and_are_cut(tokenizer: PreTrainedTokenizerBase, write_texts: Write) -> None:
+    source = Source(write_texts(8), instruction="Find: ")
+    data = Sentences(tokenizer, [source], global_batch_size=4, max_length=8, num_workers=0)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    assert isinstance(batch, TextBatch)
+    expected = [f"Find: text {row}" for row in batch.rows.tolist()]
+    full = [tokenizer(text)["input_ids"] for text in expected]
+    assert batch.texts.lengths.tolist() == [min(8, len(ids)) for ids in full]
+    assert batch.texts.input_ids.tolist() == [token for ids in full for token in ids[:8]]
+    assert (batch.texts.skip > 0).all()
+
+
+def test_row_ids_name_source_epoch_and_row(sentences_of: Callable[..., Sentences], write_texts: Write) -> None:
+    data = sentences_of(write_texts(8), write_texts(12, "more.jsonl"))
+    data.setup("fit")
+    ids = [row for step in range(20) for row in PlannedBatches(data.plan, data.tables, _rows_only)[step].rows.tolist()]
+    assert len(set(ids)) == len(ids)
+
+
+def _rows_only(step: int, source: int, rows: dict[str, list[Any]], ids: Any) -> TextBatch:
+    none = torch.zeros(0, dtype=torch.int64)
+    return TextBatch(step, Packed(none, none, none), torch.from_numpy(ids))
+
+
+def test_blocks_join_texts_in_file_order(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    texts = [f"Sentence number {i}." for i in range(700)]  # more than one tokenising batch
+    (tmp_path / "a.txt").write_text("\n\n".join(texts))
+    data = Blocks(tokenizer, [Source(str(tmp_path / "a.txt"))], global_batch_size=2, max_length=64, block_size=10)
+    table = data.open(data.sources[0])
+    joined = [token for text in texts for token in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
+    blocks = list(table.rows["input_ids"])
+    assert blocks == [joined[i : i + 10] for i in range(0, len(joined) - 9, 10)]
+    tokenizer(["anything"], truncation=True, max_length=3)  # leaves its settings in the tokenizer
+    assert data.open(data.sources[0]).rows.cache_files == table.rows.cache_files
+    data.block_size = 12
+    assert len(data.open(data.sources[0]).rows[0]["input_ids"]) == 12
+
+
+def test_blocks_make_batches_of_full_blocks(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n".join(f"Sentence number {i}." for i in range(50)))
+    source = Source(str(tmp_path / "a.txt"))
+    data = Blocks(tokenizer, [source], [source], [source], global_batch_size=4, max_length=8, block_size=None)
+    data.num_workers = 0
+    data.setup()
+    batches = list(data.train_dataloader())
+    assert len(batches) == len(data.tables[0]) // 4
+    assert all(batch.texts.lengths.tolist() == [8] * 4 for batch in batches)
+    assert sum(len(batch.texts) for batch in data.val_dataloader()) == len(data.tables[0])
+    predicted = [text for batch in data.predict_dataloader() for text in words(tokenizer, batch.texts)]
+    assert predicted[0] == tokenizer.decode(tokenizer("Sentence number 0.")["input_ids"][:8])
+
+
+def test_blocks_refuse_what_cannot_be(tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(ValueError, match="block_size must be between 1 and max_length=8; got 512"):
+        Blocks(tokenizer, global_batch_size=4, max_length=8)
+
+
+def test_pairs(tokenizer: PreTrainedTokenizerBase, write_pairs: Write) -> None:
+    source = Source(write_pairs(6), instruction="ask: ", document_instruction="doc: ")
+    data = Pairs(tokenizer, [source], [source], global_batch_size=6, max_length=32, num_workers=0, negatives=2)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    assert isinstance(batch, PairBatch) and isinstance(next(iter(data.val_dataloader())), PairBatch)
+    texts = words(tokenizer, batch.texts)
+    rows = [int(text.rsplit(" ", 1)[1]) for text in texts[:6]]
+    assert texts[:6] == [f"ask: q {row}" for row in rows]
+    assert texts[6:12] == [f"doc: p {row}" for row in rows]
+    negatives = [text.split() for text in texts[12:]]
+    assert [int(row) for _, _, row, _ in negatives] == [row for row in rows for _ in range(2)]
+    assert all(a[3] != b[3] for a, b in zip(negatives[::2], negatives[1::2], strict=True))
+    assert batch.pairs == 6
+
+
+def test_negatives_are_drawn_by_seed_epoch_and_row(tokenizer: PreTrainedTokenizerBase, write_pairs: Write) -> None:
+    source = Source(write_pairs(6, negatives=5))
+
+    def drawn(seed: int, step: int) -> set[str]:
+        data = Pairs(tokenizer, [source], global_batch_size=6, max_length=32, seed=seed, negatives=1)
+        data.setup("fit")
+        batch = PlannedBatches(data.plan, data.tables, data.make_batch(data.sources))[step]
+        return set(words(tokenizer, batch.texts)[12:])
+
+    assert drawn(0, 0) == drawn(0, 0)
+    assert drawn(0, 0) != drawn(0, 1)  # the next epoch
+    assert drawn(0, 0) != drawn(1, 0)
+
+
+@pytest.mark.parametrize(("negatives", "count"), [(None, 18), (0, 0), (5, 18)])
+def test_number_of_negatives(
+    tokenizer: PreTrainedTokenizerBase, write_pairs: Write, negatives: int | None, count: int
+) -> None:
+    source = Source(write_pairs(6))
+    data = Pairs(tokenizer, [source], global_batch_size=6, max_length=32, num_workers=0, negatives=negatives)
+    data.setup("fit")
+    assert len(next(iter(data.train_dataloader())).texts) == 12 + count
+
+
+# --- ranks, workers, mix
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_ranks_together_see_the_same_batches(
+    sentences_of: Callable[..., Sentences], write_texts: Write, world_size: int
+) -> None:
+    data = sentences_of(write_texts(20), write_texts(10, "more.jsonl"), global_batch_size=7)
+    data.setup("fit")
+    make = data.make_batch(data.sources)
+    alone = PlannedBatches(data.plan, data.tables, make)
+    ranks = [PlannedBatches(data.plan, data.tables, make, rank, world_size) for rank in range(world_size)]
+    for step in range(8):
+        parts = [rank[step] for rank in ranks]
+        whole = alone[step]
+        assert torch.cat([part.rows for part in parts]).equal(whole.rows)
+        assert Packed.cat([part.texts for part in parts]).input_ids.equal(whole.texts.input_ids)
+
+
+def test_too_many_ranks_are_refused(sentences_of: Callable[..., Sentences], write_texts: Write) -> None:
+    data = sentences_of(write_texts(20), global_batch_size=4)
+    data.setup("fit")
+    with pytest.raises(ValueError, match="each of the 5 ranks; got 4 rows"):
+        PlannedBatches(data.plan, data.tables, data.make_batch(data.sources), 0, 5)
+
+
+def test_workers_change_nothing(tokenizer: PreTrainedTokenizerBase, write_texts: Write) -> None:
+    source, more = Source(write_texts(20)), Source(write_texts(9, "more.jsonl"))
+    seen = []
+    for workers in (0, 2):
+        data = Sentences(
+            tokenizer,
+            [source, more],
+            [more, source],
+            [more],
+            global_batch_size=4,
+            max_length=16,
+            num_workers=workers,
+        )
+        data.setup()
+        loaders: list[Any] = [data.train_dataloader(), data.val_dataloader(), data.predict_dataloader()]
+        seen.append(
+            [(batch.step, batch.rows.tolist(), batch.texts.input_ids.tolist()) for it in loaders for batch in it]
+        )
+    assert seen[0] == seen[1]
+
+
+def test_batches_hold_one_source_and_the_mix_follows_weights(
+    tokenizer: PreTrainedTokenizerBase, write_texts: Write
+) -> None:
+    paths = [write_texts(8, "a.jsonl"), write_texts(8, "b.jsonl")]
+    sources = [Source(path, weight=weight) for path, weight in zip(paths, (1, 3), strict=True)]
+    data = Sentences(tokenizer, sources, global_batch_size=4, max_length=8)
+    data.setup("fit")
+    batches = PlannedBatches(data.plan, data.tables, _rows_only)
+    drawn = [set((batches[step].rows % 16 // 8).tolist()) for step in range(400)]
+    assert all(len(sources) == 1 for sources in drawn)
+    assert abs(drawn.count({1}) / 400 - 0.75) < 0.09  # four standard deviations
+
+
+def test_weights_for_some_sources_only_are_refused(tokenizer: PreTrainedTokenizerBase, write_texts: Write) -> None:
+    sources = [Source(write_texts(8, "a.jsonl"), weight=1.0), Source(write_texts(8, "b.jsonl"))]
+    data = Sentences(tokenizer, sources, global_batch_size=4, max_length=8)
+    with pytest.raises(ValueError, match="weight must be set for all sources or for none"):
+        data.setup("fit")
+
+
+def test_too_few_rows_for_a_global_batch(sentences_of: Callable[..., Sentences], write_texts: Write) -> None:
+    data = sentences_of(write_texts(9), write_texts(3, "few.jsonl"))
+    with pytest.raises(ValueError, match=r"few\.jsonl must have enough rows.*of 4; got 3. Lower global_batch_size"):
+        data.setup("fit")
+
+
+def test_fit_needs_sources(tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(ValueError, match="sources must name the training data"):
+        Sentences(tokenizer, global_batch_size=4, max_length=8).setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "world_size"), [(10, 4, 1), (10, 4, 2), (9, 4, 4), (5, 4, 4), (4, 4, 3), (17, 3, 3)]
+)
+def test_ordered_batches_hold_each_row_once_and_no_rank_is_idle(
+    write_texts: Write, rows: int, batch: int, world_size: int
+) -> None:
+    tables = [open_table(Source(write_texts(rows)), "text"), open_table(Source(write_texts(6, "b.jsonl")), "text")]
+    ranks = [OrderedBatches(tables, batch, _rows_only, rank, world_size) for rank in range(world_size)]
+    assert len({len(rank) for rank in ranks}) == 1
+    parts = [[rank[step].rows for rank in ranks] for step in range(len(ranks[0]))]
+    assert all(len(part) for step in parts for part in step)
+    assert torch.cat([part for step in parts for part in step]).tolist() == list(range(rows + 6))
+
+
+def test_ordered_batches_refuse_less_than_a_row_a_rank(write_texts: Write) -> None:
+    with pytest.raises(ValueError, match="each of the 4 ranks; got 3 rows"):
+        OrderedBatches([open_table(Source(write_texts(3)), "text")], 4, _rows_only, 0, 4)
+
+
+def test_skipped_rows_are_logged_once(
+    sentences_of: Callable[..., Sentences], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("a\n\nb\n\nc\nd\n")
+    with caplog.at_level(logging.WARNING):
+        sentences_of(str(path), on_bad_row="skip").setup("fit")
+    (message,) = [record.message for record in caplog.records if "skipped" in record.message]
+    assert "2 bad rows skipped, 4 good" in message and f"{path}, line 2:" in message and "line 4:" in message
+
+
+# --- under a trainer
+
+
+class Recorder(LightningModule):
+    """Writes down the rows of every batch that took part in training, and the weight after each."""
+
+    def __init__(self, stop_after: int | None = None, plan_schedule: bool = False) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.stop_after, self.plan_schedule = stop_after, plan_schedule
+        self.seen: list[tuple[int, list[int]]] = []
+        self.validated: list[int] = []
+
+    def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
+        if self.stop_after is not None and len(self.seen) == self.stop_after:
+            raise KeyboardInterrupt
+        self.seen.append((batch.step, batch.rows.tolist()))
+        return self.weight * batch.rows.float().mean()
+
+    def validation_step(self, batch: TextBatch, batch_idx: int) -> None:
+        self.validated += batch.rows.tolist()
+        self.log("loss", self.weight.detach(), batch_size=len(batch.texts))
+
+    def predict_step(self, batch: TextBatch, batch_idx: int) -> list[int]:
+        return batch.rows.tolist()
+
+    def configure_optimizers(self) -> Any:
+        if self.plan_schedule:  # asks for the loader before the checkpoint is restored
+            assert self.trainer.estimated_stepping_batches > 0
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(data: TextData, folder: Path, module: Recorder, ckpt: Path | None = None, **settings: Any) -> Trainer:
+    save = settings.pop("save", {"every_n_train_steps": 1})
+    callbacks: list[Callback] = [ModelCheckpoint(folder, save_top_k=-1, filename="{epoch}-{step}", **save)]
+    trainer = Trainer(
+        **{"max_epochs": 3, **settings},
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        callbacks=callbacks,
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*not resumable.*")
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        trainer.fit(module, datamodule=data, ckpt_path=ckpt)
+    return trainer
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "every step": {},
+    "accumulating": {"accumulate_grad_batches": 2},
+    "by max_steps": {"max_steps": 13, "max_epochs": -1},
+    "part of an epoch": {"limit_train_batches": 3, "max_epochs": 4},
+    "on validation": {"save": {"monitor": "loss"}, "val_check_interval": 2},
+    "on validation, accumulating": {"save": {"monitor": "loss"}, "val_check_interval": 2, "accumulate_grad_batches": 2},
+    "at the end of epochs": {"save": {"every_n_epochs": 1, "save_on_train_epoch_end": True}},
+    "at the end of epochs, by max_steps": {
+        "save": {"every_n_epochs": 1, "save_on_train_epoch_end": True},
+        "max_steps": 13,
+        "max_epochs": -1,
+    },
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_checkpoint_resumes_exactly(
+    sentences_of: Callable[..., Sentences], write_texts: Write, tmp_path: Path, name: str
+) -> None:
+    """21 rows in batches of 4: five steps an epoch of Lightning's, and epochs of the source end inside batches."""
+    path = write_texts(21)
+    settings = CASES[name]
+
+    def data() -> Sentences:
+        return sentences_of(path, val_sources=[Source(path)])
+
+    whole = Recorder()
+    fit(data(), tmp_path / "ckpt", whole, **settings)
+    steps = [step for step, _ in whole.seen]
+    assert steps == list(range(len(steps))) and len(steps) >= 12
+    checkpoints = sorted((tmp_path / "ckpt").glob("*.ckpt"))
+    assert len(checkpoints) >= 2
+    for checkpoint in checkpoints:
+        trained = torch.load(checkpoint, weights_only=True)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]
+        resumed = Recorder(plan_schedule=True)
+        fit(data(), tmp_path / "again", resumed, checkpoint, **settings)
+        assert resumed.seen == whole.seen[trained["processed"] :], checkpoint.name
+        assert resumed.weight.equal(whole.weight)
+
+
+def test_resume_with_workers_and_a_planned_schedule(
+    sentences_of: Callable[..., Sentences], write_texts: Write, tmp_path: Path
+) -> None:
+    """`estimated_stepping_batches` calls `iter()` on the loader before the trainer knows how far it was."""
+    path = write_texts(21)
+    whole = Recorder()
+    fit(sentences_of(path), tmp_path / "whole", whole)
+    cut = Recorder(stop_after=7)
+    with pytest.raises(BaseException):  # noqa: B017 -- Lightning turns the interrupt into an exit
+        fit(sentences_of(path, num_workers=2), tmp_path / "cut", cut)
+    last = max((tmp_path / "cut").glob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
+    resumed = Recorder(plan_schedule=True)
+    fit(sentences_of(path, num_workers=2), tmp_path / "cut", resumed, last)
+    assert cut.seen + resumed.seen == whole.seen
+    assert resumed.weight.equal(whole.weight)
+
+
+def test_validation_and_prediction_under_a_trainer(
+    sentences_of: Callable[..., Sentences], write_texts: Write, tmp_path: Path
+) -> None:
+    path = write_texts(21)
+    data = sentences_of(path, val_sources=[Source(path)], predict_sources=[Source(path), Source(path)], num_workers=2)
+    module = Recorder()
+    trainer = fit(data, tmp_path, module, max_epochs=1, num_sanity_val_steps=0)
+    assert module.validated == list(range(21))
+    predictions: Any = trainer.predict(module, datamodule=data)
+    assert [row for batch in predictions for row in batch] == list(range(42))
+
+
+def test_no_validation_sources_means_no_validation(
+    sentences_of: Callable[..., Sentences], write_texts: Write, tmp_path: Path
+) -> None:
+    module = Recorder()
+    fit(sentences_of(write_texts(21)), tmp_path, module, max_epochs=1)
+    assert len(module.seen) == 5 and not module.validated
