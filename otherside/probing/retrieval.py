@@ -1,0 +1,61 @@
+"""Held-out retrieval: is a query's vector nearest to its own document's?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from otherside.encoder import Encoder
+from otherside.probing.scores import Score, bootstrap
+
+Pair = tuple[str, str]
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """(query, positive) of each line of a JSONL file; other keys are ignored, empty lines skipped.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is not such an object, or there are fewer than two different positives.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"--retrieval must be a JSONL file; there is none at {path}")
+    pairs = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            query, positive = row["query"], row["positive"]
+            if not (isinstance(query, str) and query.strip() and isinstance(positive, str) and positive.strip()):
+                raise TypeError("one of the two is empty or no text")
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"--retrieval: every line must be a JSON object with the texts query and positive; {path}, line "
+                f"{number}, is {line[:80]!r} ({error!r})"
+            ) from error
+        pairs.append((query, positive))
+    if len({positive for _, positive in pairs}) < 2:
+        raise ValueError(f"--retrieval needs at least two different positives to choose from; {path} has fewer")
+    return pairs
+
+
+def retrieval(encoder: Encoder, pairs: list[Pair]) -> dict[str, Score]:
+    """MRR and recall@1 of finding each query's positive among all positives, by cosine.
+
+    Equal positives count as one document. A tie counts against the query, so that equal vectors score nothing. The
+    intervals resample queries.
+
+    Args:
+        encoder: encodes queries and documents alike, without instruction.
+        pairs: (query, positive), at least two different positives.
+    """
+    place = {document: i for i, document in enumerate(dict.fromkeys(positive for _, positive in pairs))}
+    own = np.array([place[positive] for _, positive in pairs])
+    queries = encoder.encode([query for query, _ in pairs], normalize=True)
+    documents = encoder.encode(list(place), normalize=True)
+    cosines = queries @ documents.T
+    ranks = (cosines >= cosines[np.arange(len(own)), own][:, None]).sum(1)
+    return {"MRR": bootstrap(1 / ranks), "recall@1": bootstrap(ranks == 1)}

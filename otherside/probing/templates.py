@@ -1,0 +1,133 @@
+"""Five-word sentences, "the NOUN VERBed the NOUN", whose first and second noun are animate or not.
+
+After the context probes of Klafka & Ettinger (2020), with word lists of our own. What a probe could cheat with is
+balanced away: animate and inanimate nouns are equally frequent in both places, the two places are independent of each
+other and of the verb, and no noun or verb of the test sentences occurs in the training sentences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+LENGTH = 5
+TASKS = {"subject animacy": 2, "object animacy": 5}  # task -> the word it asks about, counted from 1
+TRAIN_SHARE = 0.6  # of nouns and of verbs
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+ANIMATE = _words(
+    """
+    actor artist athlete aunt author baby baker banker barber bishop boy bride broker brother burglar butcher
+    captain carpenter cat chef chemist child clerk clown colonel cousin cow critic dancer daughter dentist doctor
+    dog dolphin donkey eagle editor elephant emperor engineer farmer father fisherman fox gardener girl goat
+    grandmother guest hiker horse hunter husband journalist judge juror king knight lawyer leopard lion man mayor
+    mechanic merchant miner monk monkey mother musician neighbor nephew nun nurse owl painter parrot patient penguin
+    pig pirate plumber poet prince princess prisoner professor queen rabbit sailor scholar senator sheriff singer
+    sister soldier son spy squirrel student surgeon teacher thief tiger tourist uncle waiter wife witch wolf woman
+    writer
+    """
+)
+
+INANIMATE = _words(
+    """
+    airport anchor apartment banner barrel basket bicycle blanket boat book bottle box brick bridge bucket budget
+    button cabin cable cake camera candle carpet castle chair clock cloud coat coin computer concert cottage cup
+    curtain desk door drawer engine envelope factory fence festival flag garage garden gate guitar hammer hat helmet
+    highway hotel idea island jacket kettle key kitchen ladder lake lamp law letter library machine map meadow
+    mirror mountain necklace needle novel oven package path pencil piano picture pillow pistol plate poem pocket
+    price promise radio river road roof room rope rumor shelf shirt shovel song sound spoon stone storm story table
+    tent theory ticket tower train tunnel umbrella valley village wagon wallet window
+    """
+)
+
+VERBS = _words(
+    """
+    accepted admired affected avoided blamed blocked carried changed chased covered delayed described disturbed
+    dragged dropped expected feared followed forgot found grabbed hated heard helped hid ignored imagined improved
+    kicked knew lectured lifted liked lost loved measured mentioned missed moved needed noticed painted praised
+    preferred protected pulled pushed recalled reached rejected remembered replaced saved scraped shook stopped
+    surprised touched trusted valued wanted warned watched welcomed
+    """
+)
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """N sentences of `LENGTH` words and what the tasks ask about them.
+
+    Args:
+        texts: N sentences.
+        labels: per task (N,) bool: is the noun animate?
+        nouns: per task the N nouns asked about; sentences with the same noun are not independent of each other.
+    """
+
+    texts: list[str]
+    labels: dict[str, np.ndarray]
+    nouns: dict[str, np.ndarray]
+
+    @property
+    def spans(self) -> list[list[tuple[int, int]]]:
+        """First and last + 1 character of each word of each sentence."""
+        return [word_spans(text) for text in self.texts]
+
+
+def word_spans(text: str) -> list[tuple[int, int]]:
+    """Where the words of a text begin and end, as words between spaces."""
+    spans, start = [], 0
+    for word in text.split():
+        start = text.index(word, start)
+        spans.append((start, start + len(word)))
+        start += len(word)
+    return spans
+
+
+def sentences(train: int = 1000, test: int = 400, seed: int = 0) -> tuple[Sentences, Sentences]:
+    """Training and test sentences; the same seed gives the same sentences.
+
+    Raises:
+        ValueError: a number is not a positive multiple of 4, the number of (subject, object) combinations.
+    """
+    for size in (train, test):
+        if size <= 0 or size % 4:
+            raise ValueError(f"the number of probing sentences must be a positive multiple of 4; got {size}")
+    rng = np.random.default_rng(seed)
+    parts = [_split(rng, words) for words in (ANIMATE, INANIMATE, VERBS)]
+    first, second = zip(*parts, strict=True)
+    return _fill(rng, train, *first), _fill(rng, test, *second)
+
+
+def _split(rng: np.random.Generator, words: list[str]) -> tuple[list[str], list[str]]:
+    shuffled, border = rng.permutation(words).tolist(), round(len(words) * TRAIN_SHARE)
+    return shuffled[:border], shuffled[border:]
+
+
+def _fill(rng: np.random.Generator, size: int, animate: list[str], inanimate: list[str], verbs: list[str]) -> Sentences:
+    """`size` sentences: every verb meets all four combinations of animacy, every noun is used about equally often."""
+    subjects = {True: _deal(rng, animate), False: _deal(rng, inanimate)}
+    objects = {True: _deal(rng, animate), False: _deal(rng, inanimate)}
+    rows = []
+    for i in range(size):
+        animacy = (i % 4 < 2, i % 2 == 0)
+        subject, thing = next(subjects[animacy[0]]), next(objects[animacy[1]])
+        if thing == subject:
+            thing = next(objects[animacy[1]])
+        rows.append((f"the {subject} {verbs[i // 4 % len(verbs)]} the {thing}", *animacy, subject, thing))
+    texts, *columns = zip(*(rows[i] for i in rng.permutation(size)), strict=True)
+    labels, nouns = columns[:2], columns[2:]
+    return Sentences(
+        texts=list(texts),
+        labels={task: np.array(values) for task, values in zip(TASKS, labels, strict=True)},
+        nouns={task: np.array(values) for task, values in zip(TASKS, nouns, strict=True)},
+    )
+
+
+def _deal(rng: np.random.Generator, words: list[str]) -> Iterator[str]:
+    """Words in random order, each once before any comes again."""
+    while True:
+        yield from rng.permutation(words).tolist()
