@@ -73,7 +73,9 @@ def attach(lm: nn.Module, settings: Lora) -> None:
 
 def matching_layers(lm: nn.Module, targets: list[str]) -> list[str]:
     """Last parts of the names of linear layers that `targets` match; every target must match one."""
-    names = sorted({name.rpartition(".")[2] for name, module in lm.named_modules() if isinstance(module, nn.Linear)})
+    head = lm.get_output_embeddings()  # type: ignore[operator]  # an adapter there would never be read
+    linear = (name for name, module in lm.named_modules() if isinstance(module, nn.Linear) and module is not head)
+    names = sorted({name.rpartition(".")[2] for name in linear})
     lost = [target for target in targets if not any(fnmatch(name, target) for name in names)]
     if lost or not targets:
         raise ValueError(
@@ -85,7 +87,7 @@ def matching_layers(lm: nn.Module, targets: list[str]) -> list[str]:
 
 def _inject(lm: nn.Module, config: LoraConfig) -> None:
     lm.requires_grad_(False)
-    inject_adapter_in_model(config, lm, adapter_name=NAME)  # type: ignore[arg-type]
+    inject_adapter_in_model(config, lm, adapter_name=NAME)
     for name, parameter in lm.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.float()
@@ -97,6 +99,11 @@ def _inject(lm: nn.Module, config: LoraConfig) -> None:
 def adapter_layers(lm: nn.Module) -> Iterator[LoraLayer]:
     """Layers of `lm` that have an adapter."""
     return (module for module in lm.modules() if isinstance(module, LoraLayer))
+
+
+def are_on(lm: nn.Module) -> bool:
+    """Whether `lm` has an adapter that is not switched off."""
+    return any(not layer.disable_adapters for layer in adapter_layers(lm))
 
 
 def switch(lm: nn.Module, on: bool) -> None:
@@ -177,7 +184,7 @@ def merge(lm: nn.Module, adapter: Merged) -> None:
         config = LoraConfig.from_pretrained(str(folder))
         _inject(lm, config)
         weights = {key.removeprefix(PREFIX): value for key, value in load_file(folder / ADAPTER_WEIGHTS).items()}
-        outcome = set_peft_model_state_dict(lm, weights, adapter_name=NAME)
+        outcome: Any = set_peft_model_state_dict(lm, weights, adapter_name=NAME)
         lost = [key for key in outcome.missing_keys if "lora_" in key]
         if lost or outcome.unexpected_keys:
             raise ValueError(f"missing {lost[:3]}, unexpected {outcome.unexpected_keys[:3]}")
@@ -204,11 +211,12 @@ def _fold(lm: nn.Module) -> None:
 def fingerprint(lm: nn.Module) -> str | None:
     """A digest of the first 64 values of each parameter, rounded to bfloat16 so that the loading type does not matter.
 
-    None where weights are not materialised (ZeRO-3 shards, meta tensors).
+    None where weights are not materialised (ZeRO-3 shards, meta tensors) or were loaded as float16, whose range is too
+    small to tell.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(lm.named_parameters()):
-        if parameter.is_meta or parameter.numel() == 0:
+        if parameter.is_meta or parameter.numel() == 0 or parameter.dtype == torch.float16:
             return None
         values = parameter.detach().flatten()[:64].to("cpu", torch.bfloat16)
         digest.update(name.encode() + values.view(torch.int16).numpy().tobytes())

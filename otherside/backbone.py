@@ -6,7 +6,7 @@ Shapes: T tokens of packed texts, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -63,6 +63,11 @@ class BackboneConfig:
             raise ValueError(f"backbone.dtype must be one of {', '.join(get_args(DTypes))}; got {self.dtype!r}")
         if not 0 <= self.attention_dropout < 1:
             raise ValueError(f"backbone.attention_dropout must lie in [0, 1); got {self.attention_dropout}")
+        if self.kernel == "varlen" and self.attention_dropout:
+            raise ValueError(
+                f"backbone.kernel: varlen has no dropout; got attention_dropout={self.attention_dropout}. "
+                "Use kernel: auto."
+            )
 
 
 class Backbone(nn.Module):
@@ -87,12 +92,13 @@ class Backbone(nn.Module):
 
     @classmethod
     def load(cls, config: BackboneConfig, lora: Lora | None = None) -> Backbone:
-        """Load the base, merge its lineage's adapters in order, attach a new adapter, run the self-test.
+        """Load the base, merge its lineage's adapters in order, attach a new adapter.
+
+        Run `self_test` once the model is where it will run: the kernel depends on the device.
 
         Raises:
             FileNotFoundError: there is no such model or adapter.
             ValueError: an adapter was changed or does not fit; a LoRA target matches nothing.
-            MaskError: the kernel does not compute `config.attention`.
         """
         lineage = lineage_of(config.model, config.revision)
         lm = load_lm(lineage, config)
@@ -106,8 +112,8 @@ class Backbone(nn.Module):
             adapters.merge(lm, adapter)
         if lora is not None:
             adapters.attach(lm, lora)
-        backbone = cls(lm, replace(lineage, fingerprint=found), config.attention, config.kernel)
-        backbone.self_test()
+        lineage = replace(lineage, fingerprint=found or lineage.fingerprint)
+        backbone = cls(lm, lineage, config.attention, config.kernel)
         if config.activation_checkpointing:
             lm.gradient_checkpointing_enable({"use_reentrant": False})
         return backbone
@@ -136,10 +142,8 @@ class Backbone(nn.Module):
         return [states[0] for states in self._run(texts, output_hidden_states=True).hidden_states]
 
     def _run(self, texts: Packed, **options: Any) -> Any:
-        device, dtype = texts.input_ids.device, self.lm.dtype
-        # float32 adapters compute in the base's type; in float32 the caller's own autocast, if any, stays in force
-        half = torch.autocast(device.type, dtype) if dtype in HALF else nullcontext()
-        with half:
+        device = texts.input_ids.device
+        with self._base_type(device):
             return self.lm.base_model(
                 input_ids=texts.input_ids[None],
                 position_ids=texts.positions[None].to(device, non_blocking=True),
@@ -149,6 +153,10 @@ class Backbone(nn.Module):
                 kernel=self.kernel,
                 **options,
             )
+
+    def _base_type(self, device: torch.device) -> AbstractContextManager[Any]:
+        """float32 adapters compute in the base's type; in float32 the caller's own autocast, if any, stays in force."""
+        return torch.autocast(device.type, self.lm.dtype) if self.lm.dtype in HALF else nullcontext()
 
     def generate(self, *args: Any, **kwargs: Any) -> Tensor:
         """transformers' `generate`, in the base model's own attention code.
@@ -162,18 +170,20 @@ class Backbone(nn.Module):
             raise ValueError("generate needs causal attention; got bidirectional. Set backbone.attention = 'causal'.")
         self.lm.set_attn_implementation("sdpa")
         try:
-            return self.lm.generate(*args, **kwargs)
+            with self._base_type(self.lm.device) if adapters.are_on(self.lm) else nullcontext():
+                return self.lm.generate(*args, **kwargs)  # type: ignore[operator]
         finally:
             self.lm.set_attn_implementation(ATTENTION)
 
     @contextmanager
     def without_adapters(self) -> Iterator[None]:
-        """Adapters off inside the block."""
+        """Adapters off inside the block; behind it, as they were before."""
+        were_on = adapters.are_on(self.lm)
         adapters.switch(self.lm, on=False)
         try:
             yield
         finally:
-            adapters.switch(self.lm, on=True)
+            adapters.switch(self.lm, on=were_on)
 
     @torch.no_grad()
     def self_test(self) -> None:
@@ -183,21 +193,36 @@ class Backbone(nn.Module):
         Raises:
             MaskError: it does not hold. Silently causal attention is the commonest bug of such encoders.
         """
-        device = self.lm.get_input_embeddings().weight.device
         training = self.training
-        self.eval()
-        ids = torch.tensor([5, 6, 7, 8, 9, 10, 11, 12], device=device) % self.lm.config.vocab_size
+        has_dropout = any(getattr(module, "attention_dropout", 0) for module in self.lm.modules())
+        try:
+            for mode in (False, True) if has_dropout else (False,):  # with dropout, training may take another kernel
+                self.train(mode)
+                self._test_mask()
+        finally:
+            self.train(training)
+
+    def _test_mask(self) -> None:
+        device: Any = self.lm.get_input_embeddings().weight.device
+        vocabulary = self.lm.config.vocab_size
+        ids = torch.tensor([5, 6, 7, 8, 9, 10, 11, 12], device=device) % vocabulary
         texts = Packed(ids, lengths=torch.tensor([5, 3]), skip=torch.tensor([0, 0]))
         changed = ids.clone()
-        changed[4] = 13 % self.lm.config.vocab_size
-        before, after = self(texts).float(), self(Packed(changed, texts.lengths, texts.skip)).float()
-        self.train(training)
-        moved = (before - after).norm(dim=1) / before.norm(dim=1)
+        changed[4] = 13 % vocabulary
+        states = []
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            for tokens in (ids, changed):
+                torch.manual_seed(0)  # the same dropout in both
+                states.append(self(replace(texts, input_ids=tokens)).float())
+        before, after = states
+        moved = (before - after).norm(dim=1) / before.norm(dim=1).clamp_min(1e-30)
         early, late, neighbour = moved[:4].max().item(), moved[4].item(), moved[5:].max().item()
         sees_future = early > 1e-6
-        where = f"kernel {self.kernel}, {ids.device.type}, {before.dtype}"
+        where = f"kernel {self.kernel}, {device.type}, {self.lm.dtype}"
         remedy = "Use another backbone.kernel (sdpa, eager) or the tested versions of transformers and torch."
-        if not late > 0:  # also catches NaN
+        if not torch.isfinite(moved).all():
+            raise MaskError(f"hidden states must be finite; some are not ({where}). {remedy}")
+        if late == 0:
             raise MaskError(f"the model must react to its input; changing a token changed nothing ({where})")
         if sees_future != (self.attention == "bidirectional"):
             seen = "sees" if sees_future else "does not see"
@@ -226,7 +251,7 @@ def load_lm(lineage: Lineage, config: BackboneConfig) -> PreTrainedModel:
         ) from error
     for module in lm.modules():
         if hasattr(module, "attention_dropout"):
-            module.attention_dropout = config.attention_dropout
+            module.attention_dropout = config.attention_dropout  # type: ignore[assignment]
     return lm.requires_grad_(False)
 
 

@@ -29,7 +29,7 @@ class Tokens:
     skip: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Packed:
     """N texts, one after the other without padding.
 
@@ -129,7 +129,7 @@ def tokenise(
         return [Tokens(ids or filler) for ids in encoded["input_ids"]]
     batch = []
     for ids, offsets, text in zip(encoded["input_ids"], encoded["offset_mapping"], texts, strict=True):
-        skip = sum(end <= len(instruction) for _, end in offsets)
+        skip = next((i for i, (_, end) in enumerate(offsets) if end > len(instruction)), len(ids))
         if skip == len(ids) and text.strip():
             raise ValueError(
                 f"max_length must leave room for text behind the instruction; got max_length={max_length} and an "
@@ -139,7 +139,7 @@ def tokenise(
     return batch
 
 
-@dataclass(frozen=True)
+@dataclass
 class TextBatch:
     """What MNTP, SimCSE and prediction read.
 
@@ -162,7 +162,7 @@ class TextBatch:
         return replace(self, texts=self.texts.pin_memory())
 
 
-@dataclass(frozen=True)
+@dataclass
 class PairBatch:
     """What supervised contrastive learning reads.
 

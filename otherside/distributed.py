@@ -38,7 +38,7 @@ def gather(x: Tensor, sizes: list[int]) -> Tensor:
         x: this rank's rows.
         sizes: every rank's number of rows, from `counts`.
     """
-    if world_size() == 1:
+    if world_size() == 1 or not any(sizes):
         return x
     most = max(sizes)
     padded = torch.cat([x, x.new_zeros(most - len(x), *x.shape[1:])])

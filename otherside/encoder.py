@@ -9,15 +9,16 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from otherside import adapters, pooling
+from otherside import adapters, pooling, weights
 from otherside.attention import Kernel
 from otherside.backbone import Attention, Backbone, BackboneConfig, DTypes, load_tokenizer
 from otherside.batching import Packed, tokenise
@@ -76,19 +77,24 @@ class Encoder(nn.Module):
             ValueError: an adapter was changed or does not fit.
             MaskError: the kernel does not compute the attention asked for.
         """
-        card = Card.read(Path(model)) if Card.is_at(Path(model)) else None
+        place = weights.locate(str(model))
+        card = Card.read(place) if isinstance(place, Path) and Card.is_at(place) else None
         if card:
             attention, pooling = attention or card.attention, pooling or card.pooling  # type: ignore[assignment]
             max_length = max_length or card.max_length
         config = BackboneConfig(str(model), attention=attention or "bidirectional", dtype=dtype, kernel=kernel)
         backbone = Backbone.load(config)
-        encoder = cls(backbone, load_tokenizer(str(model)), pooling or "mean", max_length or 512)
-        return encoder.to(device).eval()
+        encoder = cls(backbone, load_tokenizer(str(model)), pooling or "mean", max_length or 512).eval()
+        tested_on = encoder.device
+        if encoder.to(device).device != tested_on:
+            backbone.self_test()  # another device, another kernel
+        return encoder
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.backbone.lm.get_input_embeddings().weight.device
+        weight: Any = self.backbone.lm.get_input_embeddings().weight
+        return weight.device
 
     def forward(self, texts: Packed) -> Tensor:
         """(N, D) float32 vectors of packed texts, with gradients."""
@@ -115,14 +121,16 @@ class Encoder(nn.Module):
 
         Raises:
             TypeError: `texts` is one string, or holds something else than strings.
-            ValueError: the instruction leaves no room for text.
+            ValueError: the instruction leaves no room for text, or `batch_size` is below 1.
         """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise TypeError("encode takes a list of strings; for one text, pass [text]")
-        vectors = torch.empty(len(texts), self.backbone.hidden_size)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+        vectors = torch.empty(len(texts), self.backbone.hidden_size, dtype=torch.float32)
         training = self.training
-        self.eval()
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+        self.eval()
         with tqdm(total=len(texts), unit="text", disable=not show_progress) as bar:
             for first in range(0, len(texts), batch_size):
                 chosen = order[first : first + batch_size]
@@ -146,6 +154,7 @@ class Encoder(nn.Module):
         folder.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent)).resolve()
         try:
+            self.tokenizer.backend_tokenizer.no_truncation()  # `encode` left it there
             self.tokenizer.save_pretrained(work)
             lineage = self._save_adapters(work, stage)
             card = Card(lineage, stage, steps, self.backbone.attention, self.pooling, self.max_length)
@@ -161,6 +170,7 @@ class Encoder(nn.Module):
         for i, adapter in enumerate(old.adapters):
             copied = work / "adapters" / f"{i}-{adapter.name}"
             shutil.copytree(adapter.folder, copied)
+            replace(adapter, folder=str(copied)).check()  # still what was merged at the start?
             lineage = lineage.extended(adapter.name, copied)
         if any(True for _ in adapters.adapter_layers(self.backbone.lm)):
             new = work / "adapters" / f"{len(old.adapters)}-{stage}"

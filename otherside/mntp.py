@@ -53,9 +53,10 @@ class Masking:
         known = tokenizer.get_vocab().get(self.token)
         if known is not None:
             return known
-        if len(ids) != 1:
+        if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
             raise ValueError(
-                f"masking.token must be one token of the vocabulary; {self.token!r} is {len(ids)} tokens here. "
+                f"masking.token must be one token of the vocabulary; {self.token!r} is "
+                f"{'unknown' if len(ids) == 1 else f'{len(ids)} tokens'} here. "
                 "Choose another, such as '_'."
             )
         return ids[0]
@@ -83,7 +84,7 @@ def mask(
     ids = texts.input_ids.numpy().copy()
     labels = np.full_like(ids, -100)
     borders = texts.borders.tolist()
-    for row, start, end in zip(rows.tolist(), borders, borders[1:], strict=False):
+    for row, start, end in zip(rows.tolist(), borders[:-1], borders[1:], strict=True):
         if end - start < 2:
             continue
         random = np.random.Generator(np.random.Philox(key=[seed, row]))

@@ -31,9 +31,9 @@ def weights(texts: Packed, pooling: Pooling) -> Tensor:
     if pooling == "mean":
         share, total = (rank > 0).float(), count.float()
     elif pooling == "weighted_mean":
-        share, total = rank.clamp(min=0).float(), count * (count + 1) / 2
+        share, total = rank.clamp(min=0).float(), (count * (count + 1)).float() / 2
     elif pooling == "last_token":
-        share, total = (rank == count.repeat_interleave(texts.lengths)).float(), torch.ones(len(texts))
+        share, total = (rank == count.repeat_interleave(texts.lengths)).float(), torch.ones_like(count).float()
     else:
         raise ValueError(f"pooling must be mean, weighted_mean or last_token; got {pooling!r}")
     return share / total.repeat_interleave(texts.lengths)
@@ -46,7 +46,7 @@ def pool(hidden_TD: Tensor, texts: Packed, pooling: Pooling) -> Tensor:
     """
     device = hidden_TD.device
     owner = torch.arange(len(texts)).repeat_interleave(texts.lengths)
-    matrix_NT = torch.zeros(len(texts), len(owner))
+    matrix_NT = torch.zeros(len(texts), len(owner), dtype=torch.float32)
     matrix_NT[owner, torch.arange(len(owner))] = weights(texts, pooling)
     with torch.autocast(device.type, enabled=False):
         return matrix_NT.to(device, non_blocking=True) @ hidden_TD.float()

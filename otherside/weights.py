@@ -12,7 +12,7 @@ from pathlib import Path
 from otherside.lineage import sha256
 
 PACKAGE = "pkg://"
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def locate(model: str) -> str | Path:
@@ -90,7 +90,7 @@ def from_gguf(file: Path) -> Path:
         config = loaded.config
         if hasattr(config, "quantization_config"):
             del config.quantization_config
-        plain = type(loaded)(config).to(torch.bfloat16)
+        plain = type(loaded)(config).to(torch.bfloat16)  # type: ignore[arg-type]
         plain.load_state_dict(loaded.state_dict())
         plain.save_pretrained(work)
         AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(work)
