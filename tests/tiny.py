@@ -1,0 +1,55 @@
+"""Small helpers around the tiny Llama of `conftest.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from otherside.adapters import Lora
+from otherside.backbone import Backbone, BackboneConfig
+from otherside.batching import Packed, Tokens
+
+VOCABULARY = 256  # ids below it are bytes in every tiny tokenizer
+
+
+def load(folder: Path, lora: Lora | None = None, **options: Any) -> Backbone:
+    """A backbone in float32 unless said otherwise, in eval mode."""
+    config = BackboneConfig(str(folder), **{"dtype": "float32", **options})
+    return Backbone.load(config, lora).eval()
+
+
+def random_texts(lengths: Sequence[int], skip: Sequence[int] | None = None, seed: int = 0) -> Packed:
+    """Texts of random tokens."""
+    random = torch.Generator().manual_seed(seed)
+    ids = [torch.randint(2, VOCABULARY, (length,), generator=random).tolist() for length in lengths]
+    return Packed.from_tokens([Tokens(i, s) for i, s in zip(ids, skip or [0] * len(ids), strict=True)])
+
+
+def singles(texts: Packed) -> list[Packed]:
+    """Each text as a batch of its own."""
+    return [texts.select(torch.tensor([i])) for i in range(len(texts))]
+
+
+def train_a_little(lm: nn.Module, seed: int = 1, size: float = 0.05) -> None:
+    """Random values for the adapter, so that it does something, as after training."""
+    random = torch.Generator().manual_seed(seed)
+    for name, parameter in lm.named_parameters():
+        if "lora_A" in name or "lora_B" in name:
+            parameter.data = torch.randn(parameter.shape, generator=random) * size
+
+
+def adapter_gradients(lm: nn.Module) -> dict[str, Tensor]:
+    """Gradients by name, taken and cleared."""
+    gradients = {name: p.grad.clone() for name, p in lm.named_parameters() if p.grad is not None}
+    lm.zero_grad()
+    return gradients
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    """Largest difference, relative to the largest expected value."""
+    assert found.shape == expected.shape
+    return ((found.float() - expected.float()).abs().max() / expected.float().abs().max()).item()

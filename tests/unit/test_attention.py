@@ -1,0 +1,113 @@
+from itertools import pairwise
+
+import pytest
+import torch
+from tiny import distance, random_texts
+
+from otherside.attention import Borders, check_kernel, packed_attention
+
+UNEVEN, EVEN = [5, 1, 9, 3], [4, 4, 4]
+HEADS, GROUPS, SIZE = 4, 2, 8
+
+
+def draw(total: int) -> list[torch.Tensor]:
+    """Query, key and value as transformers hands them over: (1, heads, T, d)."""
+    random = torch.Generator().manual_seed(0)
+    return [torch.randn(1, heads, total, SIZE, generator=random) for heads in (HEADS, GROUPS, GROUPS)]
+
+
+def attend(q, k, v, lengths, *, causal=False, kernel="auto", dropout=0.0):
+    out, weights = packed_attention(
+        torch.nn.Module(), q, k, v, None, borders=Borders.of(random_texts(lengths)), causal=causal, kernel=kernel,
+        scaling=SIZE**-0.5, dropout=dropout, position_ids=None,
+    )  # fmt: skip
+    assert weights is None
+    return out
+
+
+def by_hand(q, k, v, lengths, causal):
+    """Text by text and head by head."""
+    out = torch.empty(1, sum(lengths), HEADS, SIZE)
+    borders = torch.tensor([0, *lengths]).cumsum(0).tolist()
+    for start, end in pairwise(borders):
+        for head in range(HEADS):
+            group = head // (HEADS // GROUPS)
+            scores = q[0, head, start:end] @ k[0, group, start:end].T * SIZE**-0.5
+            if causal:
+                scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), float("-inf"))
+            out[0, start:end, head] = scores.softmax(-1) @ v[0, group, start:end]
+    return out
+
+
+@pytest.mark.parametrize("lengths", [UNEVEN, EVEN, [7], [1, 1]])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kernel", ["auto", "sdpa", "eager"])
+def test_equals_a_loop_over_texts_and_heads(lengths, causal, kernel):
+    qkv = draw(sum(lengths))
+    assert distance(attend(*qkv, lengths, causal=causal, kernel=kernel), by_hand(*qkv, lengths, causal)) < 1e-5
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_gradients_equal_the_loops(causal):
+    found = [x.requires_grad_() for x in draw(sum(UNEVEN))]
+    expected = [x.requires_grad_() for x in draw(sum(UNEVEN))]
+    attend(*found, UNEVEN, causal=causal).square().sum().backward()
+    by_hand(*expected, UNEVEN, causal).square().sum().backward()
+    for f, e in zip(found, expected, strict=True):
+        assert distance(f.grad, e.grad) < 1e-5
+
+
+def test_without_grouped_queries():
+    q, k, v = draw(sum(UNEVEN))
+    k, v = k.repeat_interleave(2, dim=1), v.repeat_interleave(2, dim=1)
+    assert distance(attend(q, k, v, UNEVEN), attend(q, k[:, ::2], v[:, ::2], UNEVEN)) < 1e-6
+
+
+@pytest.mark.parametrize("kernel", ["auto", "sdpa", "eager"])
+def test_dropout_drops_and_keeps_the_expectation(kernel):
+    q, k, v = draw(4 * 200)
+    out = attend(q * 0, k, torch.ones_like(v), [200] * 4, kernel=kernel, dropout=0.5)
+    assert out.std() > 0.01  # each is a mean over 200 values, of which some were dropped
+    assert out.mean().item() == pytest.approx(1, abs=0.02)
+
+
+class TestBorders:
+    @pytest.mark.parametrize("lengths", [UNEVEN, EVEN])
+    def test_pad_and_unpad(self, lengths):
+        borders = Borders.of(random_texts(lengths))
+        x = torch.randn(sum(lengths), 3, 2)
+        padded = borders.pad(x)
+        assert padded.shape == (len(lengths), 3, max(lengths), 2)
+        for row, text in zip(padded, x.split(lengths), strict=True):
+            assert torch.equal(row[:, : len(text)], text.transpose(0, 1))
+            assert not row[:, len(text) :].any()
+        assert torch.equal(borders.unpad(padded), x)
+
+    def test_key_mask_marks_tokens(self):
+        mask = Borders.of(random_texts(UNEVEN)).key_mask
+        expected = torch.tensor([[i < length for i in range(max(UNEVEN))] for length in UNEVEN])
+        assert torch.equal(mask[:, 0, 0], expected)
+
+    def test_no_key_mask_without_holes(self):
+        """An all-ones mask can send SDPA down another path."""
+        assert Borders.of(random_texts(EVEN)).key_mask is None
+
+    def test_starts_are_cumulative_int32(self):
+        starts = Borders.of(random_texts(UNEVEN)).starts
+        assert starts.dtype == torch.int32
+        assert starts.tolist() == [0, 5, 6, 15, 18]
+
+
+def test_unknown_kernel():
+    with pytest.raises(ValueError, match=r"backbone.kernel must be one of auto, sdpa.*got 'flash'"):
+        check_kernel("flash")  # type: ignore[arg-type]
+
+
+def test_flash_attention_needs_its_package():
+    try:
+        import flash_attn  # noqa: F401
+    except ImportError:
+        with pytest.raises(ValueError, match=r"needs the package flash-attn.*kernel: auto"):
+            check_kernel("flash_attention_2")
+    else:
+        check_kernel("flash_attention_2")

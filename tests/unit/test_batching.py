@@ -1,0 +1,142 @@
+from itertools import pairwise
+
+import pytest
+import torch
+from conftest import SENTENCES
+from tiny import random_texts
+from tokenizers import processors
+from transformers import AutoTokenizer
+
+from otherside.batching import Packed, PairBatch, TextBatch, Tokens, tokenise
+
+LENGTHS = [4, 1, 7, 7, 2, 12, 3]
+
+
+def as_lists(texts: Packed) -> list[list[int]]:
+    """The texts as lists of ids, by a loop over the borders."""
+    return [texts.input_ids[start:end].tolist() for start, end in pairwise(texts.borders.tolist())]
+
+
+class TestPacked:
+    def test_pack_and_unpack(self):
+        ids = [[3, 4, 5], [6], [7, 8, 9, 10]]
+        texts = Packed.from_tokens([Tokens(ids[0]), Tokens(ids[1]), Tokens(ids[2], skip=2)])
+        assert as_lists(texts) == ids
+        assert len(texts) == 3
+        assert texts.borders.tolist() == [0, 3, 4, 8]
+        assert texts.positions.tolist() == [0, 1, 2, 0, 0, 1, 2, 3]
+        assert texts.skip.tolist() == [0, 0, 2]
+
+    @pytest.mark.parametrize("texts", [[], [Tokens([1]), Tokens([])]])
+    def test_a_text_without_tokens_is_refused(self, texts):
+        with pytest.raises(ValueError, match="at least one token"):
+            Packed.from_tokens(texts)
+
+    @pytest.mark.parametrize("chosen", [[0], [6, 0, 3], [2, 2, 1], list(range(7))])
+    def test_select(self, chosen):
+        texts = random_texts(LENGTHS, skip=[1, 0, 3, 0, 1, 5, 2])
+        found = texts.select(torch.tensor(chosen))
+        assert as_lists(found) == [as_lists(texts)[i] for i in chosen]
+        assert found.skip.tolist() == [texts.skip.tolist()[i] for i in chosen]
+        assert found.lengths.tolist() == [LENGTHS[i] for i in chosen]
+
+    def test_cat(self):
+        first, second = random_texts([2, 5], skip=[0, 1]), random_texts([3], skip=[2], seed=1)
+        both = Packed.cat(iter([first, second]))
+        assert as_lists(both) == as_lists(first) + as_lists(second)
+        assert both.skip.tolist() == [0, 1, 2]
+
+    @pytest.mark.parametrize("budget", [1, 5, 12, 14, 20, 36, 1000])
+    def test_chunks_hold_every_text_once_within_the_budget(self, budget):
+        chunks = random_texts(LENGTHS).chunks(budget)
+        assert sorted(torch.cat(chunks).tolist()) == list(range(len(LENGTHS)))
+        assert all(len(c) == 1 or len(c) * max(LENGTHS[i] for i in c) <= budget for c in chunks)
+        in_order = [LENGTHS[i] for i in torch.cat(chunks)]
+        assert in_order == sorted(LENGTHS, reverse=True)
+
+    def test_chunks_are_filled(self):
+        assert [len(chunk) for chunk in random_texts([3] * 10).chunks(12)] == [4, 4, 2]
+
+    def test_no_budget_is_one_chunk(self):
+        (chunk,) = random_texts(LENGTHS).chunks(None)
+        assert sorted(chunk.tolist()) == list(range(len(LENGTHS)))
+
+    def test_equal_lengths_stay_in_order(self):
+        assert torch.cat(random_texts([3] * 20).chunks(6)).tolist() == list(range(20))
+
+
+@pytest.mark.parametrize(
+    "batch", [TextBatch(7, random_texts([2, 3]), torch.tensor([4, 9])), PairBatch(7, random_texts([2, 3]), 1)]
+)
+def test_moving_a_batch_keeps_the_rest(batch):
+    moved = batch.to("meta")
+    assert moved.texts.input_ids.device.type == "meta"
+    assert moved.texts.lengths.device.type == "cpu"
+    assert {**vars(moved), "texts": 0} == {**vars(batch), "texts": 0}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_llama):
+    return AutoTokenizer.from_pretrained(tiny_llama)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_bos(tiny_llama_bos):
+    return AutoTokenizer.from_pretrained(tiny_llama_bos)
+
+
+def pooled(tokenizer, text: Tokens) -> str:
+    """What the pooled tokens say."""
+    return tokenizer.decode(text.ids[text.skip :])
+
+
+class TestTokenise:
+    def test_without_instruction(self, tokenizer):
+        found = tokenise(tokenizer, SENTENCES, 100)
+        assert [text.ids for text in found] == [tokenizer.encode(sentence) for sentence in SENTENCES]
+        assert {text.skip for text in found} == {0}
+
+    def test_cut_after_max_length(self, tokenizer):
+        (text,) = tokenise(tokenizer, [SENTENCES[1]], 4)
+        assert text.ids == tokenizer.encode(SENTENCES[1])[:4]
+
+    @pytest.mark.parametrize("instruction", ["Retrieve: ", "Retrieve:", "Find the ", "é→ ", "Find\n"])
+    def test_instruction_is_left_out_of_pooling(self, tokenizer, tokenizer_bos, instruction):
+        for tok in (tokenizer, tokenizer_bos):
+            for text, sentence in zip(tokenise(tok, SENTENCES, 100, instruction), SENTENCES, strict=True):
+                assert tok.decode(text.ids, skip_special_tokens=True) == instruction + sentence
+                assert pooled(tok, text).lstrip() == sentence
+
+    def test_a_space_at_the_instructions_end_belongs_to_the_texts_first_token(self, tokenizer):
+        """Under byte-level BPE "the " + "cat" is `the| cat`: counting the instruction's own tokens is one too many."""
+        (text,) = tokenise(tokenizer, ["cat sat"], 100, "on the ")
+        assert pooled(tokenizer, text) == " cat sat"
+        assert text.skip == len(tokenizer.encode("on the ")) - 1
+
+    def test_special_tokens_before_the_instruction_are_left_out(self, tokenizer_bos):
+        (text,) = tokenise(tokenizer_bos, ["Rain."], 100, "Say: ")
+        assert text.ids[0] == tokenizer_bos.bos_token_id
+        assert "<s>" not in pooled(tokenizer_bos, text)
+
+    def test_special_tokens_behind_the_text_do_not_move_the_border(self, tiny_llama):
+        tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+        ends = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+        tokenizer.backend_tokenizer.post_processor = ends
+        (text,) = tokenise(tokenizer, ["Rain."], 100, "Say:")
+        assert pooled(tokenizer, text) == "Rain.</s>"
+
+    def test_an_instruction_that_leaves_no_room_is_an_error(self, tokenizer):
+        instruction = "Given a question, retrieve a passage: "
+        room = len(tokenizer.encode(instruction)) - 1
+        with pytest.raises(ValueError, match=rf"max_length must leave room.*max_length={room}.*Raise max_length"):
+            tokenise(tokenizer, ["the other side"], room, instruction)
+        assert tokenise(tokenizer, ["the other side"], room + 1, instruction)[0].skip == room
+
+    @pytest.mark.parametrize("instruction", ["", "Say: "])
+    def test_an_empty_text_has_a_token_to_pool(self, tokenizer, tokenizer_bos, instruction):
+        for tok in (tokenizer, tokenizer_bos):
+            (text,) = tokenise(tok, [""], 100, instruction)
+            assert len(text.ids) > text.skip
+
+    def test_an_empty_text_is_the_end_of_text_token(self, tokenizer):
+        assert tokenise(tokenizer, [""], 100) == [Tokens([tokenizer.eos_token_id])]
