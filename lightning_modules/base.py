@@ -79,6 +79,12 @@ class EncoderModule(pl.LightningModule, ABC):
             self.encoder = Encoder(backbone, self.tokenizer, self.pooling, self.max_length)
 
     @override
+    def on_fit_start(self) -> None:
+        self.encoder.backbone.self_test()
+
+    on_validation_start = on_test_start = on_predict_start = on_fit_start
+
+    @override
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.optimizer_factory([p for p in self.parameters() if p.requires_grad])
         scheduler = self.schedule.build(optimizer, int(self.trainer.estimated_stepping_batches))

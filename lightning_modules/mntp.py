@@ -15,7 +15,7 @@ from otherside.batching import Packed, TextBatch
 from otherside.mntp import Masking
 
 
-@dataclass(frozen=True)
+@dataclass
 class MaskedBatch:
     """Texts with tokens hidden, and (T,) labels: the hidden token's id, -100 elsewhere."""
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import datasets
+import transformers
 import yaml
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -49,6 +53,7 @@ class TrainingCLI(LightningCLI):
     @classmethod
     def run(cls, arguments: list[str]) -> None:
         """Parse and run one of `fit`, `validate`, `test`, `predict`."""
+        _quieten()
         cls(
             EncoderModule,
             LightningDataModule,
@@ -56,11 +61,17 @@ class TrainingCLI(LightningCLI):
             subclass_mode_data=True,
             args=arguments,
             seed_everything_default=42,
+            parser_kwargs={"exit_on_error": False, **{command: {"exit_on_error": False} for command in cls.subcommands()}},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             save_config_callback=SaveConfigCallback,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 10},
+            trainer_defaults={
+                "use_distributed_sampler": False,  # the data plan does the sharding
+                "log_every_n_steps": 10,
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,  # its table of one row says less than our line
+            },
         )
 
     @override
@@ -94,14 +105,15 @@ class TrainingCLI(LightningCLI):
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        config["enable_progress_bar"] = config["enable_progress_bar"] is not False and sys.stderr.isatty()
         config["plugins"] = [*_as_list(config["plugins"]), FolderCheckpointIO()]
         if config["logger"] is None:
             config["logger"] = TensorBoardLogger(self.root, name="", version="tensorboard")
-        return self._instantiate_trainer(config, self._callbacks())
+        return self._instantiate_trainer(config, self._callbacks(config["enable_progress_bar"]))
 
-    def _callbacks(self) -> list[Callback]:
+    def _callbacks(self, bar: bool) -> list[Callback]:
         settings: Checkpoints = self._get(self.config_init, "checkpoints")
-        progress = RunProgressBar() if sys.stderr.isatty() else ProgressLines()
+        progress = RunProgressBar() if bar else ProgressLines()
         checkpoint = ModelCheckpoint(
             dirpath=self.root / "checkpoints",
             filename="{step}",
@@ -121,6 +133,17 @@ class TrainingCLI(LightningCLI):
             done = f"resumes from {options['ckpt_path']}" if options["ckpt_path"] else "no checkpoint yet"
             print(f"{subcommand} in {self.root}: {done}", file=sys.stderr)
         return options
+
+
+def _quieten() -> None:
+    """Leave out what Lightning and transformers say to somebody else: adverts, hints, bars of a second."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for message in ("The `srun` command is available", "Total length of `list`", "You have overridden `on_before_batch"):
+        warnings.filterwarnings("ignore", message=message)
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec")
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+        datasets.disable_progress_bars()
 
 
 def lock(root: Path) -> IO[str]:

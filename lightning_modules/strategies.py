@@ -1,0 +1,71 @@
+"""DeepSpeed as Lightning has it, made to run on CPUs too and to save adapters without their frozen base."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+from typing_extensions import override
+
+
+class ZeRO(DeepSpeedStrategy):
+    """DeepSpeed ZeRO, stage 1, 2 or 3.
+
+    Args:
+        stage: 1 shards optimizer states, 2 also gradients, 3 also weights.
+        kwargs: see `lightning.pytorch.strategies.DeepSpeedStrategy`.
+    """
+
+    def __init__(self, stage: int = 2, **kwargs: Any) -> None:
+        kwargs.setdefault("exclude_frozen_parameters", True)
+        super().__init__(stage=stage, **kwargs)
+        assert isinstance(self.config, dict)
+        self.config.setdefault("train_micro_batch_size_per_gpu", 1)  # only DeepSpeed's own log reads it
+        self._sharded_loading: Any = None
+
+    @override
+    def setup_environment(self) -> None:
+        if isinstance(self.accelerator, CPUAccelerator):
+            self._setup_on_cpu()
+        else:
+            super().setup_environment()
+
+    def _setup_on_cpu(self) -> None:
+        """The parent's set-up without its check for CUDA, nor DeepSpeed's build of a shared-memory collective."""
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        import deepspeed.comm.torch
+
+        sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
+        # DeepSpeed reads the device's index
+        self.parallel_devices = [torch.device("cpu", i) for i in range(len(self.parallel_devices or []))]
+        DDPStrategy.setup_environment(self)
+
+    @override
+    def backward(self, closure_loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        # Lightning divides the loss by accumulate_grad_batches already; DeepSpeed would do so again
+        kwargs.setdefault("scale_wrt_gas", False)
+        super().backward(closure_loss, *args, **kwargs)  # type: ignore[misc]
+
+    @override
+    @contextmanager
+    def model_sharded_context(self) -> Iterator[None]:
+        """Under ZeRO-3 transformers shards the weights as it loads them; nothing else may shard them first."""
+        if self.zero_stage_3:
+            from transformers.integrations import HfDeepSpeedConfig
+
+            self._sharded_loading = HfDeepSpeedConfig(self.config)
+        yield
+
+    @override
+    def teardown(self) -> None:
+        if self._sharded_loading is not None:
+            from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+            unset_hf_deepspeed_config()
+        super().teardown()
