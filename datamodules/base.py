@@ -100,11 +100,11 @@ class TextData(LightningDataModule):
 
     @override
     def prepare_data(self) -> None:
-        """Check all sources and build their caches; Lightning calls this once a node."""
-        for source in [*([] if self.streaming else self.sources), *self.val_sources]:
-            warn_skipped(self.open(source))
-        for source in self.predict_sources:
-            warn_skipped(open_table(source, "text", self.on_bad_row))
+        """Check the sources that the run reads and build their caches; Lightning calls this once a node."""
+        stage = self.trainer.state.fn if self.trainer else None
+        for tables in self._open_all(stage and stage.value):
+            for table in tables:
+                warn_skipped(table)
 
     @override
     def setup(self, stage: str | None = None) -> None:
@@ -114,15 +114,22 @@ class TextData(LightningDataModule):
             ValueError: there is nothing to train on, or a setting does not fit the data.
         """
         self._check_sampler()
-        if stage in (None, "fit") and self.sources and not self.streaming:
-            self.tables = [self.open(source) for source in self.sources]
-            self.plan = self._plan()
         if stage == "fit" and not self.sources:
             raise ValueError("sources must name the training data for fit; got none. Set data.init_args.sources.")
-        if stage in (None, "fit", "validate"):
-            self.val_tables = [self.open(source) for source in self.val_sources]
-        if stage in (None, "predict"):
-            self.predict_tables = [open_table(source, "text", self.on_bad_row) for source in self.predict_sources]
+        self.tables, self.val_tables, self.predict_tables = self._open_all(stage)
+        if self.tables:
+            self.plan = self._plan()
+
+    def _open_all(self, stage: str | None) -> tuple[list[Table], list[Table], list[Table]]:
+        """Tables for training, validation and prediction; empty where `stage` does not read them."""
+        train = self.sources if stage in (None, "fit") and not self.streaming else []
+        val = self.val_sources if stage in (None, "fit", "validate") else []
+        predict = self.predict_sources if stage in (None, "predict") else []
+        return (
+            [self.open(source) for source in train],
+            [self.open(source) for source in val],
+            [open_table(source, "text", self.on_bad_row) for source in predict],
+        )
 
     @override
     def train_dataloader(self) -> DataLoader[Batch]:

@@ -37,7 +37,8 @@ class PlannedBatch:
 class Plan:
     """Global batches, computed and never stored. The same on every rank and in every worker.
 
-    Within one epoch of a source no row comes twice. A batch may hold the end of one epoch and the start of the next.
+    Within one epoch of a source no row comes twice. A batch may hold the end of one epoch and the start of the next, so
+    that only in such a batch a row may come twice.
 
     Args:
         sizes: number of rows of each source.

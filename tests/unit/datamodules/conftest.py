@@ -1,4 +1,4 @@
-"""A cache of its own for every test, small files, and a trainer that records the steps it saw."""
+"""A cache of its own for every test, and small files."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 import datasets
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from datamodules import Sentences, Source
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +45,17 @@ def write_pairs(tmp_path: Path) -> Callable[..., str]:
         return write_lines(tmp_path / name, map(json.dumps, rows))
 
     return write
+
+
+@pytest.fixture
+def sentences_of(tokenizer: PreTrainedTokenizerBase) -> Callable[..., Sentences]:
+    def build(*paths: str, **settings: Any) -> Sentences:
+        settings = {"global_batch_size": 4, "max_length": 16, "num_workers": 0, **settings}
+        data = Sentences(tokenizer, [Source(path) for path in paths], **settings)
+        data.prepare_data()
+        return data
+
+    return build
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> str:
