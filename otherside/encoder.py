@@ -83,11 +83,9 @@ class Encoder(nn.Module):
             attention, pooling = attention or card.attention, pooling or card.pooling  # type: ignore[assignment]
             max_length = max_length or card.max_length
         config = BackboneConfig(str(model), attention=attention or "bidirectional", dtype=dtype, kernel=kernel)
-        backbone = Backbone.load(config)
-        encoder = cls(backbone, load_tokenizer(str(model)), pooling or "mean", max_length or 512).eval()
-        tested_on = encoder.device
-        if encoder.to(device).device != tested_on:
-            backbone.self_test()  # another device, another kernel
+        encoder = cls(Backbone.load(config), load_tokenizer(str(model)), pooling or "mean", max_length or 512)
+        encoder.to(device).eval()
+        encoder.backbone.self_test()
         return encoder
 
     @property
