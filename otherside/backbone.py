@@ -256,11 +256,22 @@ def load_lm(lineage: Lineage, config: BackboneConfig) -> PreTrainedModel:
 
 
 def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a base model or of an encoder folder."""
+    """The tokenizer of a base model or of an encoder folder.
+
+    Raises:
+        FileNotFoundError: it is neither here nor on the hub.
+    """
     place = weights.locate(model)
     if isinstance(place, Path) and Card.is_at(place):
         return AutoTokenizer.from_pretrained(place)
-    return AutoTokenizer.from_pretrained(weights.resolve(model), revision=revision)
+    place = weights.resolve(model)
+    try:
+        return AutoTokenizer.from_pretrained(place, revision=revision)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"backbone.model must be a folder here or a model on the hub, with a tokenizer; that of {model} "
+            f"could not be loaded: {error}"
+        ) from error
 
 
 def lineage_of(model: str, revision: str | None = None) -> Lineage:

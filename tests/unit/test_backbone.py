@@ -323,6 +323,12 @@ class TestLoading:
         with pytest.raises(FileNotFoundError, match="must be a folder here or a model on the hub, with safetensors"):
             load(tiny_llama_copy)
 
+    @pytest.mark.parametrize("load_from", [load, load_tokenizer])
+    def test_neither_here_nor_on_the_hub(self, load_from):
+        """A mistyped relative path reads like a hub id; the hub is off in tests."""
+        with pytest.raises(FileNotFoundError, match=r"backbone.model must be a folder here or .*runs/mntp"):
+            load_from("runs/mntp")
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [
