@@ -17,7 +17,7 @@ def probe(
 ) -> None:
     """Compare encoders: which words' vectors know what, and how well text vectors find their pair.
 
-    Words: linear probes on 1,400 sentences "the NOUN VERBed the NOUN" ask each of the five words whether the subject,
+    Words: linear probes on 1,000 sentences "the NOUN VERBed the NOUN" ask each of the five words whether the subject,
     or the object, is animate. A causal model's first "the" cannot know; a bidirectional one's can. Texts: retrieval
     among held-out pairs. Writes results.json, results.csv, table.md, probing.png and probing.svg. What is measured is
     kept in OUT/variants: run again to go on after a break, or to add an encoder.

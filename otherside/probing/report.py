@@ -101,18 +101,19 @@ def write_figure(results: list[Result], out: Path) -> None:
     """probing.png and probing.svg: retrieval (if measured), then accuracy by word for each task."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     tasks = list(TASKS)
     with_retrieval = results[0].retrieval is not None
     ratios = [*([1.0] if with_retrieval else []), *(1.35 for _ in tasks)]
-    figure = Figure(figsize=(3.1 * sum(ratios), 3.9), layout="constrained", dpi=160)
+    figure = Figure(figsize=(3.1 * sum(ratios), 3.9), layout=ConstrainedLayoutEngine(wspace=0.06), dpi=160)
     panels = list(figure.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0])
     if with_retrieval:
         draw_retrieval(panels.pop(0), results)
     for panel, task in zip(panels, tasks, strict=True):
         draw_accuracy(panel, results, task)
     panels[0].set_ylabel("accuracy of a linear probe")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
     # fixed salt and no date: the same results give the same file
     with mpl.rc_context({"svg.hashsalt": "otherside"}), atomic(out / "probing.svg") as path:
         figure.savefig(path, format="svg", metadata={"Date": None})
@@ -154,7 +155,7 @@ def draw_accuracy(panel: Axes, results: list[Result], task: str) -> None:
     panel.text(5.45, 0.505, "chance", color="0.4", size=8, ha="right", va="bottom")
     panel.set_xticks(range(1, 6), WORDS)
     panel.set_xlim(0.5, 5.5)
-    panel.set_ylim(0.38, 1.02)
+    panel.set_ylim(min(0.38, panel.get_ylim()[0]), 1.02)
     asked = TASKS[task]
     panel.axvspan(asked - 0.3, asked + 0.3, color="0.93", zorder=0)
     panel.set_title(f"Is the {task.split()[0]} (shaded) animate?", size=10)

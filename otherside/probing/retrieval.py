@@ -45,8 +45,7 @@ def read_pairs(path: Path) -> list[Pair]:
 def retrieval(encoder: Encoder, pairs: list[Pair]) -> dict[str, Score]:
     """MRR and recall@1 of finding each query's positive among all positives, by cosine.
 
-    Equal positives count as one document. A tie counts against the query, so that equal vectors score nothing. The
-    intervals resample queries.
+    Equal positives count as one document. The intervals resample queries.
 
     Args:
         encoder: encodes queries and documents alike, without instruction.
@@ -57,5 +56,17 @@ def retrieval(encoder: Encoder, pairs: list[Pair]) -> dict[str, Score]:
     queries = encoder.encode([query for query, _ in pairs], normalize=True)
     documents = encoder.encode(list(place), normalize=True)
     cosines = queries @ documents.T
-    ranks = (cosines >= cosines[np.arange(len(own)), own][:, None]).sum(1)
+    ranks = ranks_of(own, cosines)
     return {"MRR": bootstrap(1 / ranks), "recall@1": bootstrap(ranks == 1)}
+
+
+def ranks_of(own: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """(N,) rank of document `own[i]`, from 1, among the M documents by `scores[i]`.
+
+    A tie counts against the query, so that vectors that are all the same score nothing.
+
+    Args:
+        own: (N,) number of each query's document.
+        scores: (N, M).
+    """
+    return (scores >= np.take_along_axis(scores, own[:, None], axis=1)).sum(1)

@@ -73,7 +73,7 @@ def run_probe(
     retrieval: Path | None = None,
     dtype: DTypes = "bfloat16",
     device: str = "auto",
-    train: int = 1000,
+    train: int = 600,
     test: int = 400,
     seed: int = 0,
 ) -> list[Result]:
@@ -110,7 +110,7 @@ def run_probe(
         for variant in variants:
             bar.set_description(variant.name)
             settings = {**variant.settings(), **measured}
-            path = out / VARIANTS / f"{variant.card.stage}-{digest(settings)}.json"
+            path = out / VARIANTS / f"{digest(settings)}.json"
             if path.exists():
                 result = Result.from_json(json.loads(path.read_text()))
                 bar.update(work)

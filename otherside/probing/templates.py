@@ -40,7 +40,7 @@ INANIMATE = _words(
     button cabin cable cake camera candle carpet castle chair clock cloud coat coin computer concert cottage cup
     curtain desk door drawer engine envelope factory fence festival flag garage garden gate guitar hammer hat helmet
     highway hotel idea island jacket kettle key kitchen ladder lake lamp law letter library machine map meadow
-    mirror mountain necklace needle novel oven package path pencil piano picture pillow pistol plate poem pocket
+    mirror mountain necklace needle novel oven package path pencil piano picture pillow pistol plate pocket poem
     price promise radio river road roof room rope rumor shelf shirt shovel song sound spoon stone storm story table
     tent theory ticket tower train tunnel umbrella valley village wagon wallet window
     """
@@ -51,7 +51,7 @@ VERBS = _words(
     accepted admired affected avoided blamed blocked carried changed chased covered delayed described disturbed
     dragged dropped expected feared followed forgot found grabbed hated heard helped hid ignored imagined improved
     kicked knew lectured lifted liked lost loved measured mentioned missed moved needed noticed painted praised
-    preferred protected pulled pushed recalled reached rejected remembered replaced saved scraped shook stopped
+    preferred protected pulled pushed reached recalled rejected remembered replaced saved scraped shook stopped
     surprised touched trusted valued wanted warned watched welcomed
     """
 )
@@ -87,7 +87,7 @@ def word_spans(text: str) -> list[tuple[int, int]]:
     return spans
 
 
-def sentences(train: int = 1000, test: int = 400, seed: int = 0) -> tuple[Sentences, Sentences]:
+def sentences(train: int = 600, test: int = 400, seed: int = 0) -> tuple[Sentences, Sentences]:
     """Training and test sentences; the same seed gives the same sentences.
 
     Raises:
