@@ -16,7 +16,7 @@ class Schedule:
 
     Args:
         name: `linear` or `cosine` fall to `end` at the last step; `constant` stays.
-        warmup_steps: optimizer steps over which the rate rises linearly from 0.
+        warmup_steps: optimizer steps over which the rate rises linearly; none of them has rate 0.
         total_steps: when the fall ends. None: at the end of the run.
         end: last rate, as a share of the highest.
     """
@@ -36,7 +36,7 @@ class Schedule:
 
         def factor(step: int) -> float:
             if step < self.warmup_steps:
-                return step / self.warmup_steps
+                return (step + 1) / (self.warmup_steps + 1)
             done = min((step - self.warmup_steps) / max(total - self.warmup_steps, 1), 1.0)
             fall = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[self.name]
             return self.end + (1 - self.end) * fall
