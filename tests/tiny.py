@@ -39,7 +39,7 @@ def train_a_little(lm: nn.Module, seed: int = 1, size: float = 0.05) -> None:
     random = torch.Generator().manual_seed(seed)
     for name, parameter in lm.named_parameters():
         if "lora_A" in name or "lora_B" in name:
-            parameter.data = torch.randn(parameter.shape, generator=random) * size
+            parameter.data.copy_(torch.randn(parameter.shape, generator=random) * size)
 
 
 def adapter_gradients(lm: nn.Module) -> dict[str, Tensor]:

@@ -134,9 +134,9 @@ class Masks:
 class TestSharedDropout:
     P = 0.3
 
-    @pytest.fixture
-    def masks(self, tiny_llama):
-        backbone = load(tiny_llama, Lora(r=4, dropout=self.P)).train()
+    @pytest.fixture(params=["float32", "bfloat16"])
+    def masks(self, tiny_llama, request):
+        backbone = load(tiny_llama, Lora(r=4, dropout=self.P), dtype=request.param).train()
         masks = Masks(backbone.lm)
         for _ in range(2):
             backbone(TEXTS)
