@@ -16,8 +16,8 @@ FOLDER, NOTE = "encoder", "finished.json"
 class EncoderFolder(pl.Callback):
     """Writes `<trainer.default_root_dir>/encoder` when training has come to its end."""
 
-    @override
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    @override  # not on_train_end: Lightning leaves that out where a run resumes behind its last step
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, EncoderModule)
         if trainer.interrupted or not trainer.is_global_zero or trainer.fast_dev_run:
             return

@@ -1,0 +1,101 @@
+"""Invariant 4 in one process: a run that was cut ends with the weights of one that was not, bit for bit."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+import runs
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("resume")
+    runs.write_data(folder, rows=30)  # three steps an epoch: resumes fall into the middle of epochs
+    return folder
+
+
+@pytest.mark.parametrize("stage", ["MNTP", "SimCSE", "Supervised"])
+@pytest.mark.parametrize("settings", [{}, {"model.init_args.chunk_tokens": 40, "trainer.accumulate_grad_batches": 2}])
+def test_resume_in_the_middle_of_an_epoch_is_bit_equal(
+    stage: str, settings: dict[str, object], place: Path, tiny_llama: Path
+) -> None:
+    for name in ("whole", "cut"):
+        shutil.rmtree(place / name, ignore_errors=True)
+    whole = runs.write_stage(place, stage, tiny_llama, root="whole", steps=8, **settings)
+    runs.run("fit", "--config", whole, cwd=place)
+    runs.run("fit", "--config", whole, "--trainer.default_root_dir", "cut", "--trainer.max_steps", "4", cwd=place)
+    output = runs.run("fit", "--config", whole, "--trainer.default_root_dir", "cut", cwd=place)
+    assert "resumes from cut/checkpoints/step=4.ckpt" in output
+    runs.assert_equal(runs.adapter(place / "whole"), runs.adapter(place / "cut"))
+
+
+def test_kill_at_random_moments_loses_nothing(place: Path, tiny_llama: Path) -> None:
+    config = runs.write_stage(place, "SimCSE", tiny_llama, steps=12, **{"checkpoints.every_n_steps": 1})
+    fit = ("fit", "--config", config, "--trainer.default_root_dir")
+    begun = time.monotonic()
+    runs.run(*fit, "undisturbed", cwd=place)
+    seconds = time.monotonic() - begun
+    chance = random.Random(0)
+    for _ in range(8):
+        command = runs.start(*fit, "killed", cwd=place)
+        time.sleep(chance.uniform(0.3, 0.8) * seconds)
+        command.kill()
+        command.wait()
+    runs.run(*fit, "killed", cwd=place)
+    runs.assert_equal(runs.adapter(place / "undisturbed"), runs.adapter(place / "killed"))
+
+
+def test_kill_inside_a_save_leaves_the_checkpoint_before_it(place: Path, tiny_llama: Path) -> None:
+    config = runs.write_stage(place, "Supervised", tiny_llama, steps=6, **{"checkpoints.every_n_steps": 1})
+    fit = ("fit", "--config", config, "--trainer.default_root_dir")
+    runs.run(*fit, "calm", cwd=place)
+    hits = 0
+    for step in (2, 4):
+        command = runs.start(*fit, "torn", cwd=place)
+        half = place / "torn" / "checkpoints" / f".step={step}.ckpt.tmp"
+        deadline = time.monotonic() + 60
+        while not half.exists() and time.monotonic() < deadline:
+            pass
+        command.kill()
+        command.wait()
+        hits += half.exists()
+    assert hits, "no kill fell into a save"
+    runs.run(*fit, "torn", cwd=place)
+    runs.assert_equal(runs.adapter(place / "calm"), runs.adapter(place / "torn"))
+
+
+def test_a_torn_checkpoint_is_named_and_the_one_before_it_used(place: Path, tiny_llama: Path) -> None:
+    config = runs.write_stage(place, "MNTP", tiny_llama, root="bitrot", steps=8)
+    runs.run("fit", "--config", config, "--trainer.max_steps", "6", cwd=place)
+    state = place / "bitrot" / "checkpoints" / "step=6.ckpt" / "state.pt"
+    state.write_bytes(state.read_bytes()[:-100])
+    output = runs.run("fit", "--config", config, cwd=place)
+    assert "step=6.ckpt is torn: state.pt" in output
+    assert "resumes from bitrot/checkpoints/step=4.ckpt" in output
+    runs.run("fit", "--config", config, "--trainer.default_root_dir", "sound", cwd=place)
+    runs.assert_equal(runs.adapter(place / "sound"), runs.adapter(place / "bitrot"))
+
+
+def test_a_finished_stage_says_so_and_stops(place: Path, tiny_llama: Path) -> None:
+    config = runs.write_stage(place, "MNTP", tiny_llama, root="finished", steps=2)
+    runs.run("fit", "--config", config, cwd=place)
+    before = (place / "finished" / "encoder" / "encoder.json").stat().st_mtime_ns
+    assert "finished is finished" in runs.run("fit", "--config", config, cwd=place)
+    assert (place / "finished" / "encoder" / "encoder.json").stat().st_mtime_ns == before
+
+
+def test_two_processes_cannot_train_in_one_folder(place: Path, tiny_llama: Path) -> None:
+    config = runs.write_stage(place, "MNTP", tiny_llama, root="shared", steps=200)
+    first = runs.start("fit", "--config", config, cwd=place)
+    while not (place / "shared" / "checkpoints").exists():
+        time.sleep(0.05)
+    status, output = runs.start("fit", "--config", config, cwd=place).wait()
+    first.kill()
+    first.wait()
+    assert status == 1
+    assert "error: one process at a time may train in shared" in output
