@@ -1,0 +1,62 @@
+"""Invariant 8: every YAML in `configs/` parses and trains two steps, as shipped but for model, data and machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import runs
+import yaml
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+STAGES = sorted(f for f in CONFIGS.glob("*/*.yaml") if "trainer" in f.read_text() and f.parent.name not in ("trainer", "data"))
+TRAINERS = sorted((CONFIGS / "trainer").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("configs")
+    runs.write_data(folder, rows=1500)
+    return folder
+
+
+def name(file: Path) -> str:
+    return f"{file.parent.name}/{file.stem}"
+
+
+def on_this_machine(place: Path, root: str) -> list[str]:
+    return [
+        *("--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.max_steps", "2"),
+        *("--trainer.default_root_dir", str(place / root), "--data.num_workers", "0"),
+    ]
+
+
+@pytest.mark.parametrize("file", STAGES, ids=name)
+def test_stage_trains_two_steps(file: Path, place: Path, tiny_llama: Path) -> None:
+    content = yaml.safe_load(file.read_text())
+    pairs = content["model"]["class_path"].endswith("Supervised")
+    source = [{"path": str(place / ("pairs.jsonl" if pairs else "sentences.txt"))}]
+    validation = ["--data.val_sources", "[]"] if "val_sources" in content["data"]["init_args"] else []
+    root = name(file).replace("/", "-")
+    runs.run(
+        *("fit", "--config", file, "--model.backbone.model", tiny_llama, "--data.sources", yaml.safe_dump(source)),
+        *(*validation, "--model.schedule.total_steps", "1000", *on_this_machine(place, root)),
+        cwd=place,
+        timeout=200,
+    )
+    assert (place / root / "encoder" / "encoder.json").is_file()
+
+
+@pytest.mark.parametrize("file", TRAINERS, ids=name)
+def test_trainer_trains_two_steps(file: Path, place: Path, tiny_llama: Path) -> None:
+    stage = runs.write_stage(place, "Supervised", tiny_llama)
+    root = name(file).replace("/", "-")
+    runs.run("fit", "--config", stage, "--config", file, *on_this_machine(place, root), cwd=place)
+    assert (place / root / "encoder" / "encoder.json").is_file()
+
+
+@pytest.mark.parametrize("file", STAGES, ids=name)
+def test_header_says_purpose_hardware_expectation_and_command(file: Path) -> None:
+    header = [line for line in file.read_text().splitlines() if line.startswith("#")]
+    for word in ("Purpose:", "Hardware:", "Expected:", "Command:"):
+        assert any(word in line for line in header), f"{file} says nothing of {word}"
