@@ -180,10 +180,10 @@ class Encoder(nn.Module):
 def replace_folder(work: Path, folder: Path) -> None:
     """Put a finished folder in its place by rename, after its files have reached the disk."""
     for path in [*work.rglob("*"), work]:
+        path.chmod(0o755 if path.is_dir() else 0o644)  # temporary folders and safetensors' files are private
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
-    work.chmod(0o755)
     if folder.exists():
         trash = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
         folder.rename(trash / folder.name)
