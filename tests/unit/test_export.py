@@ -1,0 +1,194 @@
+import json
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from otherside import export as module
+from otherside.adapters import Lora
+from otherside.backbone import Backbone, BackboneConfig, load_tokenizer
+from otherside.encoder import Encoder
+from otherside.export import ParityError, Reference, check_parity, export, write
+from otherside.pooling import Pooling
+
+sentence_transformers = pytest.importorskip("sentence_transformers")
+TEXTS = ["The cat sat on the mat.", "Rain.", "A dog barked at the postman all morning long, as dogs do."]
+
+
+def trained(base: Path, folder: Path, pooling: Pooling = "mean", attention: str = "bidirectional") -> str:
+    """An encoder folder whose adapter is random."""
+    config = BackboneConfig(str(base), attention=attention, dtype="float32")  # type: ignore[arg-type]
+    backbone = Backbone.load(config, Lora(r=4))
+    torch.manual_seed(1)
+    for name, parameter in backbone.lm.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return str(Encoder(backbone, load_tokenizer(str(base)), pooling, max_length=64).save(folder, "mntp"))
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return trained(tiny_llama, tmp_path_factory.mktemp("encoder") / "mntp")
+
+
+def relative(found: np.ndarray, expected: np.ndarray) -> float:
+    return float((np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)).max())
+
+
+@pytest.mark.parametrize("pooling", ["mean", "weighted_mean", "last_token"])
+@pytest.mark.parametrize("base", ["tiny_llama", "tiny_llama_bos"])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_opens_in_sentence_transformers(
+    base: str, pooling: Pooling, side: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = trained(request.getfixturevalue(base), tmp_path / "encoder", pooling)
+    export(folder, tmp_path / "out")
+    model = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    assert model.tokenizer.padding_side == "right"
+    model.tokenizer.padding_side = side
+    ours = Encoder.load(folder)
+    assert relative(model.encode(TEXTS), ours.encode(TEXTS)) < 1e-5
+    if pooling != "weighted_mean":
+        prompted = model.encode(TEXTS, prompt="Find this:\n")
+        assert relative(prompted, ours.encode(TEXTS, instruction="Find this:\n")) < 1e-5
+        assert relative(prompted, ours.encode(TEXTS)) > 1e-3
+    assert relative(Encoder.load(folder, attention="causal").encode(TEXTS), ours.encode(TEXTS)) > 1e-3
+    assert model.max_seq_length == 64
+
+
+def test_causal_encoder_stays_causal(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = trained(tiny_llama, tmp_path / "encoder", "last_token", "causal")
+    export(folder, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["is_causal"] is True
+    assert "use_bidirectional_attention" not in config
+    model = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    assert relative(model.encode(TEXTS), Encoder.load(folder).encode(TEXTS)) < 1e-5
+
+
+def test_config(encoder: str, tmp_path: Path) -> None:
+    export(encoder, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["model_type"] == "llama"
+    assert config["is_causal"] is False
+    assert config["use_bidirectional_attention"] is True
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    assert not any("attn_implementation" in key or key == "auto_map" for key in config)
+    weights = tmp_path / "out" / "model.safetensors"
+    assert not any("lora" in name or "lm_head" in name for name in load_file(weights))
+    assert stat.S_IMODE(weights.stat().st_mode) & stat.S_IRGRP, "others of the group must be able to read it"
+
+
+def test_merged_is_the_language_model(encoder: str, tmp_path: Path) -> None:
+    export(encoder, tmp_path / "out", kind="merged")
+    assert not (tmp_path / "out" / "modules.json").exists()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    ours = Encoder.load(encoder).backbone.lm
+    assert type(model).__name__ == "LlamaForCausalLM"
+    for name, weight in ours.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight), name
+    again = Encoder.load(tmp_path / "out", max_length=64)  # the next user may be this project
+    assert relative(again.encode(TEXTS), Encoder.load(encoder).encode(TEXTS)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["sentence-transformers", "merged"])
+def test_half_precision(encoder: str, tmp_path: Path, kind: module.Kind) -> None:
+    export(encoder, tmp_path / "out", kind=kind, dtype="bfloat16")
+    assert {x.dtype for x in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_tokenizer_without_padding(tiny_llama: Path, encoder: str, tmp_path: Path) -> None:
+    loaded = Encoder.load(encoder)
+    reference = Reference.of(loaded)
+    loaded.tokenizer.pad_token = None
+    loaded.tokenizer.padding_side = "left"
+    write(loaded, tmp_path, "sentence-transformers")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert (tokenizer.pad_token, tokenizer.padding_side) == ("</s>", "right")
+    assert check_parity(tmp_path, reference, "sentence-transformers") < 1e-5
+
+
+def nudge_weight(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    name = next(name for name in weights if name.endswith("layers.1.mlp.down_proj.weight"))
+    weights[name][0, 0] += 0.01
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def edit(file: str, key: str, value: object) -> Callable[[Path], None]:
+    def sabotage(folder: Path) -> None:
+        content = json.loads((folder / file).read_text())
+        assert key in content
+        (folder / file).write_text(json.dumps({**content, key: value}))
+
+    return sabotage
+
+
+SABOTAGE = {
+    "one weight": nudge_weight,
+    "attention": edit("config.json", "is_causal", True),
+    "length": edit("sentence_bert_config.json", "max_seq_length", 32),
+    "prompt": edit("1_Pooling/config.json", "include_prompt", True),
+    "pooling": edit("1_Pooling/config.json", "pooling_mode_mean_tokens", False),
+    "norm": edit("config.json", "rms_norm_eps", 1e-2),
+}
+
+
+def sabotaged(monkeypatch: pytest.MonkeyPatch, sabotage: Callable[[Path], None]) -> None:
+    def write_and_damage(encoder: Encoder, folder: Path, kind: module.Kind, dtype: module.DTypes) -> None:
+        write(encoder, folder, kind, dtype)
+        sabotage(folder)
+
+    monkeypatch.setattr(module, "write", write_and_damage)
+
+
+@pytest.mark.parametrize("what", SABOTAGE)
+def test_refuses_what_is_not_equal(what: str, encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if what == "pooling":  # switched from mean to last token
+        last = edit("1_Pooling/config.json", "pooling_mode_lasttoken", True)
+        sabotaged(monkeypatch, lambda folder: (SABOTAGE[what](folder), last(folder))[0])
+    else:
+        sabotaged(monkeypatch, SABOTAGE[what])
+    with pytest.raises(ParityError, match="must equal the encoder's"):
+        export(encoder, tmp_path / "out")
+    assert not list(tmp_path.iterdir()), "nothing may stay behind"
+
+
+@pytest.mark.parametrize("what", ["one weight", "attention"])
+def test_refuses_merged_weights_too(what: str, encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sabotaged(monkeypatch, SABOTAGE[what])
+    with pytest.raises(ParityError):
+        export(encoder, tmp_path / "out", kind="merged")
+    assert not list(tmp_path.iterdir())
+
+
+def test_target(encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    export(encoder, out)  # empty: fine
+    before = (out / "model.safetensors").stat().st_mtime_ns
+    with pytest.raises(FileExistsError, match="--force"):
+        export(encoder, out)
+    assert (out / "model.safetensors").stat().st_mtime_ns == before
+    (out / "old.txt").write_text("of the user")
+    with monkeypatch.context() as context:
+        sabotaged(context, nudge_weight)
+        with pytest.raises(ParityError):
+            export(encoder, out, force=True)
+    assert (out / "old.txt").exists(), "a refused export must not cost the old one"
+    export(encoder, out, force=True)
+    assert not (out / "old.txt").exists()
+    with pytest.raises(ValueError, match="must not contain the encoder"):
+        export(encoder, Path(encoder).parent, force=True)
+    assert Path(encoder).exists()
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(FileExistsError, match="is a file"):
+        export(encoder, file, force=True)
