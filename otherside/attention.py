@@ -16,7 +16,6 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface
 
 from otherside.batching import Packed
@@ -24,6 +23,7 @@ from otherside.batching import Packed
 ATTENTION = "otherside_packed"
 Kernel = Literal["auto", "sdpa", "eager", "varlen", "flash_attention_2"]
 HALF = (torch.float16, torch.bfloat16)
+EAGER_UP_TO = 128  # tokens; on CPUs the backward of torch's SDPA kernel is several times slower for short texts
 
 
 class _Spread(torch.autograd.Function):
@@ -122,7 +122,7 @@ def packed_attention(
     """Attention inside each text. query (1, H, T, d), key and value (1, G, T, d) -> (1, T, H, d)."""
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     if kernel == "auto":
-        kernel = "varlen" if _varlen_runs(q, dropout) else "sdpa"
+        kernel = best_kernel(q, borders.longest, dropout)
     if kernel in ("varlen", "flash_attention_2"):
         out = _unpadded(q, k, v, borders, causal, kernel, scaling, dropout)
     else:
@@ -130,29 +130,46 @@ def packed_attention(
     return out[None], None
 
 
-def _varlen_runs(query: Tensor, dropout: float) -> bool:
-    """Whether torch's variable-length kernel takes this input: CUDA, half precision, no dropout."""
-    if not query.is_cuda or query.dtype not in HALF or dropout:
-        return False
-    return importlib.util.find_spec("torch.nn.attention.varlen") is not None
+def best_kernel(query: Tensor, longest: int, dropout: float) -> Kernel:
+    """What `auto` takes: `varlen` on CUDA in half precision without dropout; `eager` for short texts on the CPU."""
+    if not query.is_cuda:
+        return "eager" if longest <= EAGER_UP_TO else "sdpa"
+    has_varlen = importlib.util.find_spec("torch.nn.attention.varlen") is not None
+    return "varlen" if has_varlen and query.dtype in HALF and not dropout else "sdpa"
 
 
 def _repadded(
     q: Tensor, k: Tensor, v: Tensor, borders: Borders, causal: bool, kernel: Kernel, scaling: float, dropout: float
 ) -> Tensor:
-    """Only q, k and v are padded, for torch's SDPA; everything else of the layer sees no padding.
+    """Only q, k and v are padded; everything else of the layer sees no padding.
 
     Padding stands behind each text, so under a causal mask no token looks at it and no key mask is needed.
     """
     q, k, v = borders.pad(q), borders.pad(k), borders.pad(v)
-    options: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "is_causal": causal}
-    if q.shape[1] != k.shape[1]:
-        options["enable_gqa"] = True
     mask = None if causal else borders.key_mask
     if kernel == "eager":
-        with sdpa_kernel(SDPBackend.MATH):
-            return borders.unpad(F.scaled_dot_product_attention(q, k, v, mask, **options))
-    return borders.unpad(F.scaled_dot_product_attention(q, k, v, mask, **options))
+        return borders.unpad(_explicit(q, k, v, mask, causal, scaling, dropout))
+    grouped: dict[str, Any] = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}
+    out = F.scaled_dot_product_attention(
+        q, k, v, mask, dropout_p=dropout, scale=scaling, is_causal=causal, **grouped
+    )
+    return borders.unpad(out)
+
+
+def _explicit(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scaling: float, dropout: float
+) -> Tensor:
+    """Attention written out, q (N, H, L, d) and k, v (N, G, L, d): the query heads of a group are one matrix product."""
+    n, heads, length, size = q.shape
+    groups = k.shape[1]
+    scores = (q.reshape(n, groups, -1, size) @ k.transpose(-1, -2)).float() * scaling
+    scores = scores.view(n, heads, length, length)
+    if causal:
+        mask = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    shares = F.dropout(scores.softmax(-1).to(v.dtype), dropout)
+    return (shares.view(n, groups, -1, length) @ v).view(n, heads, length, size)
 
 
 def _unpadded(

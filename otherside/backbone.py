@@ -193,14 +193,18 @@ class Backbone(nn.Module):
         Raises:
             MaskError: it does not hold. Silently causal attention is the commonest bug of such encoders.
         """
-        training = self.training
+        training, kernel = self.training, self.kernel
+        on_cpu = self.lm.get_input_embeddings().weight.device.type == "cpu"
+        kernels: tuple[Kernel, ...] = ("eager", "sdpa") if kernel == "auto" and on_cpu else (kernel,)
         has_dropout = any(getattr(module, "attention_dropout", 0) for module in self.lm.modules())
         try:
             for mode in (False, True) if has_dropout else (False,):  # with dropout, training may take another kernel
                 self.train(mode)
-                self._test_mask()
+                for self.kernel in kernels:
+                    self._test_mask()
         finally:
             self.train(training)
+            self.kernel = kernel
 
     def _test_mask(self) -> None:
         device: Any = self.lm.get_input_embeddings().weight.device
