@@ -27,7 +27,7 @@ def probe(
         out: folder for the results.
         baselines: also the base model untrained, causal (uni) and bidirectional (bi).
         retrieval: JSONL file with `query` and `positive` in each line; none measures words only.
-        dtype: of the weights. bfloat16 is several times faster than float32 where the processor knows it, and its
+        dtype: of the weights. bfloat16 takes half the time of float32 where the processor knows it, and its
             scores lie well within the intervals.
         device: auto (a GPU if there is one), cpu, cuda, cuda:1, …
     """
