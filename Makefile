@@ -49,7 +49,7 @@ quickstart: $(READY)
 	@echo '== 2/3 three stages: mntp, simcse, supervised'
 	$(BIN)/lightning recipe configs/quickstart
 	@echo '== 3/3 what each stage did to word and sentence meaning'
-	$(BIN)/lightning probe runs/quickstart/mntp/encoder runs/quickstart/simcse/encoder runs/quickstart/supervised/encoder --baselines --retrieval runs/quickstart/data/heldout.jsonl --out runs/quickstart
+	$(BIN)/lightning probe runs/quickstart/mntp/encoder runs/quickstart/simcse/encoder runs/quickstart/supervised/encoder --retrieval runs/quickstart/data/heldout.jsonl --out runs/quickstart
 
 test: $(READY_DEV)
 	$(BIN)/python -m pytest $(ARGS)

@@ -82,7 +82,12 @@ class EncoderModule(pl.LightningModule, ABC):
     def on_fit_start(self) -> None:
         self.encoder.backbone.self_test()
 
-    on_validation_start = on_test_start = on_predict_start = on_fit_start
+    on_test_start = on_predict_start = on_fit_start
+
+    @override
+    def on_validation_start(self) -> None:
+        if not self.trainer.fit_loop.epoch_loop.batch_progress.total.ready:  # `lightning validate`, not inside a fit
+            self.encoder.backbone.self_test()
 
     @override
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

@@ -19,7 +19,7 @@ from lightning.fabric.plugins import CheckpointIO
 from safetensors.torch import load_file, save_file
 from typing_extensions import override
 
-from otherside.encoder import replace_folder
+from otherside.files import replace_folder
 from otherside.lineage import sha256
 
 WEIGHTS, STATE, MANIFEST = "trainable.safetensors", "state.pt", "manifest.json"

@@ -28,9 +28,9 @@ All stages, and what they did:
 """
 
 TRAINING = ("fit", "validate", "test", "predict")
-FUNCTIONS = {
-    "probe": "otherside.probing:probe",
-    "export": "otherside.export:export",
+FUNCTIONS: dict[str, tuple[str, dict[str, str | None]]] = {  # where they are, and their positional arguments
+    "probe": ("otherside.probing:probe", {"encoders": "+"}),
+    "export": ("otherside.export:export", {"encoder": None, "out": None}),
 }
 
 
@@ -49,9 +49,10 @@ def main(args: list[str] | None = None) -> None:
     elif command == "recipe":
         _plainly(lambda: _recipe(rest))
     elif command in FUNCTIONS:
-        _plainly(lambda: _call(FUNCTIONS[command], command, rest))
+        _plainly(lambda: _call(command, rest))
     else:
-        sys.exit(f"error: {command!r} is no command of lightning; it has {', '.join([*TRAINING, 'recipe', *FUNCTIONS])}")
+        commands = ", ".join([*TRAINING, "recipe", *FUNCTIONS])
+        sys.exit(f"error: {command!r} is no command of lightning; it has {commands}")
 
 
 def _train(command: str, arguments: list[str]) -> None:
@@ -66,11 +67,18 @@ def _recipe(arguments: list[str]) -> None:
     recipe(arguments)
 
 
-def _call(function: str, command: str, arguments: list[str]) -> None:
-    from jsonargparse import auto_cli
+def _call(command: str, arguments: list[str]) -> None:
+    """Call a plain function: its docstring is the help, its type hints check the arguments."""
+    from jsonargparse import ArgumentParser
 
-    module, _, name = function.partition(":")
-    auto_cli(getattr(import_module(module), name), args=arguments, prog=f"lightning {command}")
+    (address, positional) = FUNCTIONS[command]
+    module, _, name = address.partition(":")
+    function = getattr(import_module(module), name)
+    parser = ArgumentParser(prog=f"lightning {command}", description=function.__doc__.split("Args:")[0])
+    for argument, count in positional.items():
+        parser.add_argument(argument, nargs=count, type=str)
+    parser.add_function_arguments(function, skip=set(positional), as_group=False)
+    function(**vars(parser.instantiate(parser.parse_args(arguments))))
 
 
 def _plainly(run: Callable[[], None]) -> None:

@@ -12,25 +12,28 @@ from pathlib import Path
 
 import yaml
 
-from lightning_modules.callbacks.encoder_folder import FOLDER
+from lightning_modules.finished import ENCODER, is_finished
+
+DESCRIPTION = "Train all stages of a recipe; skip those that are finished, resume those that were cut."
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage's YAML: what it reads and where it writes."""
+    """One stage's YAML: what it reads, where it writes, when it ends."""
 
     file: Path
     model: str
     root: str
+    max_steps: int
 
 
 def main(arguments: list[str]) -> None:
-    """Train all stages of a recipe; skip those that are finished, resume those that were cut.
+    """`lightning recipe FOLDER`.
 
     Raises:
         SystemExit: with a stage's exit status, if it fails; the stages behind it are not started.
     """
-    parser = argparse.ArgumentParser("lightning recipe", description=main.__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser("lightning recipe", description=DESCRIPTION)
     parser.add_argument("folder", type=Path, help="holds one YAML per stage")
     parser.add_argument("--dry-run", action="store_true", help="only print the stages in order")
     parser.epilog = "Every other option goes to `lightning fit` of every stage, such as --trainer.max_steps 10."
@@ -38,7 +41,9 @@ def main(arguments: list[str]) -> None:
     order = stages(settings.folder)
     for number, stage in enumerate(order, 1):
         print(f"stage {number}/{len(order)}: {stage.file} ({stage.model} -> {stage.root})", file=sys.stderr, flush=True)
-        if not settings.dry_run:
+        if not overrides and stage.max_steps > 0 and is_finished(Path(stage.root), stage.max_steps, None):
+            print("  is finished", file=sys.stderr)  # said without the seconds of starting a process
+        elif not settings.dry_run:
             _fit(stage, overrides)
 
 
@@ -71,10 +76,11 @@ def stages(folder: Path) -> list[Stage]:
     by_root = {Path(stage.root): stage for stage in found}
     if len(by_root) < len(found):
         raise ValueError(f"each stage of {folder} must have a trainer.default_root_dir of its own")
-    needs = {
-        stage: [before] if (before := by_root.get(Path(stage.model).parent)) and Path(stage.model).name == FOLDER else []
-        for stage in found
-    }
+    needs: dict[Stage, list[Stage]] = {stage: [] for stage in found}
+    for stage in found:
+        source = Path(stage.model)
+        if source.name == ENCODER and source.parent in by_root:
+            needs[stage].append(by_root[source.parent])
     try:
         return list(TopologicalSorter(needs).static_order())
     except CycleError as error:
@@ -87,6 +93,7 @@ def _read(file: Path) -> Stage | None:
     content = yaml.safe_load(file.read_text()) or {}
     try:
         model = content["model"]["init_args"]["backbone"]["model"]
-        return Stage(file, str(model), str(content["trainer"]["default_root_dir"]))
+        trainer = content["trainer"]
+        return Stage(file, str(model), str(trainer["default_root_dir"]), int(trainer.get("max_steps", -1)))
     except (KeyError, TypeError):
         return None

@@ -23,8 +23,8 @@ from typing_extensions import override
 
 from lightning_modules.base import EncoderModule
 from lightning_modules.callbacks import EncoderFolder, ProgressLines, RunProgressBar, Throughput
-from lightning_modules.callbacks.encoder_folder import is_finished
 from lightning_modules.checkpoints import FolderCheckpointIO, newest
+from lightning_modules.finished import is_finished
 
 
 @dataclass
@@ -54,6 +54,7 @@ class TrainingCLI(LightningCLI):
     def run(cls, arguments: list[str]) -> None:
         """Parse and run one of `fit`, `validate`, `test`, `predict`."""
         _quieten()
+        quiet = {"exit_on_error": False}  # a wrong option is one line, not pages of usage
         cls(
             EncoderModule,
             LightningDataModule,
@@ -61,7 +62,7 @@ class TrainingCLI(LightningCLI):
             subclass_mode_data=True,
             args=arguments,
             seed_everything_default=42,
-            parser_kwargs={"exit_on_error": False, **{command: {"exit_on_error": False} for command in cls.subcommands()}},
+            parser_kwargs=quiet | {command: quiet for command in cls.subcommands()},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             save_config_callback=SaveConfigCallback,
@@ -138,9 +139,9 @@ class TrainingCLI(LightningCLI):
 def _quieten() -> None:
     """Leave out what Lightning and transformers say to somebody else: adverts, hints, bars of a second."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    for message in ("The `srun` command is available", "Total length of `list`", "You have overridden `on_before_batch"):
-        warnings.filterwarnings("ignore", message=message)
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec")
+    for said in ("The `srun` command is", "Total length of `list`", "You have overridden `on_before_batch", ".*LeafSpec"):
+        warnings.filterwarnings("ignore", message=said)
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # we resume there
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
         datasets.disable_progress_bars()

@@ -17,11 +17,13 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from otherside.dropout import SharedDropout
 from otherside.lineage import ADAPTER_WEIGHTS, Merged
 
 CONFIG = "adapter_config.json"
 NAME = "default"  # PEFT's name for a model's one adapter
 PREFIX = "base_model.model."  # of keys in PEFT's files, which are named as in `PeftModel`
+READERS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))  # of one tensor each
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -112,44 +114,12 @@ def switch(lm: nn.Module, on: bool) -> None:
         layer._disable_adapters = not on
 
 
-class SharedDropout(nn.Module):
-    """Dropout whose result is reused by the layers that read the same tensor (q, k, v; gate, up).
-
-    Drawing masks is the largest hidden cost of LoRA. The last input and its result are kept until another input
-    comes or `users` layers have read it, so nothing outlives the layer's forward.
-    """
-
-    def __init__(self, p: float, users: int) -> None:
-        super().__init__()
-        self.p, self.users = p, users
-        self._input: Tensor | None = None
-        self._dropped: Tensor | None = None
-        self._reads = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x of any shape; itself in eval mode."""
-        if not self.training:
-            return x
-        if x is not self._input:
-            self._input, self._dropped, self._reads = x, nn.functional.dropout(x, self.p), 0
-        dropped = self._dropped
-        assert dropped is not None
-        self._reads += 1
-        if self._reads == self.users:
-            self._input = self._dropped = None
-        return dropped
-
-    def extra_repr(self) -> str:
-        """For `print(model)`."""
-        return f"p={self.p}, users={self.users}"
-
-
 def share_dropout(lm: nn.Module) -> None:
     """Let the projections of a block that read the same tensor share one dropped input."""
     for block in list(lm.modules()):
-        for group in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")):
+        for group in READERS:
             layers = [layer for name in group if isinstance(layer := getattr(block, name, None), LoraLayer)]
-            if len(layers) > 1 and isinstance(first := layers[0].lora_dropout[NAME], nn.Dropout):
+            if layers and isinstance(first := layers[0].lora_dropout[NAME], nn.Dropout):
                 shared = SharedDropout(first.p, users=len(layers))
                 for layer in layers:
                     layer.lora_dropout[NAME] = shared

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from otherside.batching import Packed
+from otherside.dropout import dropout as drop
 
 ATTENTION = "otherside_packed"
 Kernel = Literal["auto", "sdpa", "eager", "varlen", "flash_attention_2"]
@@ -117,9 +118,20 @@ def packed_attention(
     kernel: Kernel,
     scaling: float,
     dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention inside each text. query (1, H, T, d), key and value (1, G, T, d) -> (1, T, H, d)."""
+    """Attention inside each text. query (1, H, T, d), key and value (1, G, T, d) -> (1, T, H, d).
+
+    Raises:
+        ValueError: the model asks for what Llama does not have and this function does not compute.
+    """
+    if sliding_window is not None or softcap is not None:
+        raise ValueError(
+            "backbone.model must be a decoder with full attention, such as a Llama; this one asks for "
+            f"sliding_window={sliding_window}, softcap={softcap}"
+        )
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     if kernel == "auto":
         kernel = best_kernel(q, borders.longest, dropout)
@@ -168,7 +180,9 @@ def _explicit(
         mask = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
-    shares = F.dropout(scores.softmax(-1).to(v.dtype), dropout)
+    shares = scores.softmax(-1).to(v.dtype)
+    if dropout:
+        shares = drop(shares, dropout)
     return (shares.view(n, groups, -1, length) @ v).view(n, heads, length, size)
 
 

@@ -5,7 +5,6 @@ Shapes: N texts, D hidden size.
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from otherside import adapters, pooling, weights
 from otherside.attention import Kernel
 from otherside.backbone import Attention, Backbone, BackboneConfig, DTypes, load_tokenizer
 from otherside.batching import Packed, tokenise
+from otherside.files import replace_folder
 from otherside.lineage import Card, Lineage
 from otherside.pooling import Pooling
 
@@ -175,19 +175,3 @@ class Encoder(nn.Module):
             adapters.save(self.backbone.lm, new, lineage.base)
             lineage = lineage.extended(stage, new)
         return lineage
-
-
-def replace_folder(work: Path, folder: Path) -> None:
-    """Put a finished folder in its place by rename, after its files have reached the disk."""
-    for path in [*work.rglob("*"), work]:
-        path.chmod(0o755 if path.is_dir() else 0o644)  # temporary folders and safetensors' files are private
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-    if folder.exists():
-        trash = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-        folder.rename(trash / folder.name)
-        work.rename(folder)
-        shutil.rmtree(trash)
-    else:
-        work.rename(folder)

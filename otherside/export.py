@@ -20,7 +20,8 @@ import torch
 from otherside import pooling
 from otherside.backbone import DTypes
 from otherside.batching import Packed, tokenise
-from otherside.encoder import Encoder, replace_folder
+from otherside.encoder import Encoder
+from otherside.files import replace_folder
 
 Kind = Literal["sentence-transformers", "merged"]
 TOLERANCE = 1e-5  # largest relative difference of a vector in float32; padded and packed kernels differ by less

@@ -169,7 +169,7 @@ class TestSharedDropout:
     def test_kept_inputs_are_scaled(self):
         x = torch.ones(10_000)
         dropped = SharedDropout(0.3, users=1)(x)
-        assert set(dropped.tolist()) == {0.0, (torch.tensor(1.0) / 0.7).item()}
+        assert sorted(set(dropped.tolist())) == pytest.approx([0.0, 1 / 0.7], rel=1e-4)  # p is rounded to 1 / 65,536
         assert dropped.mean().item() == pytest.approx(1, abs=0.05)
 
     def test_not_shared_where_asked(self, tiny_llama):
@@ -247,6 +247,7 @@ class TestFiles:
     )
     def test_real_peft_opens_it(self, tiny_llama, tmp_path, lora):
         backbone = trained(tiny_llama, lora=lora, attention="causal")
+        backbone.kernel = "sdpa"  # as in the model that PEFT opens
         save(backbone, tmp_path)
         base = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
         opened = peft.PeftModel.from_pretrained(base, tmp_path).eval()

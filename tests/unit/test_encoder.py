@@ -257,7 +257,7 @@ class TestFolder:
             "tokenizer": "transformers.PreTrainedTokenizerBase.save_pretrained",
             "adapter": "otherside.adapters.save_file",
             "card": "otherside.lineage.Card.write",
-            "disk": "otherside.encoder.os.fsync",
+            "disk": "otherside.files.os.fsync",
         }[moment]
 
         def no_space(*args, **kwargs):

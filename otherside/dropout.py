@@ -1,0 +1,54 @@
+"""Dropout that is cheap on CPUs, and one that several layers share."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+WORD = 2**16  # drawn at once are 64 random bits, read as four words
+
+
+def dropout(x: Tensor, p: float) -> Tensor:
+    """Zero each value of x with probability p (on the CPU rounded to 1 / 65,536) and scale the others to keep the mean.
+
+    torch's CPU kernel draws number by number; this one draws four words at a time, in about a fifth of the time.
+    """
+    if x.device.type != "cpu":
+        return F.dropout(x, p)
+    dropped = round(p * WORD)
+    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    keep = (words[: x.numel()] >= dropped - WORD // 2).view(x.shape)
+    return torch.where(keep, x, 0) * (WORD / (WORD - dropped))
+
+
+class SharedDropout(nn.Module):
+    """Dropout whose result is reused by the layers that read the same tensor (q, k, v; gate, up).
+
+    Drawing masks is the largest hidden cost of LoRA. The last input and its result are kept until another input
+    comes or `users` layers have read it, so nothing outlives the layer's forward.
+    """
+
+    def __init__(self, p: float, users: int = 1) -> None:
+        super().__init__()
+        self.p, self.users = p, users
+        self._input: Tensor | None = None
+        self._dropped: Tensor | None = None
+        self._reads = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x of any shape; itself in eval mode."""
+        if not self.training:
+            return x
+        if x is not self._input:
+            self._input, self._dropped, self._reads = x, dropout(x, self.p), 0
+        dropped = self._dropped
+        assert dropped is not None
+        self._reads += 1
+        if self._reads == self.users:
+            self._input = self._dropped = None
+        return dropped
+
+    def extra_repr(self) -> str:
+        """For `print(model)`."""
+        return f"p={self.p}, users={self.users}"

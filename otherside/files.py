@@ -1,0 +1,34 @@
+"""Folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+
+def replace_folder(work: Path, folder: Path) -> None:
+    """Put a finished folder in its place by rename, after its files have reached the disk.
+
+    An older folder of this name is moved aside first and removed last.
+    """
+    for path in [*work.rglob("*"), work]:
+        path.chmod(0o755 if path.is_dir() else 0o644)  # temporary folders and safetensors' files are private
+        _to_disk(path)
+    if folder.exists():
+        trash = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+        folder.rename(trash / folder.name)
+        work.rename(folder)
+        shutil.rmtree(trash)
+    else:
+        work.rename(folder)
+    _to_disk(folder.parent)
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
