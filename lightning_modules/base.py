@@ -156,6 +156,6 @@ class EncoderModule(pl.LightningModule, ABC):
         if expected != found:
             raise ValueError(
                 f"the checkpoint must hold this run's {len(expected)} trainable tensors; it lacks "
-                f"{sorted(expected - found)[:2]} and has unknown {sorted(found - expected)[:2]}. Was model.lora changed?"
-                " Set it back, or start in a new trainer.default_root_dir."
+                f"{sorted(expected - found)[:2]} and has unknown {sorted(found - expected)[:2]}. Was model.lora "
+                "changed? Set it back, or start in a new trainer.default_root_dir."
             )

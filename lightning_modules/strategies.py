@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -39,18 +39,16 @@ class ZeRO(DeepSpeedStrategy):
     def _setup_on_cpu(self) -> None:
         """The parent's set-up without its check for CUDA, nor DeepSpeed's build of a shared-memory collective."""
         os.environ["DS_ACCELERATOR"] = "cpu"
-        import deepspeed.comm.torch
-
-        sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
+        import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
         # DeepSpeed reads the device's index
         self.parallel_devices = [torch.device("cpu", i) for i in range(len(self.parallel_devices or []))]
         DDPStrategy.setup_environment(self)
 
     @override
-    def backward(self, closure_loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+    def backward(self, closure_loss: torch.Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         # Lightning divides the loss by accumulate_grad_batches already; DeepSpeed would do so again
         kwargs.setdefault("scale_wrt_gas", False)
-        super().backward(closure_loss, *args, **kwargs)  # type: ignore[misc]
+        return super().backward(closure_loss, optimizer, *args, **kwargs)
 
     @override
     @contextmanager

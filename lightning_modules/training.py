@@ -100,7 +100,7 @@ class TrainingCLI(LightningCLI):
         if self.subcommand == "fit" and is_finished(self.root, trainer["max_steps"], trainer["max_epochs"]):
             print(f"{self.root} is finished: its encoder is in {self.root / 'encoder'}. Nothing to do.")
             sys.exit(0)
-        if self.subcommand == "fit" and rank_zero_only.rank == 0:
+        if self.subcommand == "fit" and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             self.lock = lock(self.root)
 
     @override
@@ -139,7 +139,8 @@ class TrainingCLI(LightningCLI):
 def _quieten() -> None:
     """Leave out what Lightning and transformers say to somebody else: adverts, hints, bars of a second."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    for said in ("The `srun` command is", "Total length of `list`", "You have overridden `on_before_batch", ".*LeafSpec"):
+    adverts = ("The `srun` command is", "Total length of `list`", "You have overridden `on_before_batch", ".*LeafSpec")
+    for said in adverts:
         warnings.filterwarnings("ignore", message=said)
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # we resume there
     if not sys.stderr.isatty():

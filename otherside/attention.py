@@ -162,16 +162,14 @@ def _repadded(
     if kernel == "eager":
         return borders.unpad(_explicit(q, k, v, mask, causal, scaling, dropout))
     grouped: dict[str, Any] = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}
-    out = F.scaled_dot_product_attention(
-        q, k, v, mask, dropout_p=dropout, scale=scaling, is_causal=causal, **grouped
-    )
+    out = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, scale=scaling, is_causal=causal, **grouped)
     return borders.unpad(out)
 
 
 def _explicit(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scaling: float, dropout: float
 ) -> Tensor:
-    """Attention written out, q (N, H, L, d) and k, v (N, G, L, d): the query heads of a group are one matrix product."""
+    """Attention written out, q (N, H, L, d), k and v (N, G, L, d): the query heads of a group are one product."""
     n, heads, length, size = q.shape
     groups = k.shape[1]
     scores = (q.reshape(n, groups, -1, size) @ k.transpose(-1, -2)).float() * scaling

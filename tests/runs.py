@@ -1,4 +1,4 @@
-"""Real runs of the command `lightning` for tests: forked from a process that has imported everything, on tiny Llamas."""
+"""Real runs of the command `lightning` on tiny Llamas, forked from a process that has imported everything."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def start(*arguments: str | Path, cwd: Path) -> Run:
         os.setpgid(0, 0)
         for stream in (1, 2):
             os.dup2(handle, stream)
-        sys.stdout, sys.stderr = (open(stream, "w", buffering=1) for stream in (1, 2))  # not pytest's
+        sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1) for stream in (1, 2))  # not pytest's
         logging.getLogger().handlers.clear()
         os.chdir(cwd)
         torch.set_num_threads(1)

@@ -9,7 +9,8 @@ import runs
 import yaml
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-STAGES = sorted(f for f in CONFIGS.glob("*/*.yaml") if "trainer" in f.read_text() and f.parent.name not in ("trainer", "data"))
+FOLDERS = [folder for folder in CONFIGS.iterdir() if folder.is_dir() and folder.name not in ("trainer", "data")]
+STAGES = sorted(file for folder in FOLDERS for file in folder.glob("*.yaml") if "trainer" in file.read_text())
 TRAINERS = sorted((CONFIGS / "trainer").glob("*.yaml"))
 
 
