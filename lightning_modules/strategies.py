@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from typing_extensions import override
+
+from lightning_modules.checkpoints import write_manifest
+from otherside.files import replace_folder
 
 
 class ZeRO(DeepSpeedStrategy):
@@ -59,6 +64,29 @@ class ZeRO(DeepSpeedStrategy):
 
             self._sharded_loading = HfDeepSpeedConfig(self.config)
         yield
+
+    @contextmanager
+    def whole(self, parameters: list[torch.nn.Parameter]) -> Iterator[None]:
+        """The parameters unsharded inside the block; all ranks must enter it."""
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(parameters, enabled=self.zero_stage_3):
+            yield
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """All ranks write into a temporary folder, which then gets its manifest and its name."""
+        path = Path(self.broadcast(str(filepath)))
+        work = path.with_name(f".{path.name}.tmp")
+        if self.is_global_zero:
+            shutil.rmtree(work, ignore_errors=True)
+        self.barrier()
+        super().save_checkpoint(checkpoint, work, storage_options)
+        self.barrier()
+        if self.is_global_zero:
+            write_manifest(work, step=checkpoint["global_step"])
+            replace_folder(work, path)
+        self.barrier()
 
     @override
     def teardown(self) -> None:
