@@ -17,5 +17,5 @@ __all__ = ["Blocks", "Pairs", "Sentences", "Source"]
 def __getattr__(name: str) -> Any:
     """Import on first use: `python -m datamodules.wikipedia` needs none of Lightning."""
     if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError(f"{__name__} has no {name!r}; it has {', '.join(__all__)}")
     return getattr(importlib.import_module(f"{__name__}.{'sources' if name == 'Source' else name.lower()}"), name)

@@ -79,6 +79,10 @@ class TextData(LightningDataModule):
         self.on_bad_row = on_bad_row
         self.streaming = streaming
         self.stream_epoch = stream_epoch
+        if max_length < 2:
+            raise ValueError(f"data.max_length must be at least 2 tokens; got {max_length}")
+        if num_workers < 0:
+            raise ValueError(f"data.num_workers must be at least 0; got {num_workers}")
         if streaming and (len(self.sources) > 1 or num_workers > 1):
             raise ValueError(
                 f"streaming: true must have one source and num_workers 0 or 1; got {len(self.sources)} sources and "
@@ -111,11 +115,12 @@ class TextData(LightningDataModule):
         """Open the tables that `stage` reads.
 
         Raises:
-            ValueError: there is nothing to train on, or a setting does not fit the data.
+            ValueError: the sources that `stage` reads are not set, or a setting does not fit the data.
         """
         self._check_sampler()
-        if stage == "fit" and not self.sources:
-            raise ValueError("sources must name the training data for fit; got none. Set data.init_args.sources.")
+        needed = {"fit": "sources", "validate": "val_sources", "predict": "predict_sources"}.get(stage or "")
+        if needed and not getattr(self, needed):
+            raise ValueError(f"data.{needed} must name the texts to read; got none. Set data.init_args.{needed}.")
         self.tables, self.val_tables, self.predict_tables = self._open_all(stage)
         if self.tables:
             self.plan = self._plan()

@@ -15,5 +15,5 @@ _HOMES = {"MNTP": "mntp", "SimCSE": "contrastive", "Supervised": "contrastive"}
 def __getattr__(name: str) -> Any:
     """Import a stage when it is asked for: `lightning --help` needs none."""
     if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError(f"{__name__} has no {name!r}; it has {', '.join(__all__)}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -64,6 +64,8 @@ class EncoderModule(pl.LightningModule, ABC):
         super().__init__()
         if chunk_tokens is not None and chunk_tokens < 1:
             raise ValueError(f"model.chunk_tokens must be at least 1, or null for one chunk; got {chunk_tokens}")
+        if max_length < 2:
+            raise ValueError(f"model.max_length must be at least 2 tokens; got {max_length}")
         self.backbone_config, self.lora, self.pooling, self.max_length = backbone, lora, pooling, max_length
         self.optimizer_factory, self.schedule = optimizer, schedule
         self.chunk_tokens, self.recompute, self.seed = chunk_tokens, recompute, seed
@@ -152,11 +154,24 @@ class EncoderModule(pl.LightningModule, ABC):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        expected = self.trainable()
-        found = set(checkpoint.get("state_dict", expected))  # DeepSpeed keeps weights apart, and checks them itself
-        if expected != found:
+        if "state_dict" not in checkpoint:
+            return  # DeepSpeed keeps weights apart, and checks them itself
+        expected = {name: list(p.shape) for name, p in self.named_parameters() if p.requires_grad}
+        found = {name: list(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
+        if changed := [name for name in sorted({*expected, *found}) if expected.get(name) != found.get(name)]:
+            first = changed[0]
             raise ValueError(
-                f"the checkpoint must hold this run's {len(expected)} trainable tensors; it lacks "
-                f"{sorted(expected - found)[:2]} and has unknown {sorted(found - expected)[:2]}. Was model.lora "
+                f"the checkpoint must hold this run's {len(expected)} trainable tensors; {len(changed)} differ, such "
+                f"as {first}: {found.get(first, 'missing')} instead of {expected.get(first, 'none')}. Was model.lora "
                 "changed? Set it back, or start in a new trainer.default_root_dir."
             )
+
+    @override
+    def on_train_start(self) -> None:
+        for optimizer in self.trainer.optimizers:
+            lost = set(getattr(optimizer, "defaults", {})) - set(optimizer.param_groups[0])
+            if lost:  # torch takes the settings of another optimizer without a word
+                raise ValueError(
+                    f"model.optimizer must be the one that the checkpoint was written with; the checkpoint has no "
+                    f"{', '.join(sorted(lost))}. Set it back, or start in a new trainer.default_root_dir."
+                )

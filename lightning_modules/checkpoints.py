@@ -91,11 +91,22 @@ def check(folder: Path) -> int:
 
 
 def newest(folder: Path) -> Path | None:
-    """The last good checkpoint in `folder`; torn ones are named in the log and passed over."""
+    """The last good checkpoint in `folder`; torn ones are named in the log and passed over. None: there is none at all.
+
+    Raises:
+        TornCheckpointError: there are some, and all are torn.
+    """
     good: list[tuple[int, Path]] = []
-    for path in folder.glob("*.ckpt"):
+    torn: list[TornCheckpointError] = []
+    for path in sorted(folder.glob("*.ckpt")):
         try:
             good.append((check(path), path))
         except TornCheckpointError as error:
-            log.warning("%s; the one before it is used", error)
+            torn.append(error)
+            log.warning("%s; it is passed over", error)
+    if torn and not good:
+        raise TornCheckpointError(
+            f"a checkpoint in {folder} must be whole; all {len(torn)} are torn. {torn[0]}. Restore one, or remove the "
+            "folder to start from step 0."
+        )
     return max(good)[1] if good else None

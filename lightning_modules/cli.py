@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
+from typing import get_type_hints
 
 HELP = """usage: lightning COMMAND [OPTIONS]
 
@@ -45,20 +44,23 @@ def main(args: list[str] | None = None) -> None:
     if command in ("-h", "--help"):
         print(HELP)
     elif command in TRAINING:
-        _plainly(lambda: _train(command, rest))
+        _plainly(command, lambda: _train(command, rest))
     elif command == "recipe":
-        _plainly(lambda: _recipe(rest))
+        _plainly(command, lambda: _recipe(rest))
     elif command in FUNCTIONS:
-        _plainly(lambda: _call(command, rest))
+        _plainly(command, lambda: _call(command, rest))
     else:
         commands = ", ".join([*TRAINING, "recipe", *FUNCTIONS])
         sys.exit(f"error: {command!r} is no command of lightning; it has {commands}")
 
 
 def _train(command: str, arguments: list[str]) -> None:
-    from lightning_modules.training import TrainingCLI, with_includes
+    from lightning_modules.includes import with_includes
 
-    TrainingCLI.run([command, *with_includes(arguments)])
+    arguments = with_includes(arguments)  # says what is wrong with a YAML before the seconds that imports take
+    from lightning_modules.training import TrainingCLI
+
+    TrainingCLI.run([command, *arguments])
 
 
 def _recipe(arguments: list[str]) -> None:
@@ -74,23 +76,25 @@ def _call(command: str, arguments: list[str]) -> None:
     (address, positional) = FUNCTIONS[command]
     module, _, name = address.partition(":")
     function = getattr(import_module(module), name)
-    parser = ArgumentParser(prog=f"lightning {command}", description=function.__doc__.split("Args:")[0])
+    description = function.__doc__.split("Args:")[0]
+    parser = ArgumentParser(prog=f"lightning {command}", description=description, exit_on_error=False)
     for argument, count in positional.items():
-        parser.add_argument(argument, nargs=count, type=str)
+        kind = get_type_hints(function)[argument]
+        parser.add_argument(argument, nargs=count, type=str if count else kind)
     parser.add_function_arguments(function, skip=set(positional), as_group=False)
     function(**vars(parser.instantiate(parser.parse_args(arguments))))
 
 
-def _plainly(run: Callable[[], None]) -> None:
-    """Errors that this project raises are addressed to the user: their message is enough."""
+def _plainly(command: str, run: Callable[[], None]) -> None:
+    """Run; an error that is addressed to the user becomes one line."""
     try:
         run()
     except Exception as error:
-        ours = tuple(str(Path(__file__).parent.parent / p) for p in ("otherside", "lightning_modules", "datamodules"))
-        origin = traceback.extract_tb(error.__traceback__)[-1].filename
-        if os.environ.get("OTHERSIDE_DEBUG") or not origin.startswith(ours):
+        from lightning_modules.errors import message
+
+        if os.environ.get("OTHERSIDE_DEBUG") or not (said := message(error, command)):
             raise
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {said}")
 
 
 if __name__ == "__main__":

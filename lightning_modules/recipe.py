@@ -9,10 +9,10 @@ import sys
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-
-import yaml
+from typing import NoReturn
 
 from lightning_modules.finished import ENCODER, is_finished
+from lightning_modules.includes import merged
 
 DESCRIPTION = "Train all stages of a recipe; skip those that are finished, resume those that were cut."
 
@@ -27,13 +27,20 @@ class Stage:
     max_steps: int
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse's, whose errors are one line as all others."""
+
+    def error(self, message: str) -> NoReturn:  # noqa: D102
+        raise ValueError(f"lightning recipe: {message}. Usage: lightning recipe FOLDER [--dry-run]")
+
+
 def main(arguments: list[str]) -> None:
     """`lightning recipe FOLDER`.
 
     Raises:
         SystemExit: with a stage's exit status, if it fails; the stages behind it are not started.
     """
-    parser = argparse.ArgumentParser("lightning recipe", description=DESCRIPTION)
+    parser = Parser("lightning recipe", description=DESCRIPTION)
     parser.add_argument("folder", type=Path, help="holds one YAML per stage")
     parser.add_argument("--dry-run", action="store_true", help="only print the stages in order")
     parser.epilog = "Every other option goes to `lightning fit` of every stage, such as --trainer.max_steps 10."
@@ -68,14 +75,20 @@ def stages(folder: Path) -> list[Stage]:
 
     Raises:
         FileNotFoundError: the folder has no stage.
-        ValueError: two stages share a run folder, or stages wait for each other.
+        ValueError: a YAML is broken, two stages share a run folder, or stages wait for each other.
     """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"a recipe must be a folder with a YAML per stage; there is no folder {folder}")
     found = [stage for file in sorted(folder.glob("*.yaml")) if (stage := _read(file))]
     if not found:
         raise FileNotFoundError(f"a recipe must be a folder with a YAML per stage; {folder} has none")
     by_root = {Path(stage.root): stage for stage in found}
-    if len(by_root) < len(found):
-        raise ValueError(f"each stage of {folder} must have a trainer.default_root_dir of its own")
+    for stage in found:
+        if (other := by_root[Path(stage.root)]) is not stage:
+            raise ValueError(
+                f"each stage of {folder} must have a trainer.default_root_dir of its own; {stage.file.name} and "
+                f"{other.file.name} share {stage.root}"
+            )
     needs: dict[Stage, list[Stage]] = {stage: [] for stage in found}
     for stage in found:
         source = Path(stage.model)
@@ -90,7 +103,7 @@ def stages(folder: Path) -> list[Stage]:
 
 def _read(file: Path) -> Stage | None:
     """The stage in a YAML; None if it only holds settings that others include."""
-    content = yaml.safe_load(file.read_text()) or {}
+    content = merged(file)
     try:
         model = content["model"]["init_args"]["backbone"]["model"]
         trainer = content["trainer"]

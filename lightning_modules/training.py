@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import os
 import sys
 import warnings
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from typing import IO, Any
 
 import datasets
 import transformers
-import yaml
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -22,9 +20,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 from lightning_modules.base import EncoderModule
-from lightning_modules.callbacks import EncoderFolder, ProgressLines, RunProgressBar, Throughput
+from lightning_modules.callbacks import Embeddings, EncoderFolder, ProgressLines, RunProgressBar, Throughput
 from lightning_modules.checkpoints import FolderCheckpointIO, newest
 from lightning_modules.finished import is_finished
+
+UNTRAINED = "no checkpoint yet, so the adapter is untrained"
 
 
 @dataclass
@@ -95,6 +95,11 @@ class TrainingCLI(LightningCLI):
     @override
     def before_instantiate_classes(self) -> None:
         trainer = self._get(self.config, "trainer")
+        if self.subcommand == "test":
+            raise ValueError(
+                "test must have the MTEB tasks, which come in a later version. Use `lightning validate` for the "
+                "validation loss, or `lightning probe ENCODER --out DIR`."
+            )
         if trainer["default_root_dir"] is None:
             raise ValueError("trainer.default_root_dir must name the run's folder, such as runs/my-recipe/mntp")
         if self.subcommand == "fit" and is_finished(self.root, trainer["max_steps"], trainer["max_epochs"]):
@@ -124,15 +129,17 @@ class TrainingCLI(LightningCLI):
             every_n_train_steps=settings.every_n_steps,
             save_on_train_epoch_end=False,
         )
-        return [progress, Throughput(), checkpoint, EncoderFolder()]
+        return [progress, Throughput(), checkpoint, EncoderFolder(), Embeddings()]
 
     @override
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         options = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand == "predict":
+            options["return_predictions"] = False  # they go to disk, however many they are
         if options.get("ckpt_path") in (None, "last"):
-            options["ckpt_path"] = newest(self.root / "checkpoints")
-            done = f"resumes from {options['ckpt_path']}" if options["ckpt_path"] else "no checkpoint yet"
-            print(f"{subcommand} in {self.root}: {done}", file=sys.stderr)
+            found = options["ckpt_path"] = newest(self.root / "checkpoints")
+            verb, nothing = ("resumes from", "no checkpoint yet") if subcommand == "fit" else ("reads", UNTRAINED)
+            print(f"{subcommand} in {self.root}: {f'{verb} {found}' if found else nothing}", file=sys.stderr)
         return options
 
 
@@ -153,9 +160,13 @@ def lock(root: Path) -> IO[str]:
 
     Raises:
         RuntimeError: another process trains there.
+        ValueError: nothing can be written there.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    file = (root / ".lock").open("w")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        file = (root / ".lock").open("w")
+    except OSError as error:
+        raise ValueError(f"trainer.default_root_dir must be a folder to write to; {root}: {error.strerror}") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -168,43 +179,3 @@ def lock(root: Path) -> IO[str]:
 
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
-
-
-def with_includes(arguments: list[str]) -> list[str]:
-    """Put the files that a YAML's `include:` names before it, as `--config` options of their own.
-
-    `include` is a path or a list of paths, relative to the YAML that names them. Later files override earlier ones.
-    """
-    expanded: list[str] = []
-    rest = iter(arguments)
-    for argument in rest:
-        flag, equals, value = argument.partition("=")
-        if flag in ("--config", "-c"):
-            path = value if equals else next(rest, "")
-            expanded += [option for file in includes(Path(path)) for option in ("--config", str(file))]
-        else:
-            expanded.append(argument)
-    return expanded
-
-
-def includes(path: Path, above: tuple[Path, ...] = ()) -> list[Path]:
-    """`path` and, before it, the files that it includes.
-
-    Raises:
-        FileNotFoundError: a file is not there.
-        ValueError: a file is no YAML mapping, or includes itself.
-    """
-    if not path.is_file():
-        asked = f", which {above[-1]} includes," if above else ""
-        raise FileNotFoundError(f"--config must name a YAML file; {path}{asked} does not exist")
-    if path in above:
-        raise ValueError(f"include: {path} includes itself")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} must be YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold settings by name (a YAML mapping); got {type(content).__name__}")
-    named = _as_list(content.get("include"))
-    inner = [file for name in named for file in includes(Path(os.path.normpath(path.parent / name)), (*above, path))]
-    return [*inner, path]

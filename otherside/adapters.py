@@ -49,6 +49,12 @@ class Lora:
     dora: bool = False
     share_dropout: bool = True
 
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise ValueError(f"lora.r must be at least 1; got {self.r}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"lora.dropout must lie in [0, 1); got {self.dropout}")
+
 
 def attach(lm: nn.Module, settings: Lora) -> None:
     """Put a new adapter into `lm` in place and freeze everything else.
@@ -159,8 +165,9 @@ def merge(lm: nn.Module, adapter: Merged) -> None:
         if lost or outcome.unexpected_keys:
             raise ValueError(f"missing {lost[:3]}, unexpected {outcome.unexpected_keys[:3]}")
     except (RuntimeError, ValueError, TypeError) as error:
+        first = " ".join(str(error).split("\n\t")[:2])  # torch names every tensor that does not fit
         raise ValueError(
-            f"adapter {adapter.name!r} in {folder} must fit the base model, and does not: {error}. "
+            f"adapter {adapter.name!r} in {folder} must fit the base model, and does not: {first}. "
             "Use the base model it was trained on."
         ) from error
     _fold(lm)

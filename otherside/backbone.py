@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -195,6 +196,8 @@ class Backbone(nn.Module):
         """
         training, kernel = self.training, self.kernel
         on_cpu = self.lm.get_input_embeddings().weight.device.type == "cpu"
+        if on_cpu and kernel in ("varlen", "flash_attention_2"):
+            raise ValueError(f"backbone.kernel: {kernel} must run on a CUDA device; this is a CPU. Use kernel: auto.")
         kernels: tuple[Kernel, ...] = ("eager", "sdpa") if kernel == "auto" and on_cpu else (kernel,)
         has_dropout = any(getattr(module, "attention_dropout", 0) for module in self.lm.modules())
         try:
@@ -241,14 +244,22 @@ def load_lm(lineage: Lineage, config: BackboneConfig) -> PreTrainedModel:
     """The base model of a lineage, frozen: safetensors only, no code from the checkpoint.
 
     Raises:
-        FileNotFoundError: it is neither here nor on the hub.
+        FileNotFoundError: it is neither here nor on the hub, or cannot be read.
     """
-    place = weights.resolve(lineage.base)
+    try:
+        place = weights.resolve(lineage.base)
+    except FileNotFoundError as error:
+        if not lineage.adapters:
+            raise
+        raise FileNotFoundError(
+            f"the base model of {config.model} must be where it was in training; nothing is at {lineage.base}. "
+            "Put it back."
+        ) from error
     try:
         lm = AutoModelForCausalLM.from_pretrained(
             place, revision=lineage.revision, dtype=getattr(torch, config.dtype), use_safetensors=True
         )
-    except OSError as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise FileNotFoundError(
             f"backbone.model must be a folder here or a model on the hub, with safetensors weights; {lineage.base} "
             f"could not be loaded: {error}"
@@ -269,9 +280,11 @@ def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokeniz
     if isinstance(place, Path) and Card.is_at(place):
         return AutoTokenizer.from_pretrained(place)
     place = weights.resolve(model)
+    if isinstance(place, Path) and not any(place.glob("tokenizer*")):
+        raise FileNotFoundError(f"backbone.model must be a folder with a model and its tokenizer; {place} has none")
     try:
         return AutoTokenizer.from_pretrained(place, revision=revision)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"backbone.model must be a folder here or a model on the hub, with a tokenizer; that of {model} "
             f"could not be loaded: {error}"

@@ -133,7 +133,7 @@ def tokenise(
         if skip == len(ids) and text.strip():
             raise ValueError(
                 f"max_length must leave room for text behind the instruction; got max_length={max_length} and an "
-                f"instruction of {skip} tokens. Raise max_length or shorten the instruction {instruction!r}."
+                f"instruction of {skip} tokens. Raise max_length or shorten the instruction {instruction[:60]!r}."
             )
         batch.append(Tokens(ids, min(skip, len(ids) - 1)))
     return batch

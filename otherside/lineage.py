@@ -30,7 +30,7 @@ class Merged:
         """Raise unless the weights file is there and has the recorded SHA-256."""
         path = Path(self.folder) / ADAPTER_WEIGHTS
         if not path.is_file():
-            raise FileNotFoundError(f"adapter {self.name!r} must be at {path}; there is no such file")
+            raise FileNotFoundError(f"adapter {self.name!r} must be at {path}; there is no such file. Restore it.")
         if (found := sha256(path)) != self.sha256:
             raise ValueError(
                 f"adapter {self.name!r} in {path} must have SHA-256 {self.sha256[:12]}…; got {found[:12]}…. "

@@ -80,12 +80,18 @@ def from_gguf(file: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            file.parent,
-            gguf_file=file.name,
-            dtype=torch.bfloat16,
-            quantization_config=GgufConfig(dequantize=True),
-        )
+        try:
+            loaded = AutoModelForCausalLM.from_pretrained(
+                file.parent,
+                gguf_file=file.name,
+                dtype=torch.bfloat16,
+                quantization_config=GgufConfig(dequantize=True),
+            )
+        except Exception as error:  # the readers check little: a file cut short fails anywhere
+            raise ValueError(
+                f"backbone.model must be a whole .gguf file of a Llama; {file} cannot be read "
+                f"({str(error).rstrip('.')}). Download it again."
+            ) from error
         # A model loaded from .gguf refuses save_pretrained; one built from its config does not.
         config = loaded.config
         if hasattr(config, "quantization_config"):

@@ -1,0 +1,102 @@
+"""Errors as the user reads them: one line that says what was required, what was got, and what to do."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import traceback
+from pathlib import Path
+
+OURS = tuple(str(Path(__file__).parents[1] / p) for p in ("otherside", "lightning_modules", "datamodules"))
+LONGEST = 700  # characters; some libraries answer with pages
+
+# jsonargparse's words -> ours
+WORDS = (
+    (r"^Type .* expects a function or a callable class: ", ""),
+    (r"\. Got value: (Namespace|\{|\[).*", ""),
+    (r"^Expected an? <class '(\w+)'>\. Got value: (.*)", r"must be \1; got \2"),
+    (r"^Expected an? typing\.Literal\[(.*)\]\. Got value: (.*)", r"must be one of \1; got \2"),
+    (r"^Expected an? <class '(\w+)'>$", r"must be \1"),
+    (r"^Expected an? typing\.Literal\[(.*)\]$", r"must be one of \1"),
+    (r"^Option '(.*)' is not accepted", r"has no setting '\1'"),
+    (r"^Group '(.*)' does not accept option '(.*)'", r"\1 has no setting '\2'"),
+    (r"^Subcommand '\w+' does not accept option '(.*)'", r"there is no setting '\1'"),
+    (r"^the following arguments are required: ", "must be given: "),
+    (r"^unrecognized arguments: ", "there is no option "),
+    (r"^Import path (\S+) does not correspond to a subclass of (\w+)", r"\1 is no \2"),
+    (r"\bfit\.(data|model)\b", r"\1"),
+)
+
+
+def message(error: BaseException, command: str) -> str | None:
+    """What to tell the user; None for an error that only a traceback explains.
+
+    Args:
+        error: raised by `command`.
+        command: such as `fit`; for the remedy.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        if _raised_by_us(link):
+            return one_line(str(link))
+        if from_worker := _from_worker(str(link)):
+            return one_line(from_worker)
+        if _about_the_trainer(link):
+            return one_line(f"trainer: {link} Correct the settings under trainer.")
+        link = link.__cause__ if "jsonargparse" in _origin(link).filename else None  # it wraps what a class raises
+    if isinstance(error, argparse.ArgumentError) or "jsonargparse" in _origin(error).filename:
+        return _settings(str(error), command)
+    return None
+
+
+def one_line(text: str) -> str:
+    """`text` without line breaks, cut where it gets too long to read."""
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]} … (OTHERSIDE_DEBUG=1 shows all)"
+
+
+def _origin(error: BaseException) -> traceback.FrameSummary:
+    frames = traceback.extract_tb(error.__traceback__)
+    return frames[-1] if frames else traceback.FrameSummary("", 0, "")
+
+
+def _raised_by_us(error: BaseException) -> bool:
+    """Whether a `raise` of this project made it: then its message is addressed to the user."""
+    origin = _origin(error)
+    return origin.filename.startswith(OURS) and (origin.line or "").startswith("raise ")
+
+
+def _about_the_trainer(error: BaseException) -> bool:
+    """Whether Lightning refuses a setting: this, too, is addressed to the user."""
+    refused = "accelerator_connector" in _origin(error).filename
+    return refused or type(error).__name__ == "MisconfigurationException"
+
+
+def _from_worker(text: str) -> str | None:
+    """The message of an error of ours in a process that prepares batches: torch hands over its traceback as text."""
+    files = re.findall(r'^ +File "(.*)", line \d+, in .*\n +(.*)', text, re.MULTILINE)
+    if "in DataLoader worker process" not in text or not files:
+        return None
+    file, line = files[-1]
+    last = re.search(r"^[\w.]+: ([^\n]*(?:\n(?! ).*)*)\Z", text.strip(), re.MULTILINE)
+    return last[1] if last and file.startswith(OURS) and line.startswith("raise ") else None
+
+
+def _settings(text: str, command: str) -> str:
+    """jsonargparse's report of all it tried, as the setting and what is wrong with it."""
+    report, _, rest = text.partition("Given value type:")
+    lines = [line.strip().removeprefix("- ") for line in report.splitlines()]
+    keys = re.findall(r'Parser key "(.*)":', report)
+    classes = re.findall(r"Problem with given class_path '(.*)':", report)
+    frame = ("Parser key", "Problem with", "Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>")
+    wrong = [line for line in lines if line and not line.startswith(frame)]
+    for pattern, ours in WORDS:
+        wrong = [re.sub(pattern, ours, line) for line in wrong]
+    got = re.search(r"^\s*Given value: ([^{\[(\n]{1,60})$", rest, re.MULTILINE)
+    wrong = [line for line in wrong if not line.startswith(("must be ", "Expected "))] or wrong  # more telling ones
+    if got and not any("; got" in line for line in wrong):
+        wrong[-1:] = [f"{line}; got {got[1]}" for line in wrong[-1:]]
+    where = ".".join(keys) + (f" ({classes[-1]})" if classes else "")
+    options = f"--{keys[0]}.help {classes[0]}" if keys and classes and keys[0] in ("model", "data") else "--help"
+    remedy = f"`lightning {command} {options}` lists the settings."
+    return one_line(f"{where + ': ' if where else ''}{', or '.join(wrong)}. {remedy}")

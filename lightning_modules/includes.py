@@ -1,0 +1,82 @@
+"""Settings files: each may name others, which are read before it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def with_includes(arguments: list[str]) -> list[str]:
+    """Put the files that a YAML's `include:` names before it, as `--config` options of their own.
+
+    `include` is a path or a list of paths, relative to the YAML that names them. Later files override earlier ones.
+    """
+    expanded: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        flag, equals, value = argument.partition("=")
+        if flag in ("--config", "-c"):
+            path = value if equals else next(rest, "")
+            if not path:
+                raise ValueError("--config must name a YAML file; got nothing")
+            expanded += [option for file in includes(Path(path)) for option in ("--config", str(file))]
+        else:
+            expanded.append(argument)
+    return expanded
+
+
+def includes(path: Path, above: tuple[Path, ...] = ()) -> list[Path]:
+    """`path` and, before it, the files that it includes.
+
+    Raises:
+        FileNotFoundError: a file is not there.
+        ValueError: a file is no YAML mapping, or includes itself.
+    """
+    if not path.is_file():
+        asked = f", which {above[-1]} includes" if above else ""
+        raise FileNotFoundError(f"--config must name a YAML file; there is no file {path}{asked}")
+    if path in above:
+        raise ValueError(f"include must not lead in a circle; {path} includes itself. Remove one include.")
+    named = read_settings(path).get("include") or []
+    named = [named] if isinstance(named, str) else named
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise ValueError(f"include must be a path or a list of paths; got {named!r} in {path}")
+    inner = [file for name in named for file in includes(Path(os.path.normpath(path.parent / name)), (*above, path))]
+    return [*inner, path]
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """What one YAML holds.
+
+    Raises:
+        ValueError: it is no YAML mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
+        place = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
+        raise ValueError(f"--config must name YAML files; {place}: {problem}") from error
+    if not isinstance(content, dict):
+        got = "nothing" if content is None else f"a {type(content).__name__}"
+        raise ValueError(f"{path} must hold settings by name (a YAML mapping); got {got}")
+    return content
+
+
+def merged(path: Path) -> dict[str, Any]:
+    """A YAML's settings on top of those that it includes."""
+    settings: dict[str, Any] = {}
+    for file in includes(path):
+        _update(settings, read_settings(file))
+    return settings
+
+
+def _update(settings: dict[str, Any], later: dict[str, Any]) -> None:
+    for key, value in later.items():
+        if isinstance(value, dict) and isinstance(settings.get(key), dict):
+            _update(settings[key], value)
+        else:
+            settings[key] = value

