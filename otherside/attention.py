@@ -24,7 +24,7 @@ from otherside.dropout import dropout as drop
 ATTENTION = "otherside_packed"
 Kernel = Literal["auto", "sdpa", "eager", "varlen", "flash_attention_2"]
 HALF = (torch.float16, torch.bfloat16)
-EAGER_UP_TO = 128  # tokens; on CPUs the backward of torch's SDPA kernel is several times slower for short texts
+EAGER_UP_TO = 128  # tokens; for short texts in half precision the backward of torch's CPU kernel is several times slower
 
 
 class _Spread(torch.autograd.Function):
@@ -143,11 +143,13 @@ def packed_attention(
 
 
 def best_kernel(query: Tensor, longest: int, dropout: float) -> Kernel:
-    """What `auto` takes: `varlen` on CUDA in half precision without dropout; `eager` for short texts on the CPU."""
+    """What `auto` takes: SDPA; but in half precision `varlen` on CUDA without dropout, `eager` for short texts on CPUs."""
+    if query.dtype not in HALF:
+        return "sdpa"
     if not query.is_cuda:
         return "eager" if longest <= EAGER_UP_TO else "sdpa"
     has_varlen = importlib.util.find_spec("torch.nn.attention.varlen") is not None
-    return "varlen" if has_varlen and query.dtype in HALF and not dropout else "sdpa"
+    return "varlen" if has_varlen and not dropout else "sdpa"
 
 
 def _repadded(
