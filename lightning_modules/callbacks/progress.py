@@ -35,11 +35,12 @@ class ProgressLines(pl.Callback):
     """One line per `trainer.log_every_n_steps`, with the time left; for log files, where a bar cannot be drawn."""
 
     def __init__(self) -> None:
-        self._begun, self._first = 0.0, 0
+        self._begun, self._first, self._said = 0.0, 0, 0
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._begun, self._first = time.perf_counter(), trainer.global_step
+        self._said = trainer.global_step
 
     @override
     def on_train_batch_end(
@@ -47,8 +48,9 @@ class ProgressLines(pl.Callback):
     ) -> None:
         step, every = trainer.global_step, max(trainer.log_every_n_steps, 1)  # type: ignore[attr-defined]
         last = step == trainer.max_steps
-        if not trainer.is_global_zero or not (step % every == 0 or last) or step <= self._first:
-            return
+        if not trainer.is_global_zero or not (step % every == 0 or last) or step <= self._said:
+            return  # with accumulated gradients several batches end at the same step
+        self._said = step
         total = trainer.estimated_stepping_batches
         pace = (time.perf_counter() - self._begun) / (step - self._first)
         left = timedelta(seconds=round(pace * (total - step))) if total < float("inf") else "?"

@@ -17,11 +17,12 @@ class Throughput(pl.Callback):
     """
 
     def __init__(self) -> None:
-        self._since = 0.0
+        self._since, self._step = 0.0, 0
         self._tokens = self._slots = 0
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._step = trainer.global_step
         self._reset()
 
     @override
@@ -33,7 +34,9 @@ class Throughput(pl.Callback):
         self._tokens += int(lengths.sum())
         for chunk in batch.texts.chunks(pl_module.chunk_tokens):
             self._slots += len(chunk) * int(lengths[chunk].max())
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        step = trainer.global_step
+        if step > self._step and step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._step = step  # with accumulated gradients several batches end at the same step
             speed = self._tokens / (time.perf_counter() - self._since)
             pl_module.log("tokens_per_second", speed, prog_bar=True)
             pl_module.log("padding", 1 - self._tokens / self._slots)

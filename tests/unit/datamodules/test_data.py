@@ -198,7 +198,7 @@ def test_too_few_rows_for_a_global_batch(sentences_of: Callable[..., Sentences],
 
 
 def test_fit_needs_sources(tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(ValueError, match="data.sources must name the texts to read"):
+    with pytest.raises(ValueError, match=r"data\.sources must name the texts to read"):
         Sentences(tokenizer, global_batch_size=4, max_length=8).setup("fit")
 
 

@@ -1,0 +1,134 @@
+"""What every stage shares: chunks and recomputation change nothing, dropout is a function of (seed, step, rank)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import runs
+import stages
+import torch
+from tiny import adapter_gradients, distance
+from torch import Tensor
+
+from lightning_modules.base import EncoderModule
+from lightning_modules.contrastive import SimCSE, Supervised
+from lightning_modules.mntp import MNTP
+
+STAGES = [MNTP, SimCSE, Supervised]
+
+
+def step(module: EncoderModule, batch: Any, number: int = 3) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss and gradients of one training step."""
+    module.seed_step(number)
+    loss = module.loss(batch)
+    loss.backward()
+    return loss.detach(), adapter_gradients(module)
+
+
+def settings_of(stage: type[EncoderModule], dropout: float) -> dict[str, float]:
+    """SimCSE refuses to start without any dropout; one that rounds to none is none."""
+    return {"dropout": dropout or (1e-9 if stage is SimCSE else 0.0), "attention_dropout": dropout}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("chunk_tokens", "recompute"), [(1, True), (30, True), (30, False), (10_000, True)])
+def test_chunks_change_neither_loss_nor_gradients(
+    stage: type[EncoderModule], chunk_tokens: int, recompute: bool, tiny_llama: Path
+) -> None:
+    whole = stages.build(stage, tiny_llama, **settings_of(stage, 0))
+    chunked = stages.build(stage, tiny_llama, chunk_tokens=chunk_tokens, recompute=recompute, **settings_of(stage, 0))
+    batch = stages.batch(whole)
+    assert len(batch.texts.chunks(30)) > 2
+    loss, gradients = step(whole, batch)
+    found, found_gradients = step(chunked, batch)
+    assert distance(found, loss) < 1e-6
+    assert gradients.keys() == found_gradients.keys() and len(gradients) == 28
+    for name in gradients:
+        assert distance(found_gradients[name], gradients[name]) < 1e-5, name
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_recomputing_replays_dropout_bit_for_bit(stage: type[EncoderModule], tiny_llama: Path) -> None:
+    found = []
+    for recompute in (False, True):
+        module = stages.build(stage, tiny_llama, chunk_tokens=30, recompute=recompute, **settings_of(stage, 0.3))
+        found.append(step(module, stages.batch(module)))
+    (loss, gradients), (again, recomputed) = found
+    assert torch.equal(loss, again)
+    runs.assert_equal(recomputed, gradients)
+    other, _ = step(module, stages.batch(module), number=4)
+    assert not torch.equal(loss, other)  # there is dropout to replay
+
+
+class OnRankOne(MNTP):
+    """As on the second of two ranks."""
+
+    global_rank = 1  # type: ignore[assignment]
+
+
+def test_dropout_is_a_function_of_seed_step_and_rank(tiny_llama: Path) -> None:
+    def loss(stage: type[MNTP] = MNTP, number: int = 3, seed: int = 42) -> float:
+        module = stages.build(stage, tiny_llama, dropout=0.3)
+        module.seed = seed
+        torch.rand(7)  # whatever was drawn before
+        return step(module, batch, number)[0].item()
+
+    batch = stages.batch(stages.build(MNTP, tiny_llama))
+    same = loss()
+    assert loss() == same
+    others = [loss(number=4), loss(seed=43), loss(OnRankOne)]
+    assert len({same, *others}) == 4
+
+
+def test_vectors_come_back_in_the_order_of_the_texts(tiny_llama: Path) -> None:
+    module = stages.build(MNTP, tiny_llama, chunk_tokens=20).eval()
+    with torch.no_grad():
+        found = module.embed(stages.texts(module).texts)
+    expected = torch.from_numpy(module.encoder.encode(stages.TEXTS))
+    assert distance(found, expected) < 1e-5
+
+
+def test_accumulated_gradients_are_the_mean_over_batches(tiny_llama: Path, tmp_path: Path) -> None:
+    runs.write_data(tmp_path, rows=16)
+    sgd = lambda parameters: torch.optim.SGD(parameters, lr=1.0)  # noqa: E731
+
+    def make() -> MNTP:
+        return stages.build(MNTP, tiny_llama, optimizer=sgd)
+
+    module = make()
+    before = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+    loaded = stages.data(module, tmp_path / "sentences.txt")
+    stages.trainer(tmp_path, max_steps=1, accumulate_grad_batches=2).fit(module, loaded)
+    after = dict(module.named_parameters())
+    by_hand = make()
+    for i in range(2):
+        read = loaded.train_dataloader().dataset[i]
+        read = stages.MaskedBatch(
+            i,
+            *stages.mntp.mask(
+                read.texts, read.rows, by_hand.masking, by_hand.mask_id, by_hand.tokenizer.vocab_size, 42
+            ),
+        )
+        (by_hand.loss(read) / 2).backward()
+    gradients = adapter_gradients(by_hand)
+    for name, gradient in gradients.items():
+        assert distance(before[name] - after[name].detach(), gradient) < 1e-4, name
+
+
+@pytest.mark.parametrize("settings", [{"chunk_tokens": 0}, {"max_length": 1}])
+def test_settings_that_cannot_be_are_refused(settings: dict[str, int], tiny_llama: Path) -> None:
+    with pytest.raises(ValueError, match=r"must be at least"):
+        MNTP(backbone=stages.BackboneConfig(str(tiny_llama)), **settings)
+
+
+def test_checkpoints_hold_trainable_weights_only(tiny_llama: Path) -> None:
+    module = stages.build(MNTP, tiny_llama)
+    checkpoint = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(checkpoint)
+    assert len(checkpoint["state_dict"]) == 28 and all("lora_" in name for name in checkpoint["state_dict"])
+    module.on_load_checkpoint(checkpoint)
+    checkpoint["state_dict"].popitem()
+    with pytest.raises(ValueError, match=r"28 trainable tensors; 1 differ.*missing instead of"):
+        module.on_load_checkpoint(checkpoint)

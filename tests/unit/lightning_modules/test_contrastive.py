@@ -1,0 +1,83 @@
+"""The contrastive stages against plain formulas."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import runs
+import stages
+import torch
+import torch.nn.functional as F
+from tiny import distance
+from torch import Tensor
+
+from lightning_modules.contrastive import SimCSE, Supervised
+from otherside.batching import Packed
+from otherside.encoder import Encoder
+from otherside.losses import InfoNCE
+
+
+def cosines(one: Tensor, other: Tensor) -> Tensor:
+    return F.normalize(one, dim=1) @ F.normalize(other, dim=1).T
+
+
+def vectors(module: SimCSE | Supervised, chosen: list[str]) -> Tensor:
+    return torch.from_numpy(module.encoder.encode(chosen))
+
+
+def test_the_two_views_differ_only_by_dropout(tiny_llama: Path) -> None:
+    module = stages.build(SimCSE, tiny_llama, dropout=0.3)
+    twice = Packed.cat([stages.texts(module).texts] * 2)
+    with torch.no_grad():
+        first, second = module.embed(twice).chunk(2)
+        assert distance(first, second) > 1e-3
+        first, second = module.eval().embed(twice).chunk(2)
+    assert distance(first, second) < 1e-6
+
+
+def test_simcse_loss_without_dropout(tiny_llama: Path) -> None:
+    module = stages.build(SimCSE, tiny_llama, dropout=0.3, loss=InfoNCE(scale=5)).eval()
+    found = vectors(module, stages.TEXTS)
+    expected = F.cross_entropy(5 * cosines(found, found), torch.arange(len(found)))
+    assert distance(module.loss(stages.texts(module)), expected) < 1e-5
+
+
+@pytest.mark.parametrize("negatives", [0, 1, 5])
+def test_supervised_loss_with_any_number_of_negatives(negatives: int, tiny_llama: Path) -> None:
+    module = stages.build(Supervised, tiny_llama, loss=InfoNCE(scale=5)).eval()
+    batch = stages.pairs(module, negatives)
+    assert len(batch.texts) == 6 + negatives
+    singles = torch.cat([module.embed(batch.texts.select(torch.tensor([i]))) for i in range(len(batch.texts))])
+    expected = F.cross_entropy(5 * cosines(singles[:3], singles[3:]), torch.arange(3))
+    assert distance(module.loss(batch), expected) < 1e-5
+
+
+def test_validation_logs_loss_and_reciprocal_rank(tiny_llama: Path, tmp_path: Path) -> None:
+    runs.write_data(tmp_path, rows=20)
+    module = stages.build(Supervised, tiny_llama)
+    data = stages.data(module, tmp_path / "pairs.jsonl")
+    [found] = stages.trainer(tmp_path).validate(module, data, verbose=False)
+    ranks, losses = [], []
+    for first in (0, 6, 13):  # three batches of 6, 7, 7 rows
+        rows = data.val_tables[0].rows[first : {0: 6, 6: 13, 13: 20}[first]]
+        negatives = [text for texts in rows["negatives"] for text in texts]
+        scores = cosines(vectors(module, rows["query"]), vectors(module, rows["positive"] + negatives))
+        target = torch.arange(len(rows["query"]))
+        ranks += [1 / (1 + int((row > row[i]).sum())) for i, row in enumerate(scores)]
+        losses.append((F.cross_entropy(20 * scores, target).item(), len(rows["query"])))
+    assert found["val/mrr"] == pytest.approx(sum(ranks) / len(ranks), abs=1e-6)
+    assert min(ranks) < 1  # a test with perfect ranks would show nothing
+    expected = sum(loss * count for loss, count in losses) / 20
+    assert math.isclose(found["val/loss"], expected, rel_tol=1e-4)
+
+
+def test_prediction_is_what_the_encoder_says(tiny_llama: Path, tmp_path: Path) -> None:
+    runs.write_data(tmp_path, rows=20)
+    module = stages.build(SimCSE, tiny_llama, dropout=0.3, chunk_tokens=50)
+    data = stages.data(module, tmp_path / "sentences.txt")
+    found = torch.cat(stages.trainer(tmp_path).predict(module, data))  # type: ignore[arg-type]
+    lines = (tmp_path / "sentences.txt").read_text().splitlines()
+    assert isinstance(module.encoder, Encoder)
+    assert distance(found, vectors(module, lines)) < 1e-5

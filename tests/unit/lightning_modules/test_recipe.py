@@ -1,0 +1,77 @@
+"""`lightning recipe`: order, what is skipped, what stops it. Stages are real, and each a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import runs
+
+from lightning_modules import finished
+from lightning_modules.cli import main
+from lightning_modules.recipe import stages
+
+
+def write(folder: Path, name: str, model: str, root: str, extra: str = "") -> None:
+    (folder / f"{name}.yaml").write_text(
+        f"model: {{init_args: {{backbone: {{model: {model}}}}}}}\n"
+        f"trainer: {{default_root_dir: {root}, max_steps: 2}}\n{extra}"
+    )
+
+
+def test_each_stage_comes_behind_the_one_it_starts_from(tmp_path: Path) -> None:
+    write(tmp_path, "a-last", "runs/m/encoder", "runs/l")
+    write(tmp_path, "b-middle", "runs/f/encoder", "runs/m")
+    write(tmp_path, "c-first", "base", "runs/f")
+    (tmp_path / "common.yaml").write_text("trainer: {devices: 1}\n")  # no stage
+    assert [stage.file.stem for stage in stages(tmp_path)] == ["c-first", "b-middle", "a-last"]
+
+
+def test_settings_may_stand_in_an_included_file(tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "trainer.yaml").write_text("trainer: {default_root_dir: runs/a, max_steps: 7}")
+    (tmp_path / "a.yaml").write_text("include: parts/trainer.yaml\nmodel: {init_args: {backbone: {model: base}}}")
+    [stage] = stages(tmp_path)
+    assert (stage.root, stage.max_steps) == ("runs/a", 7)
+
+
+def test_dry_run_says_the_order_and_trains_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "mntp", "base", "runs/mntp")
+    write(tmp_path, "simcse", "runs/mntp/encoder", "runs/simcse")
+    (tmp_path / "runs" / "mntp" / finished.ENCODER).mkdir(parents=True)
+    finished.write(Path("runs/mntp"), 2, 2, None)
+    main(["recipe", ".", "--dry-run"])
+    assert capsys.readouterr().err.splitlines() == [
+        "stage 1/2: mntp.yaml (base -> runs/mntp)",
+        "  is finished",
+        "stage 2/2: simcse.yaml (runs/mntp/encoder -> runs/simcse)",
+    ]
+    assert not (tmp_path / "runs" / "simcse").exists()
+
+
+@pytest.mark.slow
+def test_stages_train_in_order_until_one_fails(tmp_path: Path, tiny_llama: Path) -> None:
+    runs.write_data(tmp_path, rows=16)
+    bad = {"model.init_args.chunk_tokens": -1}
+    (tmp_path / "recipe").mkdir()
+    for name, stage, start, settings in (
+        ("c", "MNTP", tiny_llama, {}),
+        ("b", "SimCSE", "runs/c/encoder", bad),
+        ("a", "Supervised", "runs/b/encoder", {}),
+    ):
+        file = runs.write_stage(tmp_path, stage, start, root=f"runs/{name}", steps=2, **settings)
+        file.rename(tmp_path / "recipe" / f"{name}.yaml")
+    command = [sys.executable, "-m", "lightning_modules.cli", "recipe", "recipe"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    assert ended.returncode == 1
+    assert "error: model.chunk_tokens must be at least 1" in ended.stderr and "Traceback" not in ended.stderr
+    assert (tmp_path / "runs" / "c" / finished.ENCODER).is_dir()
+    assert "stage 2/3: recipe/b.yaml" in ended.stderr and "stage 3/3" not in ended.stderr
+    assert not (tmp_path / "runs" / "a").exists()
