@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import logging
 import os
@@ -41,8 +42,10 @@ class Run:
             if ended:
                 return os.waitstatus_to_exitcode(status), self.output.read_text(errors="replace")
             if time.monotonic() > deadline:
+                os.kill(self.pid, signal.SIGUSR2)  # where it hangs
+                time.sleep(0.5)
                 self.kill()
-                raise AssertionError(f"the command did not end in {timeout} s:\n{self.output.read_text()[-3000:]}")
+                raise AssertionError(f"the command did not end in {timeout} s:\n{self.output.read_text()[-6000:]}")
             time.sleep(0.005)
 
     def kill(self) -> None:
@@ -66,6 +69,7 @@ def start(*arguments: str | Path, cwd: Path) -> Run:
             os.dup2(handle, stream)
         sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1) for stream in (1, 2))  # not pytest's
         logging.getLogger().handlers.clear()
+        faulthandler.register(signal.SIGUSR2, file=sys.stderr)
         os.chdir(cwd)
         torch.set_num_threads(1)
         status = _status(lambda: main([str(argument) for argument in arguments]))
