@@ -42,6 +42,8 @@ LOCK := $(VENV)/constraints.txt
 help:
 	@sed -n 's/^#: \{0,1\}//p' Makefile
 
+# One core is left to the loaders and the machine: threads that wait for a busy core slow every operation down.
+quickstart: export OMP_NUM_THREADS ?= $(shell $(PYTHON) -c 'import os; print(max(1, (os.cpu_count() or 2) - 1))')
 # A recipe line is one simple command: make then starts it without a shell, and stopping make stops it.
 quickstart: $(READY)
 	@echo '== 1/3 texts and pairs from 10,033 Wikipedia summaries'
