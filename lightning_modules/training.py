@@ -135,6 +135,11 @@ class TrainingCLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         options = super()._prepare_subcommand_kwargs(subcommand)
         if subcommand == "predict":
+            if self.trainer.world_size > 1:
+                raise ValueError(
+                    f"predict must run in one process; got {self.trainer.world_size}. Set trainer.devices: 1 and "
+                    "trainer.num_nodes: 1."
+                )
             options["return_predictions"] = False  # they go to disk, however many they are
         if options.get("ckpt_path") in (None, "last"):
             found = options["ckpt_path"] = newest(self.root / "checkpoints")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import lightning.pytorch as pl
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
@@ -26,13 +25,6 @@ class Embeddings(pl.Callback):
         self._rows = 0
 
     @override
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "predict" and trainer.world_size > 1:
-            raise ValueError(
-                f"predict must run in one process; got {trainer.world_size}. Set trainer.devices: 1 and num_nodes: 1."
-            )
-
-    @override
     def on_predict_batch_end(
         self,
         trainer: pl.Trainer,
@@ -42,7 +34,7 @@ class Embeddings(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        vectors: np.ndarray = outputs.float().cpu().numpy()
+        vectors = outputs.float().cpu().numpy()
         kind = pa.list_(pa.float32(), vectors.shape[1])
         schema = pa.schema({"row": pa.int64(), "vector": kind})
         if self._writer is None:

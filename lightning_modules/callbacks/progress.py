@@ -12,23 +12,18 @@ from lightning.pytorch.callbacks import RichProgressBar
 from typing_extensions import override
 
 
-def run_batches(trainer: pl.Trainer) -> float:
-    """Batches of the whole run, over epochs."""
-    return float(trainer.estimated_stepping_batches) * trainer.accumulate_grad_batches
-
-
 class RunProgressBar(RichProgressBar):
     """Lightning's bar, counted to the end of the run where `max_steps` ends it inside an epoch."""
 
     @property
     @override
     def total_train_batches(self) -> int | float:
-        epoch = super().total_train_batches
+        epoch, every = self.trainer.num_training_batches, self.trainer.accumulate_grad_batches
         if self.trainer.max_steps < 0:
             return epoch
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress
-        earlier = progress.total.ready - progress.current.ready
-        return min(epoch, max(run_batches(self.trainer) - earlier, 1))
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress  # still that of the epoch before, where there is one
+        done = 0 if progress.is_last_batch else progress.current.ready // every  # steps of this epoch
+        return min(epoch, (done + self.trainer.max_steps - self.trainer.global_step) * every)
 
 
 class ProgressLines(pl.Callback):

@@ -1,0 +1,36 @@
+"""Golden losses: a tiny run of each stage in float32 on one thread must give the numbers below, step by step.
+
+They pin the numerics of all that lies between a text and its loss: tokens, order of data, masks, dropout's random
+numbers, attention, pooling, losses, optimizer, schedule. So the rule: who moves them does so in a commit of its own,
+with nothing else in it, whose message says why the new numbers are right (`CONTRIBUTING.md`, "A change of numerics is
+proved harmless"). `python -m pytest tests/test_golden.py -s` prints the numbers found.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import runs
+
+GOLDEN = {
+    "MNTP": [7.307587, 7.414656, 7.042863, 6.972862, 7.044403, 6.798252],
+    "SimCSE": [1.203074, 1.270072, 1.209876, 1.106763, 1.076134, 1.13308],
+    "Supervised": [2.038924, 2.096297, 1.968797, 2.221475, 1.938555, 2.047405],
+}
+
+
+@pytest.mark.parametrize("stage", GOLDEN)
+def test_losses_are_the_golden_ones(stage: str, tmp_path: Path, tiny_llama: Path) -> None:
+    runs.write_data(tmp_path, rows=30)
+    logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "logs"}}
+    settings: dict[str, object] = {"trainer.logger": logger, "model.init_args.chunk_tokens": 80}
+    if stage != "MNTP":
+        settings["model.init_args.loss"] = {"scale": 2}  # a loss near 0 would be all rounding error
+    config = runs.write_stage(tmp_path, stage, tiny_llama, steps=6, **settings)
+    runs.run("fit", "--config", config, cwd=tmp_path)
+    [metrics] = (tmp_path / "logs").rglob("metrics.csv")
+    found = [float(row["train/loss"]) for row in csv.DictReader(metrics.open()) if row["train/loss"]]
+    print(f'\n    "{stage}": [{", ".join(f"{loss:.7g}" for loss in found)}],')
+    assert found == pytest.approx(GOLDEN[stage], rel=1e-5)
