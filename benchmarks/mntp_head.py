@@ -91,7 +91,8 @@ def main() -> None:
     ratios = {key: middle["masked positions"][key] / middle["full logits"][key] for key in ("seconds", "gigabytes")}
     about = (
         f"{date.today()}, {platform.processor() or platform.machine()}, one thread, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}, {settings.model}, {settings.dtype}, {settings.tokens} tokens, 20 % masked"
+        f"transformers {transformers.__version__}, {settings.model}, {settings.dtype}, {settings.tokens} tokens, "
+        "20 % masked"
     )
     lines = ["# MNTP: head on masked positions against full logits", "", about, "", "| | s / step | peak GB | loss |"]
     lines += ["| --- | --- | --- | --- |"]

@@ -24,7 +24,7 @@ from otherside.dropout import dropout as drop
 ATTENTION = "otherside_packed"
 Kernel = Literal["auto", "sdpa", "eager", "varlen", "flash_attention_2"]
 HALF = (torch.float16, torch.bfloat16)
-EAGER_UP_TO = 128  # tokens; for short texts in half precision the backward of torch's CPU kernel is several times slower
+EAGER_UP_TO = 128  # tokens; for short texts in half precision the backward of torch's CPU kernel is far slower
 
 
 class _Spread(torch.autograd.Function):
@@ -143,7 +143,7 @@ def packed_attention(
 
 
 def best_kernel(query: Tensor, longest: int, dropout: float) -> Kernel:
-    """What `auto` takes: SDPA; but in half precision `varlen` on CUDA without dropout, `eager` for short texts on CPUs."""
+    """What `auto` takes: SDPA; in half precision `varlen` on CUDA without dropout, `eager` for short texts on CPUs."""
     if query.dtype not in HALF:
         return "sdpa"
     if not query.is_cuda:
