@@ -33,4 +33,5 @@ def test_losses_are_the_golden_ones(stage: str, tmp_path: Path, tiny_llama: Path
     [metrics] = (tmp_path / "logs").rglob("metrics.csv")
     found = [float(row["train/loss"]) for row in csv.DictReader(metrics.open()) if row["train/loss"]]
     print(f'\n    "{stage}": [{", ".join(f"{loss:.7g}" for loss in found)}],')
-    assert found == pytest.approx(GOLDEN[stage], rel=1e-5)
+    # processors round differently, and AdamW's first steps enlarge that; a change of method moves losses far more
+    assert found == pytest.approx(GOLDEN[stage], rel=1e-4)
