@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import signal
 import sys
 import warnings
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
 from lightning_modules.base import EncoderModule
@@ -55,25 +57,29 @@ class TrainingCLI(LightningCLI):
         """Parse and run one of `fit`, `validate`, `test`, `predict`."""
         _quieten()
         quiet = {"exit_on_error": False}  # a wrong option is one line, not pages of usage
-        cls(
-            EncoderModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            args=arguments,
-            seed_everything_default=42,
-            parser_kwargs=quiet | {command: quiet for command in cls.subcommands()},
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            save_config_callback=SaveConfigCallback,
-            save_config_kwargs={"overwrite": True},
-            trainer_defaults={
-                "use_distributed_sampler": False,  # the data plan does the sharding
-                "log_every_n_steps": 10,
-                "num_sanity_val_steps": 0,
-                "enable_model_summary": False,  # its table of one row says less than our line
-            },
-        )
+        try:
+            cls(
+                EncoderModule,
+                LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                args=arguments,
+                seed_everything_default=42,
+                parser_kwargs=quiet | {command: quiet for command in cls.subcommands()},
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                save_config_callback=SaveConfigCallback,
+                save_config_kwargs={"overwrite": True},
+                trainer_defaults={
+                    "use_distributed_sampler": False,  # the data plan does the sharding
+                    "log_every_n_steps": 10,
+                    "num_sanity_val_steps": 0,
+                    "enable_model_summary": False,  # its table of one row says less than our line
+                },
+            )
+        except SIGTERMException:  # Lightning would end with status 0, as if training were finished
+            print("stopped by SIGTERM; run the same command again to go on", file=sys.stderr)
+            sys.exit(128 + signal.SIGTERM)
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
