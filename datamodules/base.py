@@ -163,9 +163,9 @@ class TextData(LightningDataModule):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """With `streaming`, the position of every rank, to be called on all ranks; else empty."""
+        """With `streaming`, the position of every rank, to be called on all ranks; else what the plan depends on."""
         if not self.streaming:
-            return {}
+            return self._plan_settings() if self.tables else {}
         positions = self._stream.positions if self._stream else self._positions
         step = self.batches_trained()
         return save_positions(positions[step], step) if step in positions else {}
@@ -175,12 +175,31 @@ class TextData(LightningDataModule):
         """Go on where `state_dict` was taken.
 
         Raises:
-            ValueError: with `streaming`, another number of ranks.
+            ValueError: with `streaming`, another number of ranks; else, other data than the run began with.
         """
+        if self.tables and not self.streaming:
+            self._check_plan(state_dict)
         if self.streaming and state_dict:
             self._positions = load_positions(state_dict, *self._ranks)
             if self._stream:
                 self._stream.positions = self._positions
+
+    def _plan_settings(self) -> dict[str, Any]:
+        """All that decides which rows a step reads; never the number of ranks."""
+        return {
+            "seed": self.seed,
+            "global_batch_size": self.global_batch_size,
+            "rows": [len(table) for table in self.tables],
+            "weights": [source.weight for source in self.sources],
+        }
+
+    def _check_plan(self, saved: dict[str, Any]) -> None:
+        for name, value in self._plan_settings().items():
+            if saved.get(name, value) != value:
+                raise ValueError(
+                    f"a run must go on with the data it began with; its checkpoint has {name} {saved[name]}, now it is "
+                    f"{value}. Set it back, or start in a new trainer.default_root_dir."
+                )
 
     def _stream_dataloader(self) -> StreamLoader:
         source = self.sources[0]
