@@ -13,6 +13,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # OpenMP's threads do not survive a fork: a
 import pytest
 import torch
 
+SHARED = Path(os.environ.get("OTHERSIDE_SHARED", Path(__file__).parents[2] / "shared"))
+
 SENTENCES = [
     "The cat sat on the mat.",
     "A dog barked at the postman all morning long, as dogs do.",
@@ -23,6 +25,14 @@ SENTENCES = [
     "The committee could not agree on a date for the next meeting.",
     "Water boils at one hundred degrees.",
 ]
+
+
+def shared(path: str) -> Path:
+    """Published data that is not in this repository, in $OTHERSIDE_SHARED or ../shared; else the test is skipped."""
+    found = SHARED / path
+    if not found.exists():
+        pytest.skip(f"needs {path} in {SHARED}; set OTHERSIDE_SHARED to the folder that holds it")
+    return found
 
 
 def build_tiny_llama(folder: Path, bos: bool = False) -> Path:
