@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from datamodules import workers
 from datamodules.plan import Plan, rank_slice
 from datamodules.sources import Table
 from otherside.batching import PairBatch, TextBatch
@@ -141,4 +142,5 @@ def build_loader(dataset: Dataset[Batch], num_workers: int, sampler: Sampler[int
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
+        **workers.options(num_workers),
     )

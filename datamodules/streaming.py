@@ -21,6 +21,7 @@ import torch
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader, IterableDataset
 
+from datamodules import workers
 from datamodules.loading import Batch, MakeBatch, ResumableLoader
 from datamodules.plan import permutation_keys, permute, rank_slice
 from datamodules.rows import BadRow, Check, Record, Skipped, checked_rows, read_file
@@ -210,7 +211,12 @@ def stream_loader(
     if num_workers > 1:
         raise ValueError(f"num_workers must be 0 or 1 with streaming: true; got {num_workers}. Set num_workers: 1.")
     loader = StreamLoader(
-        dataset, batch_size=None, num_workers=num_workers, pin_memory=torch.cuda.is_available(), collate_fn=_as_it_is
+        dataset,
+        batch_size=None,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        collate_fn=_as_it_is,
+        **workers.options(num_workers),
     )
     loader.first_step, loader.positions = first_step, positions
     return loader

@@ -55,8 +55,11 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _train(command: str, arguments: list[str]) -> None:
+    from lightning_modules import signals
     from lightning_modules.includes import with_includes
 
+    if command == "fit":
+        signals.install()
     arguments = with_includes(arguments)  # says what is wrong with a YAML before the seconds that imports take
     from lightning_modules.training import TrainingCLI
 

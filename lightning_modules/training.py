@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import signal
 import sys
 import warnings
 from dataclasses import dataclass
@@ -17,12 +16,12 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
 from lightning_modules.base import EncoderModule
-from lightning_modules.callbacks import Embeddings, EncoderFolder, ProgressLines, RunProgressBar, Throughput
+from lightning_modules.callbacks import Embeddings, EncoderFolder, ProgressLines, Requeue, RunProgressBar, Throughput
 from lightning_modules.checkpoints import FolderCheckpointIO, newest
 from lightning_modules.finished import is_finished
 
@@ -57,29 +56,25 @@ class TrainingCLI(LightningCLI):
         """Parse and run one of `fit`, `validate`, `test`, `predict`."""
         _quieten()
         quiet = {"exit_on_error": False}  # a wrong option is one line, not pages of usage
-        try:
-            cls(
-                EncoderModule,
-                LightningDataModule,
-                subclass_mode_model=True,
-                subclass_mode_data=True,
-                args=arguments,
-                seed_everything_default=42,
-                parser_kwargs=quiet | {command: quiet for command in cls.subcommands()},
-                auto_configure_optimizers=False,
-                load_from_checkpoint_support=False,
-                save_config_callback=SaveConfigCallback,
-                save_config_kwargs={"overwrite": True},
-                trainer_defaults={
-                    "use_distributed_sampler": False,  # the data plan does the sharding
-                    "log_every_n_steps": 10,
-                    "num_sanity_val_steps": 0,
-                    "enable_model_summary": False,  # its table of one row says less than our line
-                },
-            )
-        except SIGTERMException:  # Lightning would end with status 0, as if training were finished
-            print("stopped by SIGTERM; run the same command again to go on", file=sys.stderr)
-            sys.exit(128 + signal.SIGTERM)
+        cls(
+            EncoderModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=arguments,
+            seed_everything_default=42,
+            parser_kwargs=quiet | {command: quiet for command in cls.subcommands()},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            save_config_callback=SaveConfigCallback,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={
+                "use_distributed_sampler": False,  # the data plan does the sharding
+                "log_every_n_steps": 10,
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,  # its table of one row says less than our line
+            },
+        )
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -119,6 +114,8 @@ class TrainingCLI(LightningCLI):
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
         config["enable_progress_bar"] = config["enable_progress_bar"] is not False and sys.stderr.isatty()
         config["plugins"] = [*_as_list(config["plugins"]), FolderCheckpointIO()]
+        if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+            config["plugins"].append(SLURMEnvironment(auto_requeue=False))  # the callback Requeue does it, safely
         if config["logger"] is None:
             config["logger"] = TensorBoardLogger(self.root, name="", version="tensorboard")
         return self._instantiate_trainer(config, self._callbacks(config["enable_progress_bar"]))
@@ -135,7 +132,7 @@ class TrainingCLI(LightningCLI):
             every_n_train_steps=settings.every_n_steps,
             save_on_train_epoch_end=False,
         )
-        return [progress, Throughput(), checkpoint, EncoderFolder(), Embeddings()]
+        return [progress, Throughput(), checkpoint, Requeue(), EncoderFolder(), Embeddings()]
 
     @override
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from lightning_modules.callbacks.embeddings import Embeddings
 from lightning_modules.callbacks.encoder_folder import EncoderFolder
 from lightning_modules.callbacks.progress import ProgressLines, RunProgressBar
+from lightning_modules.callbacks.requeue import Requeue
 from lightning_modules.callbacks.throughput import Throughput
 
-__all__ = ["Embeddings", "EncoderFolder", "ProgressLines", "RunProgressBar", "Throughput"]
+__all__ = ["Embeddings", "EncoderFolder", "ProgressLines", "Requeue", "RunProgressBar", "Throughput"]

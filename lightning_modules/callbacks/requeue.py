@@ -1,0 +1,95 @@
+"""Stops a run that is asked to, without losing a step; under SLURM, puts its job back into the queue."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from typing_extensions import override
+
+from lightning_modules import signals
+
+GRACE = 600.0  # seconds to wait for SLURM's end after SIGTERM; longer than the grace time of most partitions
+
+
+class Requeue(pl.Callback):
+    """At the end of an optimizer step the ranks agree whether one of them was asked to stop; then all save and leave.
+
+    - SIGUSR1, which SLURM sends ahead of the time limit (`sbatch --signal=USR1@180`): rank 0 requeues the job.
+    - SIGTERM, from preemption or `scancel`: SLURM itself decides what becomes of the job, and only requeues one that
+      still runs when its grace time ends. So the ranks wait to be ended, at most `OTHERSIDE_GRACE` seconds.
+
+    Outside SLURM both just save and leave. The exit status is 128 + signal: only a finished training ends with 0.
+    """
+
+    def __init__(self) -> None:
+        self._step = 0
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        # Lightning's own handler runs a collective inside the signal, on which ranks that are not in step hang
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._step = trainer.global_step
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._step:
+            return  # gradients are being accumulated, and no checkpoint holds them
+        self._step = trainer.global_step
+        asked = torch.tensor(signals.asked(), device=trainer.strategy.root_device)
+        number = int(trainer.strategy.reduce(asked, reduce_op="max"))
+        if number:
+            self._stop(trainer, signal.Signals(number))
+
+    def _stop(self, trainer: pl.Trainer, number: signal.Signals) -> None:
+        path = Path(trainer.default_root_dir) / "checkpoints" / f"stopped-step={trainer.global_step}.ckpt"
+        trainer.save_checkpoint(path)
+        if trainer.is_global_zero:
+            for older in set(path.parent.glob("stopped-*.ckpt")) - {path}:
+                trainer.strategy.remove_checkpoint(older)
+        self._say(trainer, f"stopped by {number.name}; run the same command again to go on from {path}")
+        if job := slurm_job():
+            if number == signal.SIGUSR1:
+                if trainer.is_global_zero:
+                    self._say(trainer, requeue(job))
+            else:
+                self._say(trainer, "waiting for SLURM to end the job")
+                time.sleep(float(os.environ.get("OTHERSIDE_GRACE", GRACE)))
+        trainer.strategy.barrier()  # a rank that leaves early makes `srun --kill-on-bad-exit` end the others
+        sys.exit(128 + number)
+
+    @staticmethod
+    def _say(trainer: pl.Trainer, text: str) -> None:
+        if trainer.is_global_zero:
+            print(text, file=sys.stderr, flush=True)
+
+
+def slurm_job() -> str | None:
+    """This job as `scontrol` knows it: a task of an array by its own name, as the array's number means all of them."""
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def requeue(job: str) -> str:
+    """Put a running job back into the queue; what came of it."""
+    try:
+        ended = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=120)
+        refused = ended.stderr.strip() if ended.returncode else ""
+    except (OSError, subprocess.TimeoutExpired) as error:
+        refused = str(error)
+    if refused:
+        return f"job {job} could not be requeued ({' '.join(refused.split())}); submit it again to go on"
+    return f"job {job} is back in the queue"

@@ -1,0 +1,83 @@
+"""Runs that are asked to stop: they save at the next optimizer step, end with a status of their own, and lose nothing.
+
+What SLURM does with them is tested in tests/slurm.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import runs
+
+from lightning_modules.callbacks.requeue import requeue, slurm_job
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("requeue")
+    runs.write_data(folder, rows=40)
+    return folder
+
+
+def until(path: Path, pattern: str = "*", timeout: float = 60) -> None:
+    deadline = time.monotonic() + timeout
+    while not list(path.glob(pattern)):
+        assert time.monotonic() < deadline, f"no {pattern} in {path}"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGUSR1, 0), (signal.SIGTERM, 2)])
+def test_a_stopped_run_loses_no_step(number: signal.Signals, workers: int, place: Path, tiny_llama: Path) -> None:
+    """The signal goes to every process, loader workers too, as SLURM's does."""
+    name = f"{number.name}-{workers}"
+    settings = {"data.init_args.num_workers": workers, "trainer.accumulate_grad_batches": 2}
+    config = runs.write_stage(place, "SimCSE", tiny_llama, root=name, steps=24, **settings)
+    command = runs.start("fit", "--config", config, cwd=place)
+    until(place / name / "checkpoints", "step=4.ckpt")
+    os.killpg(command.pid, number)
+    status, output = command.wait()
+    assert status == 128 + number, output
+    [stopped] = (place / name / "checkpoints").glob("stopped-step=*.ckpt")
+    last = max(int(step) for step in re.findall(r"^step (\d+)/", output, re.MULTILINE))
+    assert stopped.name == f"stopped-step={last}.ckpt" and last < 24
+    said = f"stopped by {number.name}; run the same command again to go on from {name}/checkpoints/{stopped.name}"
+    assert said in output
+    assert not (place / name / "finished.json").exists()
+
+    output = runs.run("fit", "--config", config, cwd=place)
+    assert f"resumes from {name}/checkpoints/{stopped.name}" in output
+    calm = place / "calm" / "finished.json"
+    if not calm.exists():
+        runs.run("fit", "--config", config, "--trainer.default_root_dir", "calm", cwd=place)
+    runs.assert_equal(runs.adapter(place / "calm"), runs.adapter(place / name))
+
+
+def test_only_the_newest_stop_stays(place: Path, tiny_llama: Path) -> None:
+    config = runs.write_stage(place, "MNTP", tiny_llama, root="often", steps=400)
+    for wanted in ("step=2.ckpt", "stopped-*.ckpt"):
+        command = runs.start("fit", "--config", config, cwd=place)
+        until(place / "often" / "checkpoints", wanted)
+        os.kill(command.pid, signal.SIGUSR1)
+        command.wait()
+    assert len(list((place / "often" / "checkpoints").glob("stopped-*.ckpt"))) == 1
+
+
+def test_a_task_of_an_array_is_requeued_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(name, raising=False)
+    assert slurm_job() is None
+    monkeypatch.setenv("SLURM_JOB_ID", "70")
+    assert slurm_job() == "70"
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "70")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    assert slurm_job() == "70_3"
+
+
+def test_a_refused_requeue_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert re.fullmatch(r"job 7 could not be requeued \(.*scontrol.*\); submit it again to go on", requeue("7"))

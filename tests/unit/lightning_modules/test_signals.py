@@ -1,0 +1,51 @@
+"""Signals that are only noted, in a process of their own that has imported nothing heavy."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BEGIN = """
+import os, signal, sys, time
+me = os.getpid()
+{before}
+from lightning_modules import signals
+signals.install()
+{after}
+assert "torch" not in sys.modules
+"""
+
+
+def run(before: str = "", after: str = "", *launcher: str, **environment: str) -> int:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    environment = {**clean, **environment, "PYTHONPATH": str(Path(__file__).parents[3])}
+    script = BEGIN.format(before=before, after=after)
+    return subprocess.run([*launcher, sys.executable, "-c", script], env=environment, timeout=60).returncode
+
+
+def test_nothing_is_asked_at_first() -> None:
+    assert run(after="assert signals.asked() == 0") == 0
+
+
+def test_sigterm_wins_over_sigusr1() -> None:
+    assert run(after="os.kill(me, 15); os.kill(me, 10); assert signals.asked() == 15") == 0
+
+
+def test_a_signal_before_the_handler_waits_behind_a_block() -> None:
+    usr1 = "os.kill(me, signal.SIGUSR1)"
+    asserted = "assert signals.asked() == signal.SIGUSR1"
+    assert run(usr1, asserted, "env", "--block-signal=USR1") == 0
+    assert run(usr1, asserted) == -signal.SIGUSR1
+
+
+@pytest.mark.parametrize(
+    ("pause", "environment", "status"), [(0.1, {}, 0), (2.1, {}, -15), (2.1, {"SLURM_JOB_ID": "1"}, 0)]
+)
+def test_a_second_sigterm_means_now(pause: float, environment: dict[str, str], status: int) -> None:
+    """Not if it only came twice by way of a launcher; nor under SLURM, which sends another ahead of SIGKILL."""
+    assert run(after=f"os.kill(me, 15); time.sleep({pause}); os.kill(me, 15)", **environment) == status
