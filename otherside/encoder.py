@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import singledispatchmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from otherside import adapters, pooling, weights
 from otherside.attention import Kernel
 from otherside.backbone import Attention, Backbone, BackboneConfig, DTypes, load_tokenizer
 from otherside.batching import Packed, tokenise
+from otherside.evaluation.model import Cosine, MTEBModel, model_meta
 from otherside.files import replace_folder
 from otherside.lineage import Card, Lineage
 from otherside.pooling import Pooling
@@ -31,10 +34,11 @@ if TYPE_CHECKING:
 TOKENS_AT_ONCE = 16_384  # encoding keeps no activations: this is a few hundred MB even for an 8B model
 
 
-class Encoder(nn.Module):
+class Encoder(Cosine, nn.Module):
     """A backbone, its tokenizer and a pooling: the one way to turn texts into vectors.
 
-    Training modules, evaluation, probing, prediction and users all call `encode`.
+    Training modules, evaluation, probing, prediction and users all call `encode`. `mteb.evaluate` takes an encoder as
+    it is; or `encoder.mteb(...)`, with instructions.
 
     Args:
         backbone: see `Backbone`.
@@ -98,6 +102,7 @@ class Encoder(nn.Module):
         """(N, D) float32 vectors of packed texts, with gradients."""
         return pooling.pool(self.backbone(texts), texts, self.pooling)
 
+    @singledispatchmethod
     @torch.no_grad()
     def encode(
         self,
@@ -142,6 +147,24 @@ class Encoder(nn.Module):
         if normalize:
             vectors = nn.functional.normalize(vectors, dim=1)
         return vectors.numpy()
+
+    @encode.register(DataLoader)
+    def _encode_for_mteb(self, inputs: Any, **asked: Any) -> np.ndarray:
+        """What `mteb.evaluate` calls."""
+        return self.mteb().encode(inputs, **asked)
+
+    def mteb(self, instructions: Mapping[str, str] | None = None) -> MTEBModel:
+        """This encoder as a model of mteb, with instructions; see `MTEBModel`."""
+
+        def encode(texts: list[str], instruction: str) -> np.ndarray:
+            return self.encode(texts, instruction=instruction)
+
+        return MTEBModel(encode, model_meta(self, instructions), instructions)
+
+    @property
+    def mteb_model_meta(self) -> Any:
+        """What mteb writes beside results."""
+        return model_meta(self)
 
     def save(self, folder: str | Path, stage: str, steps: int = 0) -> Path:
         """Write an encoder folder: lineage, adapters, tokenizer, settings. Appears whole or not at all.

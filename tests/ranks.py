@@ -41,7 +41,7 @@ def run_ranks(
         RankError: a rank raised, died, or took too long.
     """
     with tempfile.TemporaryDirectory() as place:
-        folder, port = Path(place), _free_port()
+        folder, port = Path(place), free_port()
         running = {_fork(rank, world_size, port, folder, function, args, group): rank for rank in range(world_size)}
         try:
             _wait(running, folder, time.monotonic() + timeout)
@@ -102,7 +102,8 @@ def _wait(running: dict[int, int], folder: Path, deadline: float) -> None:
         time.sleep(0.005)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import faulthandler
 import json
 import logging
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,8 @@ from typing import Any
 
 import torch
 import yaml
+from lightning_utilities.core.rank_zero import rank_zero_only
+from ranks import free_port
 
 import lightning_modules.training  # noqa: F401  # imported once, for all forks
 from lightning_modules.cli import main
@@ -33,14 +37,21 @@ class Run:
 
     pid: int
     output: Path
+    status: int | None = None
+
+    def is_running(self) -> bool:
+        """Whether it has not ended yet; sets `status`."""
+        if self.status is None:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            self.status = os.waitstatus_to_exitcode(status) if ended else None
+        return self.status is None
 
     def wait(self, timeout: float = 120) -> tuple[int, str]:
         """Exit status (negative: the signal) and everything it printed."""
         deadline = time.monotonic() + timeout
         while True:
-            ended, status = os.waitpid(self.pid, os.WNOHANG)
-            if ended:
-                return os.waitstatus_to_exitcode(status), self.output.read_text(errors="replace")
+            if not self.is_running():
+                return self.status, self.output.read_text(errors="replace")  # type: ignore[return-value]
             if time.monotonic() > deadline:
                 os.kill(self.pid, signal.SIGUSR2)  # where it hangs
                 time.sleep(0.5)
@@ -53,8 +64,13 @@ class Run:
         os.killpg(self.pid, signal.SIGKILL)
 
 
-def start(*arguments: str | Path, cwd: Path) -> Run:
-    """Start `lightning ARGUMENTS` in `cwd`."""
+def start(
+    *arguments: str | Path,
+    cwd: Path,
+    environment: dict[str, str] | None = None,
+    before: Callable[[], None] | None = None,
+) -> Run:
+    """Start `lightning ARGUMENTS` in `cwd`; `before` is called in its process first."""
     handle, name = tempfile.mkstemp(suffix=".out")
     pid = os.fork()
     if pid:
@@ -72,6 +88,10 @@ def start(*arguments: str | Path, cwd: Path) -> Run:
         faulthandler.register(signal.SIGUSR2, file=sys.stderr)
         os.chdir(cwd)
         torch.set_num_threads(1)
+        os.environ.update(environment or {})
+        rank_zero_only.rank = int(os.environ.get("RANK", 0))  # Lightning looks once, when it is imported
+        if before:
+            before()
         status = _status(lambda: main([str(argument) for argument in arguments]))
     finally:
         os._exit(status)
@@ -99,6 +119,46 @@ def run(*arguments: str | Path, cwd: Path, timeout: float = 120) -> str:
     status, output = start(*arguments, cwd=cwd).wait(timeout)
     assert status == 0, output[-4000:]
     return output
+
+
+def start_ranks(count: int, *arguments: str | Path, cwd: Path, before: Callable[[], None] | None = None) -> list[Run]:
+    """Start `lightning ARGUMENTS` as torchrun would on one node of `count` devices."""
+    number = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    port = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "TORCHELASTIC_RUN_ID": "test"}
+    arguments = (*arguments, "--trainer.devices", str(count))
+    rank = [{"RANK": str(i), "LOCAL_RANK": str(i), "GROUP_RANK": "0"} for i in range(count)]
+    return [start(*arguments, cwd=cwd, environment=number | port | rank[i], before=before) for i in range(count)]
+
+
+def run_ranks(count: int, *arguments: str | Path, cwd: Path, timeout: float = 120) -> str:
+    """Run `lightning ARGUMENTS` on so many ranks to a good end; everything rank 0 printed."""
+    if count == 1:
+        return run(*arguments, "--trainer.devices", "1", cwd=cwd, timeout=timeout)
+    ranks = start_ranks(count, *arguments, cwd=cwd)
+    status, output = wait_ranks(ranks, timeout)[0]
+    assert status == 0, output[-4000:]
+    return output
+
+
+def wait_ranks(ranks: list[Run], timeout: float = 120) -> list[tuple[int, str]]:
+    """Status and output of each; the first that fails is an error, and ends the others."""
+    deadline = time.monotonic() + timeout
+    waiting = dict(enumerate(ranks))
+    ended: dict[int, tuple[int, str]] = {}
+    try:
+        while waiting:
+            for number, rank in list(waiting.items()):
+                if rank.is_running() and time.monotonic() < deadline:
+                    continue
+                ended[number] = waiting.pop(number).wait(0)
+                status, output = ended[number]
+                assert status == 0, f"rank {number} ended with {status}:\n{output[-4000:]}"
+            time.sleep(0.005)
+    finally:
+        for rank in ranks:
+            with suppress(ProcessLookupError):
+                rank.kill()
+    return [ended[number] for number in sorted(ended)]
 
 
 def write_data(folder: Path, rows: int = 60) -> None:
@@ -167,6 +227,15 @@ def adapter(root: Path) -> dict[str, torch.Tensor]:
 
     last = sorted((root / "encoder" / "adapters").iterdir())[-1]
     return load_file(last / "adapter_model.safetensors")
+
+
+def metrics(root: Path, name: str) -> dict[int, float]:
+    """What a run with a CSVLogger in `root` logged under `name`, by step; of all its starts together."""
+    found = {}
+    for file in sorted(root.glob("*/version_*/metrics.csv"), key=lambda file: file.stat().st_mtime):
+        with file.open() as lines:
+            found.update({int(row["step"]): float(row[name]) for row in csv.DictReader(lines) if row.get(name)})
+    return found
 
 
 def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:

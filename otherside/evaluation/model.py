@@ -1,0 +1,158 @@
+"""The encoder as mteb knows models, and what is true of it.
+
+Shapes: N texts, D hidden size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from otherside import adapters
+
+if TYPE_CHECKING:
+    from mteb.models import ModelMeta
+
+    from otherside.encoder import Encoder
+
+ORGANISATION = "otherside"
+
+
+class Cosine:
+    """Similarity as mteb asks a model for it."""
+
+    def similarity(self, one: Any, other: Any) -> Tensor:
+        """(N, M) cosines of vectors (N, D) and (M, D)."""
+        return _unit(one) @ _unit(other).T
+
+    def similarity_pairwise(self, one: Any, other: Any) -> Tensor:
+        """(N,) cosines of vectors (N, D) and (N, D)."""
+        return (_unit(one) * _unit(other)).sum(-1)
+
+
+class MTEBModel(Cosine):
+    """What `mteb.evaluate` takes for a model (its `EncoderProtocol`).
+
+    Args:
+        encode: (texts, instruction) -> vectors (N, D).
+        meta: of the model, from `model_meta`.
+        instructions: put before texts as they are; by task (`SciFact`), type of task (`Retrieval`), side (`query`,
+            `document`) or both (`SciFact-query`); the most special one holds.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[list[str], str], np.ndarray],
+        meta: ModelMeta,
+        instructions: Mapping[str, str] | None = None,
+    ) -> None:
+        self._encode, self.mteb_model_meta, self.instructions = encode, meta, dict(instructions or {})
+
+    def encode(self, inputs: Any, *, task_metadata: Any, prompt_type: Any = None, **_: Any) -> np.ndarray:
+        """Vectors (N, D), float32, of a loader of batches with a list `text`, as mteb passes them."""
+        from mteb.models.abs_encoder import get_prompt
+
+        instruction = get_prompt(self.instructions, task_metadata, prompt_type) or ""
+        return self._encode([text for batch in inputs for text in batch["text"]], instruction)
+
+
+def _unit(vectors: Any) -> Tensor:
+    return functional.normalize(torch.atleast_2d(torch.as_tensor(vectors)).float(), dim=-1)
+
+
+def model_meta(
+    encoder: Encoder,
+    instructions: Mapping[str, str] | None = None,
+    stage: str | None = None,
+    step: int | None = None,
+    sources: Sequence[str] = (),
+) -> ModelMeta:
+    """True metadata of an encoder, for mteb's results.
+
+    The revision is a digest of all that decides vectors: base, adapters, attention, pooling, length, precision and
+    instructions. Results that mteb keeps are therefore never taken for another encoder's.
+
+    Args:
+        encoder: what is evaluated.
+        instructions: that it is evaluated with.
+        stage: of the adapter in training.
+        step: of the adapter in training; a digest of its weights stands in where it is None.
+        sources: what the stage in training reads.
+    """
+    from mteb.models import ModelMeta
+    from mteb.models.model_meta import ScoringFunction
+
+    backbone = encoder.backbone
+    lineage, lm = backbone.lineage, backbone.lm
+    attached = any(True for _ in adapters.adapter_layers(lm))
+    stages = [adapter.name for adapter in lineage.adapters] + ([stage or "adapter"] if attached else [])
+    if not stages:
+        stages = ["uni" if backbone.attention == "causal" else "bi"]
+    settings = {
+        "lineage": {**asdict(lineage), "adapters": [adapter.sha256 for adapter in lineage.adapters]},
+        "encoder": [backbone.attention, encoder.pooling, encoder.max_length, str(lm.dtype)],
+        "instructions": dict(instructions or {}),
+        "attached": _digest_of_adapter(encoder) if attached and step is None else None,
+    }
+    revision = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    base = Path(lineage.base)
+    parameters = {name: _size(p) for name, p in lm.base_model.named_parameters()}
+    embeddings = _size(lm.get_input_embeddings().weight)  # type: ignore[arg-type]
+    hub = [source for source in sources if source.count("/") == 1 and not Path(source).suffix]
+    return ModelMeta(
+        loader=None,
+        name=f"{ORGANISATION}/{'-'.join([base.stem if base.suffix == '.gguf' else base.name, *stages])}",
+        revision=revision if step is None else f"{revision}-step{step}",
+        release_date=None,
+        languages=None,
+        n_parameters=sum(parameters.values()),
+        n_embedding_parameters=embeddings,
+        memory_usage_mb=round(sum(parameters.values()) * lm.dtype.itemsize / 2**20),
+        max_tokens=encoder.max_length,
+        embed_dim=backbone.hidden_size,
+        license=_license(lineage.base),
+        open_weights=None,
+        public_training_code=None,
+        public_training_data=", ".join(f"https://huggingface.co/datasets/{name}" for name in hub) or None,
+        framework=["PyTorch", "Transformers"],
+        similarity_fn_name=ScoringFunction.COSINE,
+        use_instructions=bool(instructions),
+        training_datasets=None,
+        adapted_from=lineage.base,
+    )
+
+
+def _size(parameter: Tensor) -> int:
+    """Number of elements, also of one that is sharded."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def _digest_of_adapter(encoder: Encoder) -> str:
+    digest = hashlib.sha256()
+    for name, parameter in encoder.named_parameters():
+        if "lora_" in name:
+            digest.update(name.encode() + parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _license(base: str) -> str | None:
+    """What the base's model card says, if there is one on this machine."""
+    from huggingface_hub import ModelCard, hf_hub_download
+    from mteb.models.model_meta import Licenses
+    from pydantic import TypeAdapter
+
+    try:
+        file = Path(base) if Path(base).is_dir() else Path(hf_hub_download(base, "README.md", local_files_only=True))
+        named = ModelCard.load(file / "README.md" if file.is_dir() else file).data.license
+        return TypeAdapter(Licenses).validate_python(str(named).lower())
+    except (OSError, ValueError):  # of huggingface_hub and pydantic, too
+        return None

@@ -1,0 +1,59 @@
+"""Tasks by name, their data from a folder; real mteb."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import shared
+from sts import write_sts
+
+from otherside.evaluation.tasks import SUBSETS, check_instructions, find_tasks, load
+
+
+@pytest.mark.parametrize("subset", SUBSETS)
+def test_subsets_are_english_test_sets_of_mteb(subset: str) -> None:
+    tasks = find_tasks(subset, ["eng"])
+    assert [task.metadata.name for task in tasks] == SUBSETS[subset]
+    assert all(task.eval_splits == ["test"] for task in tasks)
+    assert len(find_tasks("llm2vec-15", ["eng"])) == 15
+
+
+def test_a_benchmark_brings_its_own_settings() -> None:
+    tasks = {task.metadata.name: task for task in find_tasks("MTEB(eng, v2)", None)}
+    assert len(tasks) == 41
+    assert tasks["STS17"].hf_subsets == ["en-en"] and tasks["MassiveIntentClassification"].eval_splits == ["test"]
+
+
+def test_only_the_parts_in_the_languages_asked_for() -> None:
+    assert find_tasks(["RTE3"], ["eng"])[0].hf_subsets == ["en"]
+    assert find_tasks(["RTE3"], ["deu", "fra"])[0].hf_subsets == ["de", "fr"]
+    assert len(find_tasks(["RTE3"], None)[0].hf_subsets) == 4
+    assert find_tasks(["STS17"], ["eng"])[0].hf_subsets == ["en-en"]  # not en-de
+
+
+def test_data_of_the_very_folder_are_read_and_metadata_stay_true(tmp_path: Path) -> None:
+    for pairs in (12, 13):  # not what datasets keeps of a folder of the same name
+        [task] = find_tasks(["STSBenchmark"], ["eng"])
+        load(task, write_sts(tmp_path / str(pairs), pairs))
+        assert len(task.dataset["test"]) == pairs
+        assert task.metadata.dataset["path"] == "mteb/stsbenchmark-sts" and task.metadata.dataset["revision"]
+
+
+def test_a_broken_file_is_named(tmp_path: Path) -> None:
+    next(write_sts(tmp_path).rglob("*.parquet")).write_bytes(b"PAR1")
+    with pytest.raises(FileNotFoundError, match=r"data of STSBenchmark must be at .*mteb__stsbenchmark-sts"):
+        load(find_tasks(["STSBenchmark"], ["eng"])[0], tmp_path)
+
+
+def test_published_copies_are_whole() -> None:
+    folder = shared("data/mteb")
+    [task] = find_tasks("STSBenchmark", ["eng"])
+    load(task, folder)
+    assert len(task.dataset["test"]) == task.metadata.n_samples["test"]
+
+
+def test_instructions_are_for_what_there_is() -> None:
+    check_instructions({"SciFact": "a", "Retrieval-query": "b", "document": "c", "SciFact-query": "d"})
+    with pytest.raises(ValueError, match=r"got 'Scifact'. Did you mean SciFact"):
+        check_instructions({"Scifact": "a"})
