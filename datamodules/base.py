@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from typing_extensions import override
 
 from datamodules.loading import Batch, MakeBatch, OrderedBatches, PlannedBatches, StepSampler, build_loader
@@ -90,6 +90,7 @@ class TextData(LightningDataModule):
             )
         self._positions: dict[int, Position] = {0: START}  # of the stream, until there is a loader
         self._stream: StreamLoader | None = None
+        self.predict_from = 0  # batches of `predict_sources` left out at the start, as they are embedded already
         self.tables: list[Table] = []
         self.val_tables: list[Table] = []
         self.predict_tables: list[Table] = []
@@ -150,12 +151,29 @@ class TextData(LightningDataModule):
         return self._ordered(self.val_tables, self.make_batch(self.val_sources))
 
     @override
+    def test_dataloader(self) -> list[int]:
+        """One batch without content: the texts of `lightning test` are those of MTEB's tasks."""
+        return [0]
+
+    @override
     def predict_dataloader(self) -> DataLoader[Batch] | list[Any]:
-        """Every text of `predict_sources` once, in file order; `TextBatch.rows` counts through all of them."""
+        """Every text of `predict_sources` once, in file order; `TextBatch.rows` counts through all of them.
+
+        The first `predict_from` batches are left out.
+        """
         from datamodules.sentences import SentenceBatches
 
         make = SentenceBatches(self.tokenizer, self.max_length, [s.instruction for s in self.predict_sources])
-        return self._ordered(self.predict_tables, make)
+        return self._ordered(self.predict_tables, make, self.predict_from)
+
+    def predict_settings(self) -> dict[str, Any]:
+        """All that decides which text is in which batch of `predict_dataloader`, and what it looks like."""
+        return {
+            "sources": [repr(source) for source in self.predict_sources],
+            "rows": [(len(table), table.rows._fingerprint) for table in self.predict_tables],
+            "global_batch_size": self.global_batch_size,
+            "max_length": self.max_length,
+        }
 
     def expander(self) -> Expand:
         """What is done to the rows of a stream before they are shuffled: nothing."""
@@ -243,10 +261,11 @@ class TextData(LightningDataModule):
             raise ValueError("weight must be set for all sources or for none; got a mix. Set it for each of sources.")
         return Plan([len(table) for table in self.tables], weights or None, self.global_batch_size, self.seed)
 
-    def _ordered(self, tables: list[Table], make: MakeBatch) -> DataLoader[Batch] | list[Any]:
+    def _ordered(self, tables: list[Table], make: MakeBatch, first: int = 0) -> DataLoader[Batch] | list[Any]:
         if not tables:
             return []
-        return self._loader(OrderedBatches(tables, self.global_batch_size, make, *self._ranks))
+        batches = OrderedBatches(tables, self.global_batch_size, make, *self._ranks)
+        return self._loader(Subset(batches, range(first, len(batches))) if first else batches)
 
     def _loader(self, dataset: Any, sampler: StepSampler | None = None) -> DataLoader[Batch]:
         if self.num_workers:  # tokenizers warn about every fork otherwise

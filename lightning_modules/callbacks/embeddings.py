@@ -2,27 +2,83 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_modules.base import EncoderModule
 from otherside.batching import TextBatch
+from otherside.lineage import sha256
 
-FILE = "predictions.parquet"
+FILE, WORK, SETTINGS = "predictions.parquet", ".predictions", "settings.json"
+ROWS = 8192  # about so many rows of all ranks are one part
 
 
 class Embeddings(pl.Callback):
     """Writes `<trainer.default_root_dir>/predictions.parquet`, in the order of the rows: `row`, counted through all of
-    `data.predict_sources`, and `vector`, float32. It grows batch by batch and gets its name when it is complete.
+    `data.predict_sources`, and `vector`, float32.
+
+    Each rank keeps its rows of a few batches, a part, in a file of its own; a run that was cut goes on behind the last
+    part that all ranks have finished, if nothing has changed that decides vectors. At last the parts become one file.
     """
 
-    def __init__(self) -> None:
-        self._writer: pq.ParquetWriter | None = None
-        self._rows = 0
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, EncoderModule)
+        if stage != "predict":
+            return
+        self._work = Path(trainer.default_root_dir) / WORK
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self._batches = max(1, ROWS // data.global_batch_size)  # of a part
+        if trainer.is_global_zero:
+            self._prepare(self._settings(trainer, pl_module, data))
+        trainer.strategy.barrier()
+        self._part = trainer.strategy.broadcast(self._done(trainer.world_size))
+        data.predict_from = self._part * self._batches
+        if not len(data.predict_dataloader()):  # cut before the parts became one file; Lightning runs no empty loader
+            self._part -= 1
+            data.predict_from = self._part * self._batches
+        if self._part and trainer.is_global_zero:
+            print(f"predict goes on behind batch {data.predict_from}", file=sys.stderr)
+        self._held: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def _settings(self, trainer: pl.Trainer, module: EncoderModule, data: Any) -> str:
+        """All that decides vectors, as text."""
+        checkpoint = {
+            str(path.relative_to(trainer.ckpt_path)): sha256(path)
+            for path in sorted(Path(trainer.ckpt_path or "").rglob("*"))
+            if trainer.ckpt_path and path.is_file()
+        }
+        model = [vars(module.backbone_config), vars(module.lora), module.pooling, module.max_length]
+        return json.dumps([model, checkpoint, data.predict_settings(), trainer.world_size], default=str, indent=1)
+
+    def _prepare(self, settings: str) -> None:
+        note = self._work / SETTINGS
+        if note.is_file() and note.read_text() == settings:
+            return
+        shutil.rmtree(self._work, ignore_errors=True)
+        self._work.mkdir(parents=True)
+        note.write_text(settings)
+
+    def _file(self, part: int, rank: int) -> Path:
+        return self._work / f"{part:08}-{rank}.parquet"
+
+    def _done(self, world_size: int) -> int:
+        """Number of parts that all ranks have finished, without a gap."""
+        part = 0
+        while all(self._file(part, rank).is_file() for rank in range(world_size)):
+            part += 1
+        return part
 
     @override
     def on_predict_batch_end(
@@ -34,25 +90,42 @@ class Embeddings(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        vectors = outputs.float().cpu().numpy()
+        self._held.append((batch.rows.numpy(), outputs.float().cpu().numpy()))
+        if len(self._held) == self._batches:
+            self._write_part(trainer.global_rank)
+
+    def _write_part(self, rank: int) -> None:
+        rows, vectors = (np.concatenate(column) for column in zip(*self._held, strict=True))
         kind = pa.list_(pa.float32(), vectors.shape[1])
-        schema = pa.schema({"row": pa.int64(), "vector": kind})
-        if self._writer is None:
-            work = self._work(trainer)
-            work.parent.mkdir(parents=True, exist_ok=True)
-            self._writer, self._rows = pq.ParquetWriter(work, schema), 0
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), type=kind)
-        self._writer.write_table(pa.table([pa.array(batch.rows.numpy()), column], schema=schema))
-        self._rows += len(vectors)
+        path = self._file(self._part, rank)
+        work = path.with_suffix(".tmp")
+        pq.write_table(pa.table({"row": pa.array(rows), "vector": column}), work)
+        work.replace(path)
+        self._part, self._held = self._part + 1, []
 
     @override
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._writer is None:
-            return
-        self._writer.close()
-        self._writer = None
-        path = self._work(trainer).replace(Path(trainer.default_root_dir) / FILE)
-        print(f"{self._rows} vectors are in {path}")
+        if self._held:
+            self._write_part(trainer.global_rank)
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            self._join(trainer.world_size, Path(trainer.default_root_dir) / FILE)
 
-    def _work(self, trainer: pl.Trainer) -> Path:
-        return Path(trainer.default_root_dir) / f".{FILE}.tmp"
+    def _join(self, world_size: int, path: Path) -> None:
+        work, written = self._work / "all.tmp", 0
+        tables = self._parts(world_size)
+        first = next(tables)
+        with pq.ParquetWriter(work, first.schema) as writer:
+            for table in (first, *tables):
+                writer.write_table(table)
+                written += len(table)
+        work.replace(path)
+        shutil.rmtree(self._work)
+        print(f"{written} vectors are in {path}")
+
+    def _parts(self, world_size: int) -> Iterator[pa.Table]:
+        """The parts one after the other, each in the order of its rows."""
+        for part in range(self._done(world_size)):
+            ranks = [pq.read_table(self._file(part, rank)) for rank in range(world_size)]
+            yield pa.concat_tables(ranks).sort_by("row")

@@ -47,8 +47,30 @@ class ProgressLines(pl.Callback):
             return  # with accumulated gradients several batches end at the same step
         self._said = step
         total = trainer.estimated_stepping_batches
-        pace = (time.perf_counter() - self._begun) / (step - self._first)
-        left = timedelta(seconds=round(pace * (total - step))) if total < float("inf") else "?"
         shown = {name: float(value) for name, value in trainer.progress_bar_metrics.items() if name != "v_num"}
-        metrics = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
-        print(f"step {step}/{total:g}  {metrics}  left {left}", file=sys.stderr, flush=True)
+        metrics = "".join(f"  {name} {value:.4g}" for name, value in shown.items())
+        self._say("step", step, total, metrics)
+
+    def _say(self, what: str, done: int, total: float, more: str = "") -> None:
+        pace = (time.perf_counter() - self._begun) / (done - self._first)
+        left = timedelta(seconds=round(pace * (total - done))) if total < float("inf") else "?"
+        print(f"{what} {done}/{total:g}{more}  left {left}", file=sys.stderr, flush=True)
+
+    @override
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._begun, self._first = time.perf_counter(), 0
+
+    @override
+    def on_predict_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        done, total = batch_idx + 1, trainer.num_predict_batches[dataloader_idx]
+        every = max(trainer.log_every_n_steps, 1)  # type: ignore[attr-defined]
+        if trainer.is_global_zero and (done % every == 0 or done == total):
+            self._say("batch", done, total)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -43,11 +45,81 @@ def test_without_a_checkpoint_it_says_that_the_adapter_is_untrained(tiny_llama: 
     assert "no checkpoint yet, so the adapter is untrained" in runs.run("predict", "--config", config, cwd=tmp_path)
 
 
-def test_several_processes_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
-    runs.write_data(tmp_path, rows=8)
-    settings = {"data.init_args.predict_sources": [{"path": "sentences.txt"}], "trainer.devices": 2}
-    config = runs.write_stage(tmp_path, "MNTP", tiny_llama, root="run", **settings)
-    status, output = runs.start("predict", "--config", config, cwd=tmp_path).wait()
-    assert status == 1
-    assert "error: predict must run in one process; got 2. Set trainer.devices: 1" in output
-    assert not (tmp_path / "run" / FILE).exists()
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> tuple[str | Path, ...]:
+    """The command that embeds 800 texts in 25 batches, in parts of four batches each."""
+    folder = tmp_path_factory.mktemp("corpus")
+    runs.write_data(folder, rows=800)
+    settings = {"data.init_args.predict_sources": [{"path": "sentences.txt"}], "data.init_args.global_batch_size": 32}
+    return "predict", "--config", runs.write_stage(folder, "MNTP", tiny_llama, root="run", **settings)
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_modules.callbacks.embeddings.ROWS", 128)
+
+
+def embed(corpus: tuple[str | Path, ...], root: str, ranks: int = 1) -> Path:
+    folder = Path(corpus[-1]).parent
+    runs.run_ranks(ranks, *corpus, "--trainer.default_root_dir", root, cwd=folder)
+    assert sorted(path.name for path in (folder / root).iterdir() if "predictions" in path.name) == [FILE]
+    return folder / root / FILE
+
+
+@pytest.fixture(scope="module")
+def expected(corpus: tuple[str | Path, ...]) -> Path:
+    """What one rank writes that nobody disturbs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lightning_modules.callbacks.embeddings.ROWS", 128)
+        return embed(corpus, "whole")
+
+
+def test_a_run_that_was_killed_goes_on_and_leaves_the_same_file(
+    corpus: tuple[str | Path, ...], expected: Path, small_parts: None
+) -> None:
+    folder = Path(corpus[-1]).parent
+    command = runs.start(*corpus, "--trainer.default_root_dir", "cut", cwd=folder)
+    while not len(list((folder / "cut").rglob("*-0.parquet"))) > 1:
+        time.sleep(0.005)
+    command.kill()
+    command.wait()
+    assert not (folder / "cut" / FILE).exists()
+    output = runs.run(*corpus, "--trainer.default_root_dir", "cut", cwd=folder)
+    [behind] = re.findall(r"predict goes on behind batch (\d+)", output)
+    assert int(behind) >= 8 and int(behind) % 4 == 0
+    assert (folder / "cut" / FILE).read_bytes() == expected.read_bytes()
+
+
+def test_killed_before_the_parts_were_joined(corpus: tuple[str | Path, ...], expected: Path, small_parts: None) -> None:
+    folder = Path(corpus[-1]).parent
+    command = runs.start(*corpus, "--trainer.default_root_dir", "parts", cwd=folder)
+    while not (folder / "parts" / ".predictions" / "00000006-0.parquet").exists():
+        time.sleep(0.001)
+    command.kill()
+    command.wait()
+    assert embed(corpus, "parts").read_bytes() == expected.read_bytes()
+
+
+def test_parts_of_another_corpus_are_not_used(corpus: tuple[str | Path, ...], small_parts: None) -> None:
+    folder = Path(corpus[-1]).parent
+    command = runs.start(*corpus, "--trainer.default_root_dir", "other", cwd=folder)
+    while not list((folder / "other").rglob("*-0.parquet")):
+        time.sleep(0.005)
+    command.kill()
+    command.wait()
+    more = ("--trainer.default_root_dir", "other", "--data.init_args.max_length", "8")
+    assert "goes on" not in runs.run(*corpus, *more, cwd=folder)
+
+
+def test_two_ranks_write_what_one_writes(corpus: tuple[str | Path, ...], expected: Path, small_parts: None) -> None:
+    one, two = pq.read_table(expected), pq.read_table(embed(corpus, "two", ranks=2))
+    assert one["row"] == two["row"] and one["row"].to_pylist() == list(range(800))
+    vectors = [np.stack(table["vector"].to_numpy()) for table in (one, two)]
+    assert np.abs(vectors[0] - vectors[1]).max() < 1e-5 * np.abs(vectors[0]).max()
+
+
+def test_progress_is_told(corpus: tuple[str | Path, ...]) -> None:
+    folder = Path(corpus[-1]).parent
+    output = runs.run(*corpus, "--trainer.default_root_dir", "told", "--trainer.log_every_n_steps", "10", cwd=folder)
+    told = re.findall(r"^batch (\d+)/25  left 0:00:\d\d$", output, re.MULTILINE)
+    assert told == ["10", "20", "25"]
