@@ -19,7 +19,7 @@ from lightning_modules.schedules import Schedule
 from otherside.adapters import Lora
 from otherside.backbone import Backbone, BackboneConfig, load_tokenizer
 from otherside.batching import Packed, PairBatch, TextBatch
-from otherside.encoder import Encoder
+from otherside.encoder import TOKENS_AT_ONCE, Encoder
 from otherside.pooling import Pooling
 
 Batch = TextBatch | PairBatch
@@ -115,14 +115,18 @@ class EncoderModule(pl.LightningModule, ABC):
 
     @override
     def predict_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
-        return self.embed(batch.texts)
+        return self.embed(batch.texts, TOKENS_AT_ONCE)
+
+    @override
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Nothing: the callback `MTEB` evaluates."""
 
     def _log(self, name: str, value: Tensor, batch: Any, **options: Any) -> None:
         self.log(name, value.detach(), batch_size=len(batch.texts), sync_dist=True, **options)
 
-    def embed(self, texts: Packed) -> Tensor:
-        """(N, D) vectors of this rank's texts."""
-        chunks = texts.chunks(self.chunk_tokens)
+    def embed(self, texts: Packed, chunk_tokens: int | None = None) -> Tensor:
+        """(N, D) vectors of this rank's texts, in chunks of `chunk_tokens`, else of the module's."""
+        chunks = texts.chunks(chunk_tokens or self.chunk_tokens)
         vectors = torch.cat(self.in_chunks(chunks, lambda chunk: self.encoder(texts.select(chunk))))
         return vectors[torch.cat(chunks).argsort().to(vectors.device)]
 

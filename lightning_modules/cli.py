@@ -15,7 +15,7 @@ Turns decoder-only Llamas into bidirectional text encoders, stage by stage.
 Train and use one stage (settings from YAML, any of them also as an option):
   fit       --config configs/R/mntp.yaml      train; run again to resume
   validate  --config configs/R/mntp.yaml      validation loss of the newest checkpoint
-  test      --config configs/R/mntp.yaml      MTEB subset of the newest checkpoint (in a later version)
+  test      --config configs/R/mntp.yaml      MTEB scores of the newest checkpoint
   predict   --config configs/R/mntp.yaml      embed a corpus
 
 All stages, and what they did:

@@ -21,7 +21,16 @@ from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 from lightning_modules.base import EncoderModule
-from lightning_modules.callbacks import Embeddings, EncoderFolder, ProgressLines, Requeue, RunProgressBar, Throughput
+from lightning_modules.callbacks import (
+    MTEB,
+    Embeddings,
+    EncoderFolder,
+    MTEBSettings,
+    ProgressLines,
+    Requeue,
+    RunProgressBar,
+    Throughput,
+)
 from lightning_modules.checkpoints import FolderCheckpointIO, newest
 from lightning_modules.finished import is_finished
 
@@ -80,6 +89,7 @@ class TrainingCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--include", type=str | list[str] | None, help="YAML files read before this one")
         parser.add_class_arguments(Checkpoints, "checkpoints")
+        parser.add_class_arguments(MTEBSettings, "mteb")
         parser.link_arguments("seed_everything", "model.init_args.seed")
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("model.tokenizer", "data.init_args.tokenizer", apply_on="instantiate")
@@ -96,10 +106,9 @@ class TrainingCLI(LightningCLI):
     @override
     def before_instantiate_classes(self) -> None:
         trainer = self._get(self.config, "trainer")
-        if self.subcommand == "test":
+        if self.subcommand == "test" and not self._get(self.config, "mteb")["tasks"]:
             raise ValueError(
-                "test must have the MTEB tasks, which come in a later version. Use `lightning validate` for the "
-                "validation loss, or `lightning probe ENCODER --out DIR`."
+                "mteb.tasks must name what `lightning test` evaluates; got none. Set mteb.tasks: sts-fast."
             )
         if trainer["default_root_dir"] is None:
             raise ValueError("trainer.default_root_dir must name the run's folder, such as runs/my-recipe/mntp")
@@ -132,17 +141,14 @@ class TrainingCLI(LightningCLI):
             every_n_train_steps=settings.every_n_steps,
             save_on_train_epoch_end=False,
         )
-        return [progress, Throughput(), checkpoint, Requeue(), EncoderFolder(), Embeddings()]
+        mteb: MTEBSettings = self._get(self.config_init, "mteb")
+        evaluation = [MTEB(mteb)] if mteb.tasks else []
+        return [progress, Throughput(), *evaluation, checkpoint, Requeue(), EncoderFolder(), Embeddings()]
 
     @override
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         options = super()._prepare_subcommand_kwargs(subcommand)
         if subcommand == "predict":
-            if self.trainer.world_size > 1:
-                raise ValueError(
-                    f"predict must run in one process; got {self.trainer.world_size}. Set trainer.devices: 1 and "
-                    "trainer.num_nodes: 1."
-                )
             options["return_predictions"] = False  # they go to disk, however many they are
         if options.get("ckpt_path") in (None, "last"):
             found = options["ckpt_path"] = newest(self.root / "checkpoints")

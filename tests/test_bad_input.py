@@ -10,9 +10,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import mteb  # noqa: F401  # once, for all forks: it takes seconds
 import pytest
 import runs
 import torch
+from sts import write_sts
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 Arguments = list[str | Path]
@@ -344,7 +346,7 @@ case("recipe: two stages, one folder", one_folder, "default_root_dir of its own"
 # Using a stage
 case("predict: nothing named", lambda bad: ["predict", *bad.fit()[1:]], "data.predict_sources must name", "got none")
 case("validate: nothing named", lambda bad: ["validate", *bad.fit()[1:]], "data.val_sources must name", "got none")
-case("test", lambda bad: ["test", *bad.fit()[1:]], "MTEB", "later version", "`lightning validate`")
+case("test: nothing named", lambda bad: ["test", *bad.fit()[1:]], "mteb.tasks must name", "Set mteb.tasks: sts-fast")
 case("probe: nothing named", lambda bad: ["probe"], "must be given: encoders, out", "`lightning probe --help`")
 case(
     "probe: no such encoder", lambda bad: ["probe", "no/such", "--out", "a"], "nothing is at no/such", "Train it first"
@@ -355,6 +357,45 @@ case("export: no such encoder", lambda bad: ["export", "../no", "out"], "backbon
 case(
     "export: target in use", lambda bad: ["export", bad.encoder, bad.llama], "OUT must be new or empty", "--force=true"
 )
+
+
+# MTEB
+MTEB = {"tasks": ["STSBenchmark"], "data": "tasks"}
+
+
+def with_mteb(**settings: object) -> Callable[[Bad], Arguments]:
+    """Fit with such a block, and a local copy of one task."""
+
+    def make(bad: Bad) -> Arguments:
+        write_sts(bad.folder / "tasks")
+        return bad.fit(mteb={**MTEB, **settings})
+
+    return make
+
+
+case(
+    "mteb: no such task", with_mteb(tasks=["STSBenchmrk"]), "mteb.tasks must", "got 'STSBenchmrk'", "mean STSBenchmark"
+)
+case("mteb: no such benchmark", with_mteb(tasks="mteb(eng,v2)"), "mteb.tasks must", "MTEB(eng, v2)")
+case("mteb: a task twice", with_mteb(tasks=["RTE3", "RTE3"]), "each once; got RTE3, RTE3")
+case("mteb: a task about images", with_mteb(tasks=["CIFAR10"]), "must be about texts; CIFAR10 needs image")
+case(
+    "mteb: no such language in it", with_mteb(languages=["fra"]), "mteb.languages must hold a language of STSBenchmark"
+)
+case("mteb: no such language", with_mteb(languages=["english"]), "mteb.languages", "english")
+case("mteb: no such folder", with_mteb(data="taskz"), "mteb.data must be a folder", "no taskz")
+case(
+    "mteb: data nowhere",
+    with_mteb(tasks=["BIOSSES"]),
+    "data of BIOSSES must be at tasks/mteb__biosses-sts or on the hub",
+)
+case(
+    "mteb: no such instruction", with_mteb(instructions={"STS-qeury": "a"}), "mteb.instructions must", "mean STS-query?"
+)
+case("mteb: every 0 steps", with_mteb(every_n_steps=0), "mteb.every_n_steps must be at least 1", "got 0")
+case("mteb: time budget", with_mteb(time_budget="soon"), "mteb.time_budget must be a time such as 90s", "got 'soon'")
+case("mteb: no time", with_mteb(time_budget="0m"), "mteb.time_budget must be longer than nothing; got 0m")
+case("mteb: unknown setting", with_mteb(task="RTE3"), "no setting 'mteb.task'")
 
 
 @pytest.fixture(scope="module")

@@ -42,5 +42,9 @@ class Throughput(pl.Callback):
             pl_module.log("padding", 1 - self._tokens / self._slots)
             self._reset()
 
+    def leave_out(self, seconds: float) -> None:
+        """Time that was not spent on training."""
+        self._since += seconds
+
     def _reset(self) -> None:
         self._since, self._tokens, self._slots = time.perf_counter(), 0, 0

@@ -1,0 +1,161 @@
+"""MTEB during training, in the real command, with real mteb on a small local copy of STSBenchmark."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import mteb
+import pytest
+import runs
+import torch
+from sts import write_sts
+
+from lightning_modules.callbacks import MTEBSettings
+from otherside.encoder import Encoder
+from otherside.evaluation.tasks import load
+
+NAME = "STSBenchmark"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mteb")
+    runs.write_data(folder, rows=48)
+    write_sts(folder / "data")
+    return folder
+
+
+def stage(place: Path, llama: Path, stage: str = "MNTP", root: str = "run", steps: int = 4, **settings: Any) -> Path:
+    settings["model.init_args.optimizer.init_args.lr"] = 0.05  # so that scores move
+    block = {"tasks": [NAME], "data": "data"}
+    block.update({key[5:]: settings.pop(key) for key in list(settings) if key.startswith("mteb.")})
+    return runs.write_stage(place, stage, llama, root=root, steps=steps, mteb=block, **settings)
+
+
+def said(output: str) -> dict[int, float]:
+    """Score by step."""
+    found = re.findall(rf"^mteb at step (\d+): {NAME} (-?[\d.]+)  mean \2", output, re.MULTILINE)
+    return {int(step): float(score) for step, score in found}
+
+
+def score_of(encoder: Any, data: Path) -> float:
+    """What mteb itself finds."""
+    task = mteb.get_task(NAME)
+    load(task, data)
+    return mteb.evaluate(encoder, task, cache=None, show_progress_bar=False).task_results[0].get_score()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "ranks"), [("MNTP", 1), ("Supervised", 2)])
+def test_training_does_not_notice(name: str, ranks: int, place: Path, tiny_llama: Path) -> None:
+    settings = {"model.init_args.lora.dropout": 0.2, "model.init_args.backbone.attention_dropout": 0.1}
+    config = stage(place, tiny_llama, name, f"with-{name}-{ranks}", 10, **{"mteb.every_n_steps": 5, **settings})
+    output = runs.run_ranks(ranks, "fit", "--config", config, cwd=place)
+    assert list(said(output)) == [0, 5, 10]
+    without = (*("fit", "--config", config, "--mteb.tasks", "null"), "--trainer.default_root_dir", f"no-{name}-{ranks}")
+    assert not said(runs.run_ranks(ranks, *without, cwd=place))
+    runs.assert_equal(*(runs.adapter(place / f"{kind}-{name}-{ranks}") for kind in ("with", "no")))
+
+
+@pytest.mark.slow
+def test_every_way_gives_the_same_score(place: Path, tiny_llama: Path) -> None:
+    config = stage(place, tiny_llama, "MNTP", "ways", **{"mteb.at_start": False})
+    fitted = said(runs.run_ranks(2, "fit", "--config", config, cwd=place))
+    tested = said(runs.run("test", "--config", config, cwd=place))
+    both = said(runs.run_ranks(2, "test", "--config", config, cwd=place))
+    encoder = Encoder.load(place / "ways" / "encoder")
+    expected = score_of(encoder, place / "data")
+    assert list(fitted) == list(tested) == list(both) == [4]
+    for found in (fitted, tested, both):
+        assert found[4] == pytest.approx(expected, abs=1e-4)
+
+
+def test_results_are_written_as_mteb_does_and_never_reused(place: Path, tiny_llama: Path) -> None:
+    config = stage(place, tiny_llama, "MNTP", "results", **{"mteb.every_n_steps": 2})
+    found = said(runs.run("fit", "--config", config, cwd=place))
+    results = mteb.ResultCache(place / "results" / "mteb").load_results(tasks=[mteb.get_task(NAME)])
+    written = {int(r.model_revision.split("-step")[1]): r.task_results[0].get_score() for r in results.model_results}
+    assert {step: round(score, 4) for step, score in written.items()} == found
+    assert len(set(found.values())) > 1
+    [meta, *_] = (place / "results" / "mteb").rglob("*step4/model_meta.json")
+    kept = json.loads(meta.read_text())
+    assert kept["name"] == f"otherside/{tiny_llama.name}-mntp" and kept["adapted_from"] == str(tiny_llama.resolve())
+    assert (kept["embed_dim"], kept["max_tokens"], kept["similarity_fn_name"]) == (64, 64, "cosine")
+    lora = 4 * 2 * (64 + 64 + 64 + 32 + 64 + 32 + 64 + 64 + 3 * (64 + 128))  # two layers, seven projections of rank 4
+    assert kept["n_parameters"] == 99_648 + lora
+
+
+def test_instructions_change_scores(place: Path, tiny_llama: Path) -> None:
+    config = stage(place, tiny_llama, "MNTP", "plain", 2, **{"mteb.at_end": False})
+    plain = said(runs.run("fit", "--config", config, cwd=place))
+    told = ("--mteb.instructions", '{"STSBenchmark": "Say the same: "}', "--trainer.default_root_dir", "told")
+    output = runs.run("fit", "--config", config, *told, cwd=place)
+    assert said(output)[0] != plain[0]
+    expected = score_of(Encoder.load(tiny_llama, max_length=64).mteb({"STS": "Say the same: "}), place / "data")
+    assert said(output)[0] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_scores_choose_checkpoints_and_stop_training(ranks: int, place: Path, tiny_llama: Path) -> None:
+    best = {"monitor": f"mteb/{NAME}", "mode": "max", "every_n_train_steps": 1, "filename": "{step}", "dirpath": "best"}
+    stop = {"monitor": "mteb/mean", "mode": "max", "patience": 1, "min_delta": 1.0}  # never so much better
+    callbacks = [
+        {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": best | {"dirpath": f"best{ranks}"}},
+        {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": stop},
+    ]
+    settings = {"mteb.every_n_steps": 1, "trainer.callbacks": callbacks, "trainer.max_epochs": 5}
+    config = stage(place, tiny_llama, "MNTP", f"monitor{ranks}", 30, **settings)
+    found = said(runs.run_ranks(ranks, "fit", "--config", config, cwd=place))
+    assert max(found) == 12  # of 30: two epochs of six steps, the second no better than the first
+    [chosen] = (place / f"best{ranks}").iterdir()
+    found.pop(0)
+    assert chosen.name == f"step={max(found, key=lambda step: found[step])}.ckpt"
+
+
+def test_after_a_resume_no_score_is_missing(place: Path, tiny_llama: Path) -> None:
+    config = stage(place, tiny_llama, "MNTP", "resumed", 4, **{"mteb.at_end": False})
+    fit = ("fit", "--config", config)
+    assert list(said(runs.run(*fit, "--trainer.max_steps", "2", cwd=place))) == [0]
+    assert not said(runs.run(*fit, cwd=place))  # the start was evaluated, and is not again
+    state = torch.load(place / "resumed" / "checkpoints" / "step=4.ckpt" / "state.pt", weights_only=True)
+    [kept] = (value for key, value in state["callbacks"].items() if key.startswith("MTEB"))
+    assert kept["step"] == 0 and set(kept["metrics"]) == {f"mteb/{NAME}", "mteb/mean"}
+
+
+def test_tasks_that_do_not_fit_are_named_and_there_is_no_mean(place: Path, tiny_llama: Path) -> None:
+    config = stage(place, tiny_llama, "MNTP", "late", 2, **{"mteb.time_budget": "0.001s"})
+    output = runs.run_ranks(2, "fit", "--config", config, cwd=place)
+    assert f"mteb at step 2:   left out, as mteb.time_budget is spent: {NAME}" in output and "mean" not in output
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10m", 600), ("1.5 h", 5400), ("7", 7)])
+def test_time_budget(text: str, seconds: float) -> None:
+    assert MTEBSettings(time_budget=text).seconds == seconds
+
+
+class Broken(RuntimeError):
+    """What goes wrong on one rank."""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_on_one_rank_ends_all(
+    rank: int, place: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from otherside import serving
+
+    answer = serving.Serving._answer
+
+    def fail(self: Any, *request: Any) -> Any:  # an error that only one rank has cannot be had from outside
+        if serving.rank() == rank:
+            self._prepare = lambda *_: (_ for _ in ()).throw(Broken("out of paper"))
+        return answer(self, *request)
+
+    monkeypatch.setattr(serving.Serving, "_answer", fail)
+    config = stage(place, tiny_llama, "MNTP", f"broken{rank}", 2)
+    ranks = runs.start_ranks(2, "fit", "--config", config, cwd=place)
+    outputs = [process.wait(60) for process in ranks]
+    for status, output in outputs:
+        assert status == 1 and f"rank {rank} could not encode its texts: out of paper" in output
