@@ -8,10 +8,14 @@ import pytest
 import runs
 import yaml
 
+from lightning_modules.callbacks import MTEBSettings
+from otherside.evaluation.tasks import check_instructions, find_tasks
+
 CONFIGS = Path(__file__).parents[2] / "configs"
-FOLDERS = [folder for folder in CONFIGS.iterdir() if folder.is_dir() and folder.name not in ("trainer", "data")]
+FOLDERS = [folder for folder in CONFIGS.iterdir() if folder.is_dir() and folder.name not in ("trainer", "data", "mteb")]
 STAGES = sorted(file for folder in FOLDERS for file in folder.glob("*.yaml") if "trainer" in file.read_text())
 TRAINERS = sorted((CONFIGS / "trainer").glob("*.yaml"))
+EVALUATIONS = sorted((CONFIGS / "mteb").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +58,14 @@ def test_trainer_trains_two_steps(file: Path, place: Path, tiny_llama: Path) -> 
     root = name(file).replace("/", "-")
     runs.run("fit", "--config", stage, "--config", file, *on_this_machine(place, root), cwd=place)
     assert (place / root / "encoder" / "encoder.json").is_file()
+
+
+@pytest.mark.parametrize("file", EVALUATIONS, ids=name)
+def test_evaluation_has_tasks_and_instructions_that_there_are(file: Path) -> None:
+    settings = MTEBSettings(**yaml.safe_load(file.read_text())["mteb"])
+    assert settings.tasks is not None
+    find_tasks(settings.tasks, settings.languages)
+    check_instructions(settings.instructions)
 
 
 @pytest.mark.parametrize("file", STAGES, ids=name)
