@@ -31,12 +31,12 @@ from otherside.mntp import Masking
 
 def masked_positions(backbone: Backbone, texts: Packed, labels: torch.Tensor) -> torch.Tensor:
     """What the stage does."""
-    return mntp.loss(mntp.predicting(backbone(texts), labels), labels[labels != -100], backbone.head)
+    return mntp.loss(mntp.predicting(backbone(texts), labels), labels[labels != -100], backbone.logits)
 
 
 def full_logits(backbone: Backbone, texts: Packed, labels: torch.Tensor) -> torch.Tensor:
     """What transformers' own loss does: logits of every position, then the labels shifted by one."""
-    logits = F.linear(backbone(texts), backbone.head).float()
+    logits = backbone.logits(backbone(texts)).float()
     return F.cross_entropy(logits[:-1], labels[1:])
 
 

@@ -143,7 +143,7 @@ class TextData(LightningDataModule):
         if self.streaming:
             return self._stream_dataloader()
         dataset = PlannedBatches(self.plan, self.tables, self.make_batch(self.sources), *self._ranks)
-        return self._loader(dataset, StepSampler(len(dataset), self.batches_trained))
+        return self._loader(dataset, StepSampler(self._whole_steps(len(dataset)), self.batches_trained))
 
     @override
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
@@ -219,6 +219,20 @@ class TextData(LightningDataModule):
                     f"{value}. Set it back, or start in a new trainer.default_root_dir."
                 )
 
+    def _whole_steps(self, batches: int) -> int:
+        """Batches of an epoch that make whole optimizer steps: at its end strategies differ in what they do with less.
+
+        Raises:
+            ValueError: there is not one.
+        """
+        each = self.trainer.accumulate_grad_batches if self.trainer else 1
+        if batches < each:
+            raise ValueError(
+                f"trainer.accumulate_grad_batches must not be more than the {batches} batches of an epoch; got {each}. "
+                "Lower it, or lower data.global_batch_size."
+            )
+        return batches // each * each
+
     def _stream_dataloader(self) -> StreamLoader:
         source = self.sources[0]
         dataset = StreamBatches(
@@ -228,7 +242,7 @@ class TextData(LightningDataModule):
             self.expander(),
             self.make_batch(self.sources),
             self.global_batch_size,
-            self.stream_epoch,
+            self._whole_steps(self.stream_epoch),
             self.seed,
             *self._ranks,
         )

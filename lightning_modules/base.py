@@ -12,15 +12,18 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
 from lightning_modules.schedules import Schedule
+from otherside import distributed
 from otherside.adapters import Lora
 from otherside.backbone import Backbone, BackboneConfig, load_tokenizer
 from otherside.batching import Packed, PairBatch, TextBatch
 from otherside.encoder import TOKENS_AT_ONCE, Encoder
 from otherside.pooling import Pooling
+from otherside.sharding import Shard, whole_shape
 
 Batch = TextBatch | PairBatch
 
@@ -69,6 +72,7 @@ class EncoderModule(pl.LightningModule, ABC):
         self.backbone_config, self.lora, self.pooling, self.max_length = backbone, lora, pooling, max_length
         self.optimizer_factory, self.schedule = optimizer, schedule
         self.chunk_tokens, self.recompute, self.seed = chunk_tokens, recompute, seed
+        self._normed = 0  # the last step whose gradient norm was logged
         self.tokenizer = load_tokenizer(backbone.model, backbone.revision)
         self.encoder: Encoder = None  # type: ignore[assignment]  # built in configure_model, where strategies shard
         self.strict_loading = False  # checkpoints hold trainable weights only; on_load_checkpoint is strict about those
@@ -77,8 +81,14 @@ class EncoderModule(pl.LightningModule, ABC):
     def configure_model(self) -> None:
         if self.encoder is None:
             torch.manual_seed(self.seed)  # the adapter's start
-            backbone = Backbone.load(self.backbone_config, self.lora)
+            backbone = Backbone.load(self.backbone_config, self.lora, self._shard)
             self.encoder = Encoder(backbone, self.tokenizer, self.pooling, self.max_length)
+
+    @property
+    def _shard(self) -> Shard | None:
+        """How the strategy shares weights between ranks; None where each holds all."""
+        strategy = self._trainer and self._trainer.strategy
+        return strategy.shard if getattr(strategy, "shards_weights", False) else None  # type: ignore[union-attr]
 
     @override
     def on_fit_start(self) -> None:
@@ -131,10 +141,20 @@ class EncoderModule(pl.LightningModule, ABC):
         return vectors[torch.cat(chunks).argsort().to(vectors.device)]
 
     def in_chunks(self, chunks: list[Tensor], run: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        """`run` of each chunk's text numbers; where `recompute` is on, each is one non-reentrant checkpoint."""
-        if self.recompute and len(chunks) > 1 and torch.is_grad_enabled():
-            return [checkpoint(run, chunk, use_reentrant=False) for chunk in chunks]
-        return [run(chunk) for chunk in chunks]
+        """`run` of each chunk's text numbers; where `recompute` is on, each is one non-reentrant checkpoint.
+
+        Where weights are sharded all ranks run the model equally often, or they would wait for each other for ever:
+        who has fewer chunks repeats a text, without effect on the result.
+        """
+        repeats = distributed.most(len(chunks), self.device) - len(chunks) if self._shard else 0
+        todo = chunks + [chunks[-1][-1:]] * repeats
+        if self.recompute and len(todo) > 1 and torch.is_grad_enabled():
+            done = [checkpoint(run, chunk, use_reentrant=False) for chunk in todo]
+        else:
+            done = [run(chunk) for chunk in todo]
+        for repeated in done[len(chunks) :]:
+            done[0] = done[0] + 0 * repeated.sum()
+        return done[: len(chunks)]
 
     def seed_step(self, step: int) -> None:
         """Dropout is a function of (seed, step, rank), so that a resumed run draws what the uninterrupted one would."""
@@ -145,7 +165,15 @@ class EncoderModule(pl.LightningModule, ABC):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         if gradients:
-            self.log("grad_norm", torch.nn.utils.get_total_norm(gradients))
+            norm = torch.nn.utils.get_total_norm(gradients)
+            self.log("grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+    @override
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        norm = getattr(self.trainer.strategy, "grad_norm", None)  # ZeRO keeps gradients to itself
+        if norm is not None and self.trainer.global_step > self._normed:
+            self.log("grad_norm", norm)
+            self._normed = self.trainer.global_step
 
     def trainable(self) -> set[str]:
         """Names of the weights that training changes, as in `state_dict`."""
@@ -158,9 +186,7 @@ class EncoderModule(pl.LightningModule, ABC):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if "state_dict" not in checkpoint:
-            return  # DeepSpeed keeps weights apart, and checks them itself
-        expected = {name: list(p.shape) for name, p in self.named_parameters() if p.requires_grad}
+        expected = {name: list(whole_shape(p)) for name, p in self.named_parameters() if p.requires_grad}
         found = {name: list(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
         if changed := [name for name in sorted({*expected, *found}) if expected.get(name) != found.get(name)]:
             first = changed[0]
@@ -173,7 +199,8 @@ class EncoderModule(pl.LightningModule, ABC):
     @override
     def on_train_start(self) -> None:
         for optimizer in self.trainer.optimizers:
-            lost = set(getattr(optimizer, "defaults", {})) - set(optimizer.param_groups[0])
+            inner = getattr(optimizer, "optimizer", optimizer)  # DeepSpeed wraps it
+            lost = set(inner.defaults) - set(inner.param_groups[0])
             if lost:  # torch takes the settings of another optimizer without a word
                 raise ValueError(
                     f"model.optimizer must be the one that the checkpoint was written with; the checkpoint has no "

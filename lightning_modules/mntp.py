@@ -63,4 +63,4 @@ class MNTP(EncoderModule):
             return mntp.predicting(backbone(texts.select(chunk)), labels.select(chunk).input_ids)
 
         targets = torch.cat([labels.select(chunk).input_ids for chunk in chunks])
-        return mntp.loss(torch.cat(self.in_chunks(chunks, states)), targets[targets != -100], backbone.head)
+        return mntp.loss(torch.cat(self.in_chunks(chunks, states)), targets[targets != -100], backbone.logits)

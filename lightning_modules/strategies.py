@@ -1,41 +1,140 @@
-"""DeepSpeed as Lightning has it, made to run on CPUs too and to save adapters without their frozen base."""
+"""Lightning's strategies, with three additions: a short time-out, weights that are sharded while they are loaded, and
+checkpoints that depend neither on the strategy nor on the number of ranks.
+
+`trainer.strategy` takes their names: ddp, zero1, zero2, zero3, fsdp2.
+"""
 
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from importlib import import_module
-from pathlib import Path
+from importlib.util import find_spec
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    ModelParallelStrategy,
+    ParallelStrategy,
+    Strategy,
+    StrategyRegistry,
+)
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_modules.checkpoints import write_manifest
-from otherside.files import replace_folder
+from otherside.sharding import whole_shape
+
+TIMEOUT = 120.0
 
 
-class ZeRO(DeepSpeedStrategy):
-    """DeepSpeed ZeRO, stage 1, 2 or 3.
+class DDP(DDPStrategy):
+    """Every rank holds the whole model; gradients are averaged.
+
+    Args:
+        timeout: seconds that ranks wait for each other before the run ends with an error.
+        kwargs: see `lightning.pytorch.strategies.DDPStrategy`.
+    """
+
+    def __init__(self, timeout: float = TIMEOUT, **kwargs: Any) -> None:
+        super().__init__(timeout=timedelta(seconds=timeout), **kwargs)
+
+
+class Sharded(ParallelStrategy):
+    """What ZeRO and FSDP2 have in common. Their checkpoints are those of a single process: the adapter and its
+    optimizer's state are small beside the base, so rank 0 gathers them, tensor by tensor, and every strategy with any
+    number of ranks can go on from there.
+    """
+
+    @abstractmethod
+    def shard(self, modules: list[nn.Module]) -> None:
+        """Share the weights of `modules` between the ranks; rank 0's values count."""
+
+    @abstractmethod
+    def whole(self, parameter: nn.Parameter) -> Tensor:
+        """A parameter's values, unsharded; all ranks must ask."""
+
+    @abstractmethod
+    def set_whole(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Give a parameter the values that all ranks pass."""
+
+    @property
+    @override
+    def restore_checkpoint_after_setup(self) -> bool:
+        return True
+
+    @property
+    @override
+    def lightning_restore_optimizer(self) -> bool:
+        return True
+
+    @property
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The adapter's parameters by name, in the optimizer's order."""
+        assert self.lightning_module is not None
+        return {name: p for name, p in self.lightning_module.named_parameters() if p.requires_grad}
+
+    @override
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The trainable weights, on rank 0; empty elsewhere."""
+        return self.on_first({name: self.whole(p) for name, p in self.trainable.items()})
+
+    @override
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        for name, parameter in self.trainable.items():
+            self.set_whole(parameter, checkpoint["state_dict"][name].to(self.root_device))
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
+
+    @override
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        return self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)
+
+    def on_first(self, values: dict[Any, Any]) -> dict[Any, Any]:
+        """What was gathered, on rank 0, which writes it."""
+        return values if self.is_global_zero else {}
+
+
+class ZeRO(Sharded, DeepSpeedStrategy):
+    """DeepSpeed ZeRO, on CPUs too.
+
+    The backbone computes in `backbone.dtype` and adapters are float32, as under every other strategy.
 
     Args:
         stage: 1 shards optimizer states, 2 also gradients, 3 also weights.
+        timeout: seconds that ranks wait for each other before the run ends with an error.
         kwargs: see `lightning.pytorch.strategies.DeepSpeedStrategy`.
     """
 
-    def __init__(self, stage: int = 2, **kwargs: Any) -> None:
-        kwargs.setdefault("exclude_frozen_parameters", True)
-        super().__init__(stage=stage, **kwargs)
+    def __init__(self, stage: int = 2, timeout: float = TIMEOUT, **kwargs: Any) -> None:
+        if find_spec("deepspeed") is None:
+            raise ValueError(
+                f"trainer.strategy zero{stage} must have the package deepspeed (Linux); it is not installed. "
+                "Run `pip install deepspeed`, or use trainer.strategy: fsdp2."
+            )
+        super().__init__(stage=stage, timeout=timedelta(seconds=timeout), **kwargs)
         assert isinstance(self.config, dict)
         self.config.setdefault("train_micro_batch_size_per_gpu", 1)  # only DeepSpeed's own log reads it
-        self._sharded_loading: Any = None
+        self.config.setdefault("zero_force_ds_cpu_optimizer", False)  # offloaded, torch's optimizer needs no C++ build
 
     @override
     def setup_environment(self) -> None:
+        if (precision := self.precision_plugin.precision) != "32-true":
+            raise ValueError(
+                f"trainer.precision must be 32-true with ZeRO, or DeepSpeed would round the adapter; got {precision}. "
+                "Remove trainer.precision: the backbone computes in model.backbone.dtype."
+            )
         if isinstance(self.accelerator, CPUAccelerator):
             self._setup_on_cpu()
         else:
@@ -50,48 +149,165 @@ class ZeRO(DeepSpeedStrategy):
         DDPStrategy.setup_environment(self)
 
     @override
-    def backward(self, closure_loss: torch.Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
         # Lightning divides the loss by accumulate_grad_batches already; DeepSpeed would do so again
         kwargs.setdefault("scale_wrt_gas", False)
         return super().backward(closure_loss, optimizer, *args, **kwargs)
 
+    @property
+    def grad_norm(self) -> float | None:
+        """Norm of the last step's gradient, before clipping; None before the first step."""
+        return self.deepspeed_engine.get_global_grad_norm()
+
+    @property
+    def shards_weights(self) -> bool:
+        """Whether `shard` is to be called."""
+        return self.zero_stage_3
+
     @override
     @contextmanager
     def model_sharded_context(self) -> Iterator[None]:
-        """Under ZeRO-3 transformers shards the weights as it loads them; nothing else may shard them first."""
-        if self.zero_stage_3:
-            from transformers.integrations import HfDeepSpeedConfig
+        self._init_config_if_needed()
+        yield  # `shard` does the rest, and keeps each tensor's type
 
-            self._sharded_loading = HfDeepSpeedConfig(self.config)
-        yield
-
-    @contextmanager
-    def whole(self, parameters: list[torch.nn.Parameter]) -> Iterator[None]:
-        """The parameters unsharded inside the block; all ranks must enter it."""
+    @override
+    def shard(self, modules: list[nn.Module]) -> None:
         import deepspeed
 
-        with deepspeed.zero.GatheredParameters(parameters, enabled=self.zero_stage_3):
-            yield
+        for module in modules:
+            deepspeed.zero.Init(module=module, config_dict_or_path=self.config, remote_device=self.remote_device)
+            for buffer in module.buffers():
+                buffer.data = buffer.data.to(self.root_device)
 
     @override
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """All ranks write into a temporary folder, which then gets its manifest and its name."""
-        path = Path(self.broadcast(str(filepath)))
-        work = path.with_name(f".{path.name}.tmp")
-        if self.is_global_zero:
-            shutil.rmtree(work, ignore_errors=True)
-        self.barrier()
-        super().save_checkpoint(checkpoint, work, storage_options)
-        self.barrier()
-        if self.is_global_zero:
-            write_manifest(work, step=checkpoint["global_step"])
-            replace_folder(work, path)
-        self.barrier()
+    def whole(self, parameter: nn.Parameter) -> Tensor:
+        with self._gathered(parameter):
+            return parameter.detach().cpu().clone()
 
     @override
-    def teardown(self) -> None:
-        if self._sharded_loading is not None:
-            from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+    def set_whole(self, parameter: nn.Parameter, value: Tensor) -> None:
+        from deepspeed.utils import safe_set_full_fp32_param
 
-            unset_hf_deepspeed_config()
-        super().teardown()
+        with self._gathered(parameter, modifier_rank=0):
+            parameter.data.copy_(value)
+        if self.optimizers:
+            safe_set_full_fp32_param(parameter, value)
+
+    def _gathered(self, parameter: nn.Parameter, modifier_rank: int | None = None) -> Any:
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters([parameter], modifier_rank, enabled=self.zero_stage_3)
+
+    @override
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """As torch's optimizer would have it in a single process; on rank 0."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        inner: Optimizer = optimizer.optimizer
+        flat: dict[str, Any] = next(iter(inner.state.values()), {})
+        state: dict[int, dict[str, Any]] = {}
+        for i, parameter in enumerate(self.trainable.values()):
+            # each its own copy of a counter: torch counts a shared one once for every parameter
+            state[i] = {k: v.cpu().clone() if torch.is_tensor(v) else v for k, v in flat.items() if not _has_shape(v)}
+            for key in (k for k, v in flat.items() if _has_shape(v)):
+                state[i][key] = safe_get_full_optimizer_state(parameter, key).view(whole_shape(parameter)).cpu()
+        settings = {k: v for k, v in inner.param_groups[0].items() if k != "params"}
+        return self.on_first({"state": state, "param_groups": [{**settings, "params": list(state)}]})
+
+    @override
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        optimizer: Any = self.optimizers[0]
+        inner: Optimizer = optimizer.optimizer
+        saved = checkpoint["optimizer_states"][0]
+        for group in inner.param_groups:
+            kept = {"params": group["params"]}
+            group.clear()
+            group.update(saved["param_groups"][0] | kept)
+        state = saved["state"]
+        stage_3 = self.zero_stage_3
+        flats = optimizer.fp32_partitioned_groups_flat if stage_3 else optimizer.single_partition_of_fp32_groups
+        for flat in flats:
+            like = {k: torch.zeros_like(flat) if _has_shape(v) else v for k, v in state.get(0, {}).items()}
+            inner.state[flat] = {k: v.clone() if torch.is_tensor(v) else v for k, v in like.items()}
+        if not stage_3:
+            optimizer._lazy_init_hp_params_optimizer_state()
+        for i, parameter in enumerate(self.trainable.values()):
+            for key, value in state.get(i, {}).items():
+                if _has_shape(value):
+                    safe_set_full_optimizer_state(parameter, value.to(self.root_device), key)
+
+
+class FSDP2(Sharded, ModelParallelStrategy):
+    """torch's own sharding of weights, gradients and optimizer states.
+
+    Args:
+        timeout: seconds that ranks wait for each other before the run ends with an error.
+    """
+
+    def __init__(self, timeout: float = TIMEOUT) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, timeout=timedelta(seconds=timeout))
+
+    shards_weights = True
+
+    @override
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_processes * self.num_nodes
+        super().setup_environment()
+
+    @override
+    def shard(self, modules: list[nn.Module]) -> None:
+        for module in modules:
+            module.to(self.root_device)
+            for parameter in module.parameters():
+                if not isinstance(parameter, DTensor):
+                    dist.broadcast(parameter.data, src=0)
+        fully_shard(modules, mesh=self.device_mesh["data_parallel"], reshard_after_forward=True)
+
+    @override
+    def whole(self, parameter: nn.Parameter) -> Tensor:
+        return _whole(parameter.detach())
+
+    @override
+    def set_whole(self, parameter: nn.Parameter, value: Tensor) -> None:
+        parameter.data.copy_(_like(value, parameter))
+
+    @override
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """As torch's optimizer would have it in a single process; on rank 0."""
+        saved = optimizer.state_dict()
+        state = {i: {k: _whole(v) for k, v in entry.items()} for i, entry in saved["state"].items()}
+        return self.on_first({**saved, "state": state})
+
+    @override
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            state = {
+                i: {k: _like(v.to(self.root_device), parameters[i]) if _has_shape(v) else v for k, v in entry.items()}
+                for i, entry in saved["state"].items()
+            }
+            optimizer.load_state_dict({**saved, "state": state})
+
+
+def _has_shape(value: Any) -> bool:
+    """Whether a value of an optimizer's state belongs to each element of the parameter."""
+    return torch.is_tensor(value) and value.dim() > 0
+
+
+def _whole(value: Any) -> Any:
+    return value.full_tensor().cpu() if isinstance(value, DTensor) else value
+
+
+def _like(value: Tensor, parameter: nn.Parameter) -> Tensor:
+    """`value`, which all ranks have, sharded as `parameter` is."""
+    if not isinstance(parameter, DTensor):
+        return value
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+for stage in (1, 2, 3):
+    StrategyRegistry.register(f"zero{stage}", ZeRO, override=True, stage=stage)
+StrategyRegistry.register("ddp", DDP, override=True)
+StrategyRegistry.register("fsdp2", FSDP2, override=True)

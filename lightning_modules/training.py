@@ -20,6 +20,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasti
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
+import lightning_modules.strategies  # noqa: F401  # their names in trainer.strategy
 from lightning_modules.base import EncoderModule
 from lightning_modules.callbacks import (
     MTEB,
@@ -29,7 +30,9 @@ from lightning_modules.callbacks import (
     ProgressLines,
     Requeue,
     RunProgressBar,
+    SameStart,
     Throughput,
+    Watchdog,
 )
 from lightning_modules.checkpoints import FolderCheckpointIO, newest
 from lightning_modules.finished import is_finished
@@ -143,7 +146,7 @@ class TrainingCLI(LightningCLI):
         )
         mteb: MTEBSettings = self._get(self.config_init, "mteb")
         evaluation = [MTEB(mteb)] if mteb.tasks else []
-        return [progress, Throughput(), *evaluation, checkpoint, Requeue(), EncoderFolder(), Embeddings()]
+        return [Watchdog(), progress, Throughput(), *evaluation, checkpoint, Requeue(), EncoderFolder(), Embeddings()]
 
     @override
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -153,7 +156,9 @@ class TrainingCLI(LightningCLI):
         if options.get("ckpt_path") in (None, "last"):
             found = options["ckpt_path"] = newest(self.root / "checkpoints")
             verb, nothing = ("resumes from", "no checkpoint yet") if subcommand == "fit" else ("reads", UNTRAINED)
-            print(f"{subcommand} in {self.root}: {f'{verb} {found}' if found else nothing}", file=sys.stderr)
+            if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+                print(f"{subcommand} in {self.root}: {f'{verb} {found}' if found else nothing}", file=sys.stderr)
+        self.trainer.callbacks.append(SameStart(options["ckpt_path"]))  # type: ignore[attr-defined]
         return options
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -66,7 +66,26 @@ def attach(lm: nn.Module, settings: Lora) -> None:
     Raises:
         ValueError: a target matches no linear layer.
     """
-    config = LoraConfig(
+    attach_to_piece(lm, settings, peft_config(lm, settings))
+
+
+def attach_to_piece(piece: nn.Module, settings: Lora, config: LoraConfig) -> None:
+    """`attach` for one part of a model; nothing where it has no target."""
+    targets = config.target_modules or ()
+    if not any(name.rpartition(".")[2] in targets for name, _ in piece.named_modules()):
+        return
+    _inject(piece, config)
+    if settings.share_dropout and settings.dropout and not settings.dora:
+        share_dropout(piece)
+
+
+def peft_config(lm: nn.Module, settings: Lora) -> LoraConfig:
+    """PEFT's form of the settings.
+
+    Raises:
+        ValueError: a target matches no linear layer of `lm`.
+    """
+    return LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT takes fractions too
         lora_dropout=settings.dropout,
@@ -74,9 +93,6 @@ def attach(lm: nn.Module, settings: Lora) -> None:
         use_rslora=settings.rslora,
         use_dora=settings.dora,
     )
-    _inject(lm, config)
-    if settings.share_dropout and settings.dropout and not settings.dora:
-        share_dropout(lm)
 
 
 def matching_layers(lm: nn.Module, targets: list[str]) -> list[str]:
@@ -131,16 +147,17 @@ def share_dropout(lm: nn.Module) -> None:
                     layer.lora_dropout[NAME] = shared
 
 
-def state_dict(lm: nn.Module) -> dict[str, Tensor]:
-    """The adapter's weights under the names that PEFT's own files use."""
-    return {PREFIX + key: value for key, value in get_peft_model_state_dict(lm, adapter_name=NAME).items()}
+def state_dict(lm: nn.Module, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The adapter's weights, or those given by their names in `lm`, under the names that PEFT's own files use."""
+    named = get_peft_model_state_dict(lm, state_dict=weights, adapter_name=NAME)
+    return {PREFIX + key: value for key, value in named.items()}
 
 
-def save(lm: nn.Module, folder: Path, base: str) -> None:
+def save(lm: nn.Module, folder: Path, base: str, weights: Mapping[str, Tensor] | None = None) -> None:
     """Write the adapter as PEFT does: `PeftModel.from_pretrained(base, folder)` opens it."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {key: value.detach().cpu().contiguous() for key, value in state_dict(lm).items()}
-    save_file(weights, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    found = {key: value.detach().cpu().contiguous() for key, value in state_dict(lm, weights).items()}
+    save_file(found, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config: LoraConfig = lm.peft_config[NAME]  # type: ignore[index,assignment]
     settings: dict[str, Any] = {**config.to_dict(), "base_model_name_or_path": base, "inference_mode": True}
     ordered = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
@@ -154,23 +171,47 @@ def merge(lm: nn.Module, adapter: Merged) -> None:
         FileNotFoundError: no such adapter.
         ValueError: its SHA-256 is another, or its tensors do not fit the model.
     """
-    folder = Path(adapter.folder)
-    adapter.check()
-    try:
-        config = LoraConfig.from_pretrained(str(folder))
-        _inject(lm, config)
-        weights = {key.removeprefix(PREFIX): value for key, value in load_file(folder / ADAPTER_WEIGHTS).items()}
-        outcome: Any = set_peft_model_state_dict(lm, weights, adapter_name=NAME)
-        lost = [key for key in outcome.missing_keys if "lora_" in key]
-        if lost or outcome.unexpected_keys:
-            raise ValueError(f"missing {lost[:3]}, unexpected {outcome.unexpected_keys[:3]}")
-    except (RuntimeError, ValueError, TypeError) as error:
-        first = " ".join(str(error).split("\n\t")[:2])  # torch names every tensor that does not fit
-        raise ValueError(
-            f"adapter {adapter.name!r} in {folder} must fit the base model, and does not: {first}. "
-            "Use the base model it was trained on."
-        ) from error
-    _fold(lm)
+    SavedAdapter(adapter).merge(lm)
+
+
+class SavedAdapter:
+    """An adapter read from its folder, to be merged into a model as a whole or part by part.
+
+    Raises:
+        FileNotFoundError: no such adapter.
+        ValueError: its SHA-256 is another than recorded.
+    """
+
+    def __init__(self, adapter: Merged) -> None:
+        adapter.check()
+        self.adapter = adapter
+        self.config = LoraConfig.from_pretrained(adapter.folder)
+        saved = load_file(Path(adapter.folder) / ADAPTER_WEIGHTS)
+        self.weights = {key.removeprefix(PREFIX): value for key, value in saved.items()}
+
+    def merge(self, piece: nn.Module, prefix: str = "") -> None:
+        """Add it to the weights of a model, or of the part of a model whose names begin with `prefix`; in place.
+
+        Raises:
+            ValueError: its tensors do not fit.
+        """
+        weights = {k.removeprefix(prefix): value for k, value in self.weights.items() if k.startswith(prefix)}
+        if prefix and not weights:
+            return
+        try:
+            with torch.random.fork_rng([]):  # a later adapter's start is the same however the model is loaded
+                _inject(piece, self.config)
+            outcome: Any = set_peft_model_state_dict(piece, weights, adapter_name=NAME)
+            lost = [key for key in outcome.missing_keys if "lora_" in key]
+            if lost or outcome.unexpected_keys:
+                raise ValueError(f"missing {lost[:3]}, unexpected {outcome.unexpected_keys[:3]}")
+        except (RuntimeError, ValueError, TypeError) as error:
+            first = " ".join(str(error).split("\n\t")[:2])  # torch names every tensor that does not fit
+            raise ValueError(
+                f"adapter {self.adapter.name!r} in {self.adapter.folder} must fit the base model, and does not: "
+                f"{first}. Use the base model it was trained on."
+            ) from error
+        _fold(piece)
 
 
 @torch.no_grad()
@@ -188,13 +229,21 @@ def _fold(lm: nn.Module) -> None:
 def fingerprint(lm: nn.Module) -> str | None:
     """A digest of the first 64 values of each parameter, rounded to bfloat16 so that the loading type does not matter.
 
-    None where weights are not materialised (ZeRO-3 shards, meta tensors) or were loaded as float16, whose range is too
-    small to tell.
+    None where weights were loaded as float16, whose range is too small to tell.
     """
-    digest = hashlib.sha256()
-    for name, parameter in sorted(lm.named_parameters()):
-        if parameter.is_meta or parameter.numel() == 0 or parameter.dtype == torch.float16:
-            return None
-        values = parameter.detach().flatten()[:64].to("cpu", torch.bfloat16)
-        digest.update(name.encode() + values.view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()
+    return digest({name: first_values(parameter) for name, parameter in lm.named_parameters()})
+
+
+def first_values(parameter: Tensor) -> Tensor:
+    """What `fingerprint` looks at."""
+    return parameter.detach().flatten()[:64].cpu().clone()
+
+
+def digest(values: dict[str, Tensor]) -> str | None:
+    """`fingerprint` of parameters' first values by name."""
+    if any(value.dtype == torch.float16 for value in values.values()):
+        return None
+    found = hashlib.sha256()
+    for name, value in sorted(values.items()):
+        found.update(name.encode() + value.to(torch.bfloat16).view(torch.int16).numpy().tobytes())
+    return found.hexdigest()

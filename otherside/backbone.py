@@ -16,11 +16,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from otherside import adapters, weights
+from otherside import adapters, sharding, weights
 from otherside.adapters import Lora
 from otherside.attention import ATTENTION, HALF, Borders, Kernel, check_kernel
 from otherside.batching import Packed
 from otherside.lineage import Card, Lineage
+from otherside.sharding import Shard
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -92,28 +93,36 @@ class Backbone(nn.Module):
         lm.set_attn_implementation(ATTENTION)
 
     @classmethod
-    def load(cls, config: BackboneConfig, lora: Lora | None = None) -> Backbone:
+    def load(cls, config: BackboneConfig, lora: Lora | None = None, shard: Shard | None = None) -> Backbone:
         """Load the base, merge its lineage's adapters in order, attach a new adapter.
 
         Run `self_test` once the model is where it will run: the kernel depends on the device.
+
+        Args:
+            config: which model.
+            lora: a new adapter; None: none.
+            shard: how weights are shared between ranks, all of which must call this; None: each holds all.
 
         Raises:
             FileNotFoundError: there is no such model or adapter.
             ValueError: an adapter was changed or does not fit; a LoRA target matches nothing.
         """
         lineage = lineage_of(config.model, config.revision)
-        lm = load_lm(lineage, config)
-        found = adapters.fingerprint(lm)
-        if lineage.fingerprint and found and found != lineage.fingerprint:
-            raise ValueError(
-                f"the adapters of {config.model} were trained on a base with fingerprint {lineage.fingerprint[:12]}…; "
-                f"{lineage.base} has {found[:12]}…. The base's weights have changed: name the revision that was used."
-            )
-        for adapter in lineage.adapters:
-            adapters.merge(lm, adapter)
-        if lora is not None:
-            adapters.attach(lm, lora)
+        if shard is not None:
+            lm, found = sharding.load(lineage, getattr(torch, config.dtype), lora, shard)
+            check_fingerprint(found, lineage, config.model)
+        else:
+            lm = load_lm(lineage, config)
+            found = adapters.fingerprint(lm)
+            check_fingerprint(found, lineage, config.model)
+            for adapter in lineage.adapters:
+                adapters.merge(lm, adapter)
+            if lora is not None:
+                adapters.attach(lm, lora)
         lineage = replace(lineage, fingerprint=found or lineage.fingerprint)
+        for module in lm.modules():
+            if hasattr(module, "attention_dropout"):
+                module.attention_dropout = config.attention_dropout  # type: ignore[assignment]
         backbone = cls(lm, lineage, config.attention, config.kernel)
         if config.activation_checkpointing:
             lm.gradient_checkpointing_enable({"use_reentrant": False})
@@ -129,10 +138,9 @@ class Backbone(nn.Module):
         """Number of layers; hidden states 0 … layers, 0 being the embeddings."""
         return self.lm.config.num_hidden_layers
 
-    @property
-    def head(self) -> Tensor:
-        """(V, D) output embeddings."""
-        return self.lm.get_output_embeddings().weight
+    def logits(self, states_MD: Tensor) -> Tensor:
+        """(M, V) of hidden states; through the head's own module, whose weights may be sharded."""
+        return self.lm.get_output_embeddings()(states_MD)
 
     def forward(self, texts: Packed) -> Tensor:
         """Last hidden states (T, D) of packed texts; no text sees another."""
@@ -264,10 +272,16 @@ def load_lm(lineage: Lineage, config: BackboneConfig) -> PreTrainedModel:
             f"backbone.model must be a folder here or a model on the hub, with safetensors weights; {lineage.base} "
             f"could not be loaded: {error}"
         ) from error
-    for module in lm.modules():
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = config.attention_dropout  # type: ignore[assignment]
     return lm.requires_grad_(False)
+
+
+def check_fingerprint(found: str | None, lineage: Lineage, model: str) -> None:
+    """Raise a ValueError unless the base is the one that the lineage's adapters were trained on."""
+    if lineage.fingerprint and found and found != lineage.fingerprint:
+        raise ValueError(
+            f"the adapters of {model} were trained on a base with fingerprint {lineage.fingerprint[:12]}…; "
+            f"{lineage.base} has {found[:12]}…. The base's weights have changed: name the revision that was used."
+        )
 
 
 def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.nn.functional import all_gather
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -22,10 +26,23 @@ def counts(n: int, device: torch.device) -> list[int]:
     """What every rank passed as `n`, by rank."""
     if world_size() == 1:
         return [n]
-    mine = torch.tensor([n], device=device)
-    every = [torch.empty_like(mine) for _ in range(world_size())]
-    dist.all_gather(every, mine)
-    return [int(count) for count in every]
+    every = torch.empty(world_size(), dtype=torch.int64, device=device)
+    dist.all_gather_into_tensor(every, torch.tensor([n], device=device))
+    return every.tolist()
+
+
+def most(n: int, device: torch.device) -> int:
+    """The largest number that any rank passed."""
+    return max(counts(n, device))
+
+
+def from_first(value: T) -> T:
+    """What rank 0 passed."""
+    if world_size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def gather(x: Tensor, sizes: list[int]) -> Tensor:

@@ -166,10 +166,16 @@ class Encoder(Cosine, nn.Module):
         """What mteb writes beside results."""
         return model_meta(self)
 
-    def save(self, folder: str | Path, stage: str, steps: int = 0) -> Path:
+    def save(self, folder: str | Path, stage: str, steps: int = 0, weights: Mapping[str, Tensor] | None = None) -> Path:
         """Write an encoder folder: lineage, adapters, tokenizer, settings. Appears whole or not at all.
 
         An attached adapter becomes the last of the lineage, named `stage`. An older folder of this name is replaced.
+
+        Args:
+            folder: to write.
+            stage: the variant's name.
+            steps: optimizer steps of the stage.
+            weights: the adapter's, by their names in `backbone.lm`, where it does not hold them itself (shards).
         """
         folder = Path(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +183,7 @@ class Encoder(Cosine, nn.Module):
         try:
             self.tokenizer.backend_tokenizer.no_truncation()  # `encode` left it there
             self.tokenizer.save_pretrained(work)
-            lineage = self._save_adapters(work, stage)
+            lineage = self._save_adapters(work, stage, weights)
             card = Card(lineage, stage, steps, self.backbone.attention, self.pooling, self.max_length)
             card.write(work)
             replace_folder(work, folder)
@@ -185,7 +191,7 @@ class Encoder(Cosine, nn.Module):
             shutil.rmtree(work, ignore_errors=True)
         return folder
 
-    def _save_adapters(self, work: Path, stage: str) -> Lineage:
+    def _save_adapters(self, work: Path, stage: str, weights: Mapping[str, Tensor] | None) -> Lineage:
         old = self.backbone.lineage
         lineage = Lineage(old.base, old.revision, old.fingerprint)
         for i, adapter in enumerate(old.adapters):
@@ -195,6 +201,6 @@ class Encoder(Cosine, nn.Module):
             lineage = lineage.extended(adapter.name, copied)
         if any(True for _ in adapters.adapter_layers(self.backbone.lm)):
             new = work / "adapters" / f"{len(old.adapters)}-{stage}"
-            adapters.save(self.backbone.lm, new, lineage.base)
+            adapters.save(self.backbone.lm, new, lineage.base, weights)
             lineage = lineage.extended(stage, new)
         return lineage

@@ -5,6 +5,7 @@ Source: BehnamGhader et al., 2024 (LLM2Vec). Shapes: T tokens, M masked tokens, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -109,29 +110,31 @@ def predicting(hidden_TD: Tensor, labels: Tensor) -> Tensor:
     return hidden_TD[(labels != -100).nonzero().squeeze(1) - 1]
 
 
-def loss(states_MD: Tensor, targets: Tensor, head_VD: Tensor, chunk: int = 1024) -> Tensor:
+def loss(states_MD: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], chunk: int = 1024) -> Tensor:
     """Mean cross-entropy over the hidden tokens of the global batch; this rank's part of it (mean over ranks).
 
     The head runs on masked positions only, `chunk` of them at a time, recomputed in backward where there is more than
-    one chunk: never more than (chunk, V) logits at once.
+    one chunk: never more than (chunk, V) logits at once. All ranks have the same number of chunks, so that a head whose
+    weights are sharded runs in step.
 
     Args:
         states_MD: (M, D) from `predicting`.
         targets: (M,) ids of the hidden tokens.
-        head_VD: (V, D) output embeddings.
+        head: hidden states to (M, V) logits.
         chunk: positions at once.
 
     Returns:
         A float32 scalar.
     """
-    total = sum(distributed.counts(len(targets), targets.device))
-    if len(targets) <= chunk:
-        summed = _summed(states_MD, targets, head_VD)
+    sizes = distributed.counts(len(targets), targets.device)
+    chunks = -(-max(sizes) // chunk)
+    if chunks <= 1:
+        summed = _summed(states_MD, targets, head)
     else:
-        parts = zip(states_MD.split(chunk), targets.split(chunk), strict=True)
-        summed = torch.stack([checkpoint(_summed, s, t, head_VD, use_reentrant=False) for s, t in parts]).sum()
-    return summed * distributed.world_size() / max(total, 1)
+        parts = zip(states_MD.tensor_split(chunks), targets.tensor_split(chunks), strict=True)
+        summed = torch.stack([checkpoint(_summed, s, t, head, use_reentrant=False) for s, t in parts]).sum()
+    return summed * distributed.world_size() / max(sum(sizes), 1)
 
 
-def _summed(states: Tensor, targets: Tensor, head: Tensor) -> Tensor:
-    return F.cross_entropy(F.linear(states, head).float(), targets, reduction="sum")
+def _summed(states: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
+    return F.cross_entropy(head(states).float(), targets, reduction="sum")

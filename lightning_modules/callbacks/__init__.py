@@ -5,7 +5,9 @@ from lightning_modules.callbacks.encoder_folder import EncoderFolder
 from lightning_modules.callbacks.mteb import MTEB, MTEBSettings
 from lightning_modules.callbacks.progress import ProgressLines, RunProgressBar
 from lightning_modules.callbacks.requeue import Requeue
+from lightning_modules.callbacks.same_start import SameStart
 from lightning_modules.callbacks.throughput import Throughput
+from lightning_modules.callbacks.watchdog import Watchdog
 
 __all__ = [
     "MTEB",
@@ -15,5 +17,7 @@ __all__ = [
     "ProgressLines",
     "Requeue",
     "RunProgressBar",
+    "SameStart",
     "Throughput",
+    "Watchdog",
 ]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 
 import lightning.pytorch as pl
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_modules import finished
 from lightning_modules.base import EncoderModule
-from lightning_modules.strategies import ZeRO
 
 
 class EncoderFolder(pl.Callback):
@@ -22,9 +21,13 @@ class EncoderFolder(pl.Callback):
         if trainer.interrupted or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         root = Path(trainer.default_root_dir)
-        trained = [parameter for parameter in pl_module.parameters() if parameter.requires_grad]
-        strategy = trainer.strategy
-        with strategy.whole(trained) if isinstance(strategy, ZeRO) else nullcontext():
-            if trainer.is_global_zero:
-                pl_module.encoder.save(root / finished.ENCODER, pl_module.stage, trainer.global_step)
-                finished.write(root, trainer.global_step, trainer.max_steps, trainer.max_epochs)
+        weights = trainer.strategy.lightning_module_state_dict()  # all ranks, as they may be sharded
+        if trainer.is_global_zero:
+            pl_module.encoder.save(root / finished.ENCODER, pl_module.stage, trainer.global_step, _in_backbone(weights))
+            finished.write(root, trainer.global_step, trainer.max_steps, trainer.max_epochs)
+
+
+def _in_backbone(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names as the language model inside has them."""
+    prefix = "encoder.backbone.lm."
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}

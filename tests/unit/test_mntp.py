@@ -166,7 +166,7 @@ class TestLoss:
         """Text by text: all logits, shifted by one."""
         losses = []
         for text, wanted in zip(singles(texts), labels.split(texts.lengths.tolist()), strict=True):
-            logits = backbone(text) @ backbone.head.T
+            logits = backbone.logits(backbone(text))
             for i in range(1, len(wanted)):
                 if wanted[i] != -100:
                     losses.append(F.cross_entropy(logits[i - 1], wanted[i]))
@@ -174,7 +174,7 @@ class TestLoss:
 
     def loss(self, backbone, texts, labels, **options):
         states = mntp.predicting(backbone(texts), labels)
-        return mntp.loss(states, labels[labels != -100], backbone.head, **options)
+        return mntp.loss(states, labels[labels != -100], backbone.logits, **options)
 
     @pytest.mark.parametrize("chunk", [1, 2, 7, 1024])
     def test_equals_the_loss_of_full_logits(self, backbone, chunk):
@@ -215,12 +215,12 @@ class TestLoss:
     def test_never_all_logits(self, backbone, chunk):
         """No tensor of forward or backward is larger than (chunk, V), or than what the backbone itself needs."""
         texts, labels = self.masked(backbone, [50] * 8)
-        hidden, vocabulary = int((labels != -100).sum()), len(backbone.head)
+        hidden, vocabulary = int((labels != -100).sum()), backbone.lm.config.vocab_size
         states = mntp.predicting(backbone(texts), labels).detach().requires_grad_()
         with Largest() as largest:
-            mntp.loss(states, labels[labels != -100], backbone.head, chunk=chunk).backward()
+            mntp.loss(states, labels[labels != -100], backbone.logits, chunk=chunk).backward()
         assert hidden > 60
-        allowed = max(min(chunk, hidden) * vocabulary, backbone.head.numel())
+        allowed = max(min(chunk, hidden) * vocabulary, backbone.lm.lm_head.weight.numel())
         assert min(chunk, hidden) * vocabulary <= largest.numel <= allowed < len(labels) * vocabulary / 4
 
     @pytest.mark.parametrize("sizes", [[6, 6], [10, 2], [12, 0], [5, 1, 2, 4]])
@@ -232,7 +232,7 @@ class TestLoss:
 
         def step(states, targets):
             w = weight.clone().requires_grad_()
-            loss = mntp.loss(states @ w, targets, head, chunk)
+            loss = mntp.loss(states @ w, targets, lambda s: s @ head.T, chunk)
             loss.backward()
             return loss.detach(), w.grad
 

@@ -17,7 +17,7 @@ def test_loss_is_the_cross_entropy_at_the_position_before(tiny_llama: Path) -> N
     module = stages.build(MNTP, tiny_llama, chunk_tokens=30).eval()
     batch = stages.batch(module)
     with torch.no_grad():
-        logits = module.encoder.backbone(batch.texts) @ module.encoder.backbone.head.T
+        logits = module.encoder.backbone.logits(module.encoder.backbone(batch.texts))
     hidden = (batch.labels != -100).nonzero().squeeze(1)
     assert len(hidden) > 5 and not set(hidden.tolist()) & set(batch.texts.borders.tolist())
     expected = F.cross_entropy(logits[hidden - 1], batch.labels[hidden])

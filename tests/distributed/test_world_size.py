@@ -1,0 +1,56 @@
+"""Invariant 3: training on several ranks is the same training, whatever shards it and however it is cut into chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import runs
+from strategies import STRATEGIES, assert_same_training, train
+
+CUT = {"model.init_args.chunk_tokens": 40, "trainer.accumulate_grad_batches": 2, "trainer.gradient_clip_val": 0.05}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "supervised": ("Supervised", {}),
+    "supervised-cut": ("Supervised", CUT),
+    "mntp-cut": ("MNTP", CUT),
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    runs.write_data(folder, rows=30)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_process(place: Path, tiny_llama: Path) -> Callable[[str], Path]:
+    """Runs on one process, made when they are asked for."""
+
+    def get(case: str) -> Path:
+        root = f"{case}-one"
+        stage, settings = CASES[case]
+        return place / root if (place / root).exists() else train(place, tiny_llama, root, stage, "auto", 1, **settings)
+
+    return get
+
+
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "auto"])
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_train_as_one_process(
+    strategy: str, case: str, place: Path, tiny_llama: Path, one_process: Callable[[str], Path]
+) -> None:
+    stage, settings = CASES[case]
+    found = train(place, tiny_llama, f"{case}-{strategy}", stage, strategy, 2, **settings)
+    assert_same_training(found, one_process(case))
+
+
+@pytest.mark.parametrize("strategy", ["zero3", "fsdp2"])
+def test_an_earlier_stage_is_merged_into_shards(
+    strategy: str, place: Path, tiny_llama: Path, one_process: Callable[[str], Path]
+) -> None:
+    earlier = one_process("mntp-cut") / "encoder"
+    one = train(place, earlier, f"later-{strategy}-one", "Supervised", "auto", 1)
+    assert_same_training(train(place, earlier, f"later-{strategy}", "Supervised", strategy, 2), one)
