@@ -2,7 +2,7 @@
 #:
 #:   make quickstart    a 135M Llama becomes an encoder in three stages, and is probed; in runs/quickstart
 #:   make test          the tests (ARGS="tests/unit -k pooling" for some of them)
-#:   make lint          ruff and mypy
+#:   make lint          ruff, mypy and shellcheck
 #:   make clean         remove .venv and caches; runs/ stays
 #:
 #: Each makes the virtual environment .venv first if it is missing, and brings it up to date when pyproject.toml or
@@ -60,6 +60,7 @@ lint: $(READY_DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/shellcheck .ci/run slurm/stage.sbatch
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -26,6 +26,11 @@ class Stage:
     root: str
     max_steps: int
 
+    @property
+    def finished(self) -> bool:
+        """Whether it has run to its end; said without the seconds of starting a process."""
+        return self.max_steps > 0 and is_finished(Path(self.root), self.max_steps, None)
+
 
 class Parser(argparse.ArgumentParser):
     """argparse's, whose errors are one line as all others."""
@@ -48,8 +53,8 @@ def main(arguments: list[str]) -> None:
     order = stages(settings.folder)
     for number, stage in enumerate(order, 1):
         print(f"stage {number}/{len(order)}: {stage.file} ({stage.model} -> {stage.root})", file=sys.stderr, flush=True)
-        if not overrides and stage.max_steps > 0 and is_finished(Path(stage.root), stage.max_steps, None):
-            print("  is finished", file=sys.stderr)  # said without the seconds of starting a process
+        if not overrides and stage.finished:
+            print("  is finished", file=sys.stderr)
         elif not settings.dry_run:
             _fit(stage, overrides)
 
@@ -79,7 +84,7 @@ def stages(folder: Path) -> list[Stage]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"a recipe must be a folder with a YAML per stage; there is no folder {folder}")
-    found = [stage for file in sorted(folder.glob("*.yaml")) if (stage := _read(file))]
+    found = [stage for file in sorted(folder.glob("*.yaml")) if (stage := read(file))]
     if not found:
         raise FileNotFoundError(f"a recipe must be a folder with a YAML per stage; {folder} has none")
     by_root = {Path(stage.root): stage for stage in found}
@@ -89,19 +94,21 @@ def stages(folder: Path) -> list[Stage]:
                 f"each stage of {folder} must have a trainer.default_root_dir of its own; {stage.file.name} and "
                 f"{other.file.name} share {stage.root}"
             )
-    needs: dict[Stage, list[Stage]] = {stage: [] for stage in found}
-    for stage in found:
-        source = Path(stage.model)
-        if source.name == ENCODER and source.parent in by_root:
-            needs[stage].append(by_root[source.parent])
+    needs = {stage: origin(stage, found) for stage in found}
     try:
-        return list(TopologicalSorter(needs).static_order())
+        return list(TopologicalSorter({stage: [need] if need else [] for stage, need in needs.items()}).static_order())
     except CycleError as error:
         names = " and ".join(stage.file.name for stage in error.args[1][:2])
         raise ValueError(f"stages of {folder} wait for each other: {names}. See their backbone.model.") from error
 
 
-def _read(file: Path) -> Stage | None:
+def origin(stage: Stage, among: list[Stage]) -> Stage | None:
+    """The stage whose encoder this one starts from; None if it is not among them."""
+    source = Path(stage.model)
+    return next((s for s in among if source.name == ENCODER and source.parent == Path(s.root)), None)
+
+
+def read(file: Path) -> Stage | None:
     """The stage in a YAML; None if it only holds settings that others include."""
     content = merged(file)
     try:

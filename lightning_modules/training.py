@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
 import sys
+import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +39,7 @@ from lightning_modules.callbacks import (
 from lightning_modules.checkpoints import FolderCheckpointIO, newest
 from lightning_modules.finished import is_finished
 
+AFTERLIFE = 60.0  # seconds in which a requeued job's first life may still be ending, on a node that SLURM gave up
 UNTRAINED = "no checkpoint yet, so the adapter is untrained"
 
 
@@ -186,14 +189,23 @@ def lock(root: Path) -> IO[str]:
         file = (root / ".lock").open("w")
     except OSError as error:
         raise ValueError(f"trainer.default_root_dir must be a folder to write to; {root}: {error.strerror}") from error
+    deadline = time.monotonic() + (AFTERLIFE if os.environ.get("SLURM_RESTART_COUNT") else 0)
+    while not _locked(file):
+        if time.monotonic() >= deadline:
+            raise RuntimeError(
+                f"one process at a time may train in {root}; another one does. Wait for it, end it, or choose another "
+                "trainer.default_root_dir."
+            )
+        time.sleep(1)
+    return file
+
+
+def _locked(file: IO[str]) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise RuntimeError(
-            f"one process at a time may train in {root}; another one does. Wait for it, end it, or choose another "
-            "trainer.default_root_dir."
-        ) from error
-    return file
+    except OSError:
+        return False
+    return True
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -12,19 +12,20 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import Checkpoint
 from typing_extensions import override
 
 from lightning_modules import signals
 
-GRACE = 600.0  # seconds to wait for SLURM's end after SIGTERM; longer than the grace time of most partitions
+GRACE = 600.0  # seconds to wait after SIGTERM for the job's end; longer than the grace time of most partitions
 
 
-class Requeue(pl.Callback):
+class Requeue(Checkpoint):  # Lightning puts those behind all other callbacks, which may have work at this step
     """At the end of an optimizer step the ranks agree whether one of them was asked to stop; then all save and leave.
 
     - SIGUSR1, which SLURM sends ahead of the time limit (`sbatch --signal=USR1@180`): rank 0 requeues the job.
     - SIGTERM, from preemption or `scancel`: SLURM itself decides what becomes of the job, and only requeues one that
-      still runs when its grace time ends. So the ranks wait to be ended, at most `OTHERSIDE_GRACE` seconds.
+      still runs when its grace time ends. So the ranks stay until the job is ending, at most `OTHERSIDE_GRACE` seconds.
 
     Outside SLURM both just save and leave. The exit status is 128 + signal: only a finished training ends with 0.
     """
@@ -61,14 +62,20 @@ class Requeue(pl.Callback):
                 trainer.strategy.remove_checkpoint(older)
         self._say(trainer, f"stopped by {number.name}; run the same command again to go on from {path}")
         if job := slurm_job():
-            if number == signal.SIGUSR1:
-                if trainer.is_global_zero:
-                    self._say(trainer, requeue(job))
-            else:
-                self._say(trainer, "waiting for SLURM to end the job")
-                time.sleep(float(os.environ.get("OTHERSIDE_GRACE", GRACE)))
+            if number == signal.SIGTERM:
+                self._await_end(trainer, job)
+            elif trainer.is_global_zero:
+                self._say(trainer, requeue(job))
         trainer.strategy.barrier()  # a rank that leaves early makes `srun --kill-on-bad-exit` end the others
         sys.exit(128 + number)
+
+    def _await_end(self, trainer: pl.Trainer, job: str) -> None:
+        self._say(trainer, "waiting for SLURM to end the job")
+        deadline = time.monotonic() + float(os.environ.get("OTHERSIDE_GRACE", GRACE))
+        while not trainer.strategy.broadcast(
+            trainer.is_global_zero and (is_ending(job) or time.monotonic() > deadline)
+        ):
+            time.sleep(2)  # between collectives: a long grace time is no timeout
 
     @staticmethod
     def _say(trainer: pl.Trainer, text: str) -> None:
@@ -86,10 +93,22 @@ def slurm_job() -> str | None:
 def requeue(job: str) -> str:
     """Put a running job back into the queue; what came of it."""
     try:
-        ended = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=120)
-        refused = ended.stderr.strip() if ended.returncode else ""
-    except (OSError, subprocess.TimeoutExpired) as error:
-        refused = str(error)
-    if refused:
-        return f"job {job} could not be requeued ({' '.join(refused.split())}); submit it again to go on"
+        scontrol("requeue", job)
+    except (OSError, subprocess.SubprocessError) as error:
+        why = getattr(error, "stderr", None) or str(error)
+        return f"job {job} could not be requeued ({' '.join(why.split())}); submit it again to go on"
     return f"job {job} is back in the queue"
+
+
+def is_ending(job: str) -> bool:
+    """Whether SLURM has begun to end a job; False, too, if it cannot be asked."""
+    try:
+        return "JobState=RUNNING" not in scontrol("-o", "show", "job", job)
+    except (OSError, subprocess.SubprocessError):
+        return False
+
+
+def scontrol(*arguments: str) -> str:
+    """What `scontrol` prints."""
+    command = ["scontrol", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout

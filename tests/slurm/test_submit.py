@@ -1,0 +1,142 @@
+"""slurm/submit: which jobs it makes of a recipe, which waits for which, and what a fault does to the others."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import runs
+from jobs import REPOSITORY, Jobs
+
+from lightning_modules import finished
+
+PACE = [{"class_path": "pace.Pace", "init_args": {"seconds": 0.2}}]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_llama: Path) -> Path:
+    """A folder with the three stages; simcse and supervised both start from mntp."""
+    runs.write_data(tmp_path, rows=30)
+    folder = tmp_path / "recipe"
+    folder.mkdir()
+    for name, stage, start, settings in (
+        ("mntp", "MNTP", tiny_llama, {"trainer.callbacks": PACE}),
+        ("simcse", "SimCSE", "runs/mntp/encoder", {}),
+        ("supervised", "Supervised", "runs/mntp/encoder", {}),
+    ):
+        file = runs.write_stage(tmp_path, stage, start, root=f"runs/{name}", steps=20, **settings)
+        file.rename(folder / f"{name}.yaml")
+    return folder
+
+
+def submit(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, str(REPOSITORY / "slurm" / "submit"), *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def commands(printed: str) -> list[list[str]]:
+    return [shlex.split(line) for line in printed.splitlines() if line.startswith("  sbatch ")]
+
+
+def test_dry_run_shows_the_tree(recipe: Path) -> None:
+    printed = submit(
+        "recipe", "--dry-run", "--nodes=2", "-p", "gpu", "--", "--trainer.max_steps", "3", cwd=recipe.parent
+    )
+    mntp, simcse, supervised = commands(printed.stdout)
+    assert "--dependency=singleton" in mntp
+    assert "--dependency=afterok:JOB1,singleton" in simcse and "--dependency=afterok:JOB1,singleton" in supervised
+    for command, name in ((mntp, "mntp"), (simcse, "simcse"), (supervised, "supervised")):
+        assert {"--kill-on-invalid-dep=yes", "--nodes=2", "-p", "gpu", f"--output=runs/{name}/slurm-%j.log"} <= {
+            *command
+        }
+        assert command[-4:] == [
+            str(REPOSITORY / "slurm/stage.sbatch"),
+            f"recipe/{name}.yaml",
+            "--trainer.max_steps",
+            "3",
+        ]
+    assert not (recipe.parent / "runs").exists()
+
+
+def test_finished_stages_stay_finished(recipe: Path) -> None:
+    root = recipe.parent / "runs" / "mntp"
+    (root / finished.ENCODER).mkdir(parents=True)
+    finished.write(root, 20, 20, None)
+    printed = submit("recipe", "--dry-run", cwd=recipe.parent).stdout
+    assert printed.splitlines()[1] == "  is finished"
+    assert ["--dependency=singleton" in command for command in commands(printed)] == [True, True]
+
+
+def test_a_sweep_is_an_array_and_each_task_waits_for_its_own(recipe: Path) -> None:
+    sweep = ("--sweep", "model.lora.r=4,8", "--sweep", "seed_everything=1,2")
+    printed = submit("recipe", "--dry-run", *sweep, cwd=recipe.parent).stdout
+    mntp, simcse, _ = commands(printed)
+    assert "--array=0-3" in mntp and not [option for option in mntp if option.startswith("--dependency")]
+    assert "--dependency=aftercorr:JOB1" in simcse
+    assert (
+        "  task 2: --model.lora.r=8 --seed_everything=1 --trainer.default_root_dir=runs/simcse/sweep/2 "
+        "--model.backbone.model=runs/mntp/sweep/2/encoder"
+    ) in printed.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["recipe/simcse.yaml"], "there is no runs/mntp/encoder. Submit the folder of the whole recipe."),
+        (["nowhere"], "a recipe must be a folder with a YAML per stage, or a stage's YAML; got nowhere"),
+        (["recipe", "--sweep", "model.lora.r"], "--sweep must be SETTING=VALUE,VALUE; got 'model.lora.r'"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], said: str, recipe: Path) -> None:
+    ended = submit(*arguments, cwd=recipe.parent)
+    assert ended.returncode == 1 and said in ended.stderr
+    assert ended.stderr.startswith("error: ") and len(ended.stderr.splitlines()) == 1
+
+
+def numbers(printed: list[str]) -> list[str]:
+    return [match[1] for line in printed if (match := re.match(r"  is job (\d+), waits for", line))]
+
+
+@pytest.mark.slow
+def test_a_recipe_runs_to_its_end_though_it_is_preempted(jobs: Jobs, recipe: Path) -> None:
+    jobs.place = recipe.parent
+    options = (f"--output={jobs.place}/%j.log",)
+    printed = jobs.submit("recipe", *options)
+    mntp, simcse, supervised = numbers(printed)
+    assert printed[-1] == f"cancel:  scancel {mntp} {simcse} {supervised}"
+    jobs.until(mntp, "^step [5-9]/")
+    high = jobs.cluster.sbatch("-p", "high", "-N3", "--exclusive", "--wrap", "sleep 1", cwd=jobs.place)
+    jobs.until(mntp, "^waiting for SLURM to end the job")
+    jobs.end(high, "COMPLETED")
+    assert jobs.end(mntp, "COMPLETED")["Restarts"] == "1"
+    for job in (simcse, supervised):
+        jobs.end(job, "COMPLETED")
+    assert jobs.submit("recipe")[1::2] == ["  is finished"] * 3
+
+    calm = ("--trainer.callbacks", "[]", "--trainer.default_root_dir")
+    runs.run("fit", "--config", recipe / "mntp.yaml", *calm, "calm/mntp", cwd=jobs.place)
+    for name in ("simcse", "supervised"):
+        start = ("--model.backbone.model", "calm/mntp/encoder")
+        runs.run("fit", "--config", recipe / f"{name}.yaml", *start, *calm, f"calm/{name}", cwd=jobs.place)
+    for name in ("mntp", "simcse", "supervised"):
+        runs.assert_equal(runs.adapter(jobs.place / "runs" / name), runs.adapter(jobs.place / "calm" / name))
+
+
+@pytest.mark.slow
+def test_a_stage_that_fails_takes_along_those_behind_it(jobs: Jobs, recipe: Path) -> None:
+    jobs.place = recipe.parent
+    printed = jobs.submit("recipe", f"--output={jobs.place}/%j.log", "--", "--model.chunk_tokens", "-1")
+    first, *behind = numbers(printed)
+    jobs.end(first, "FAILED")
+    failed = time.monotonic()
+    assert "error: model.chunk_tokens must be at least 1" in jobs.log(first)
+    for job in behind:
+        jobs.end(job, "CANCELLED", timeout=15)
+    assert time.monotonic() - failed < 15
