@@ -20,7 +20,7 @@ Train and use one stage (settings from YAML, any of them also as an option):
 
 All stages, and what they did:
   recipe    configs/R                         all stages in order; skips what is done, resumes what was cut
-  probe     ENCODER... --out DIR              what each stage does to words and sentences: tables and figures
+  probe     ENCODER... --out DIR              the paper's probing tasks on each variant: tables and figures
   export    ENCODER OUT                       a folder that sentence-transformers opens; parity is checked
 
 `lightning COMMAND --help` says more. Errors are one line; OTHERSIDE_DEBUG=1 shows where they arose.

@@ -14,6 +14,7 @@ import mteb  # noqa: F401  # once, for all forks: it takes seconds
 import pytest
 import runs
 import torch
+from probing_data import write_published
 from sts import write_sts
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -73,6 +74,12 @@ class Bad:
         copy = shutil.copytree(self.encoder, self.folder / "earlier" / "encoder")
         change(copy)
         return self.fit("SimCSE", copy)
+
+    def probed(self, line: str) -> Arguments:
+        """Probe on data with such a line."""
+        data = write_published(self.folder / "published")
+        (data / "Task5_Word-in-context" / "test.data.txt").write_text(line)
+        return ["probe", self.llama, "--out", "a", "--data", data]
 
     def resumed(self, change: Callable[[Path], object] = lambda checkpoints: None, **settings: object) -> Arguments:
         """Two steps, then a change of the checkpoints or the settings, then more steps."""
@@ -351,7 +358,20 @@ case("probe: nothing named", lambda bad: ["probe"], "must be given: encoders, ou
 case(
     "probe: no such encoder", lambda bad: ["probe", "no/such", "--out", "a"], "nothing is at no/such", "Train it first"
 )
-case("probe: no such option", lambda bad: ["probe", bad.llama, "--out", "a", "--layer", "3"], "no option --layer 3")
+case("probe: no such option", lambda bad: ["probe", bad.llama, "--out", "a", "--depth", "3"], "no option --depth 3")
+case(
+    "probe: no such task",
+    lambda bad: ["probe", bad.llama, "--out", "a", "--tasks", "[wic]"],
+    "--tasks must be among subject_animacy",
+    "got wic",
+    "--data=published",
+)
+case("probe: no such layer", lambda bad: ["probe", bad.llama, "--out", "a", "--layers", "[9]"], "0 … 2", "uni; got 9")
+case(
+    "probe: no repeats", lambda bad: ["probe", bad.llama, "--out", "a", "--repeats", "0"], "--repeats must be at least"
+)
+case("probe: no such data", lambda bad: ["probe", bad.llama, "--out", "a", "--data", "no"], "--data must be builtin")
+case("probe: malformed data", lambda bad: bad.probed("cat\tN\t0-0\tThe cat .\n"), "test.data.txt, line 1", "5 values")
 case("export: nothing named", lambda bad: ["export"], "must be given: encoder, out")
 case("export: no such encoder", lambda bad: ["export", "../no", "out"], "backbone.model must be", "nothing is at ../no")
 case(

@@ -10,6 +10,12 @@ def probe(
     encoders: list[str],
     *,
     out: Path,
+    data: str = "builtin",
+    tasks: list[str] | None = None,
+    layers: Literal["last", "all"] | list[int] = "last",
+    repeats: int = 5,
+    mlp: bool = True,
+    controls: bool = True,
     baselines: bool = True,
     retrieval: Path | None = None,
     dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16",
@@ -17,20 +23,43 @@ def probe(
 ) -> None:
     """Compare encoders: which words' vectors know what, and how well text vectors find their pair.
 
-    Words: linear probes on 1,000 sentences "the NOUN VERBed the NOUN" ask each of the five words whether the subject,
-    or the object, is animate. A causal model's first "the" cannot know; a bidirectional one's can. Texts: retrieval
-    among held-out pairs. Writes results.json, results.csv, table.md, probing.png and probing.svg. What is measured is
-    kept in OUT/variants: run again to go on after a break, or to add an encoder.
+    Five probing tasks of "Learning to Look at the Other Side" (ACL 2025) with its protocol: context probes, lexical
+    aspect, concreteness, sensorimotor norms, word in context; linear probes and multilayer perceptrons; shuffled labels
+    and words without context as controls; anisotropy of every layer. Without the published data: linear probes on 1,000
+    built-in sentences. Writes results.json, results.csv, differences.csv, table.md and figures. What is measured is
+    kept in OUT: run again to go on after a break, or to add an encoder.
 
     Args:
-        encoders: encoder folders, as training stages leave them behind.
+        encoders: encoder folders, as training stages leave them behind; a base model stands for itself untrained,
+            causal (uni) and bidirectional (bi); a BERT (hub id or folder, safetensors) for itself.
         out: folder for the results.
-        baselines: also the base model untrained, causal (uni) and bidirectional (bi).
+        data: builtin; published, which fetches the paper's data sets (2 MB, checked by SHA-256) into the user's
+            cache; or a folder that has them in the published layout.
+        tasks: some of subject_animacy, verb_causative, verb_dynamic, object_animacy, telicity, duration, concreteness,
+            sensorimotor, wic; none means all.
+        layers: whose vectors are probed: last, all, or numbers from 0, the embeddings.
+        repeats: how often, with seeds from 42 on: other starting weights and, where the data come without a test set,
+            other splits. Intervals resample words and repeats.
+        mlp: multilayer perceptrons with the paper's settings, too. The built-in sentences have linear probes only.
+        controls: shuffled labels, and words without context, too.
+        baselines: also the encoders' base model untrained, causal (uni) and bidirectional (bi).
         retrieval: JSONL file with `query` and `positive` in each line; none measures words only.
         dtype: of the weights. bfloat16 takes half the time of float32 where the processor knows it, and its
             scores lie well within the intervals.
         device: auto (a GPU if there is one), cpu, cuda, cuda:1, …
     """
+    from otherside.probing.measure import Protocol
     from otherside.probing.run import run_probe
 
-    run_probe(encoders, out, baselines=baselines, retrieval=retrieval, dtype=dtype, device=device)
+    run_probe(
+        encoders,
+        out,
+        data=data,
+        tasks=tasks,
+        layers=layers,
+        protocol=Protocol(repeats, mlp, controls),
+        baselines=baselines,
+        retrieval=retrieval,
+        dtype=dtype,
+        device=device,
+    )

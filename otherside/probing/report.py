@@ -1,88 +1,82 @@
-"""What was measured, as JSON, CSV, Markdown and a figure."""
+"""What was measured, as Markdown tables; `figures.py` draws it."""
 
 from __future__ import annotations
 
-import csv
-import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from otherside.files import atomic
+from otherside.probing.figures import write_figures
+from otherside.probing.results import Result
 from otherside.probing.scores import Score
-from otherside.probing.templates import TASKS
+from otherside.probing.tasks import Task
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-WORDS = ("the", "NOUN", "VERBed", "the", "NOUN")
-# Okabe & Ito's palette without yellow, told apart by readers with any colour vision; markers repeat the distinction.
-COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
-MARKERS = "osD^vPX"
+PROBES = {"linear": "a linear probe", "mlp": "a multilayer perceptron"}
+HEADLINE = {True: ("pearson", "spearman", "r2", "mse"), False: ("accuracy",)}
 
 
-@dataclass(frozen=True)
-class Result:
-    """What was measured of one variant.
-
-    Args:
-        accuracy: per task one score per word.
-        retrieval: MRR and recall@1, or None.
-        name: of the variant.
-        settings: all that the numbers depend on.
-    """
-
-    accuracy: dict[str, list[Score]]
-    retrieval: dict[str, Score] | None = None
-    name: str = ""
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Result:
-        """The reverse of `asdict`."""
-        accuracy = {task: [Score(**score) for score in scores] for task, scores in content["accuracy"].items()}
-        found = content["retrieval"]
-        retrieval = {measure: Score(**score) for measure, score in found.items()} if found else None
-        return cls(accuracy, retrieval, content["name"], content["settings"])
-
-
-def write_report(results: list[Result], out: Path) -> None:
-    """results.json, results.csv, table.md, probing.png and probing.svg; each appears whole or not at all."""
-    with atomic(out / "results.json") as path:
-        path.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
-    with atomic(out / "results.csv") as path, path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["variant", "measure", "word", "value", "low", "high"])
-        writer.writerows(rows(results))
+def write_report(results: Sequence[Result], tasks: Sequence[Task], out: Path) -> None:
+    """table.md and the figures; each appears whole or not at all."""
     with atomic(out / "table.md") as path:
-        path.write_text(tables(results))
-    write_figure(results, out)
+        path.write_text(tables(results, tasks))
+    write_figures(results, tasks, out)
 
 
-def rows(results: list[Result]) -> Iterator[tuple[str, str, int | str, float, float, float]]:
-    """One row per number: variant, measure, word (from 1; empty for retrieval), value, low, high."""
-    for result in results:
-        for measure, score in (result.retrieval or {}).items():
-            yield result.name, measure, "", score.value, score.low, score.high
-        for task, scores in result.accuracy.items():
-            for word, score in enumerate(scores, start=1):
-                yield result.name, task, word, score.value, score.low, score.high
-
-
-def tables(results: list[Result]) -> str:
+def tables(results: Sequence[Result], tasks: Sequence[Task]) -> str:
     """Markdown, aligned so that it reads well in a terminal too."""
-    parts = []
-    if results[0].retrieval:
-        body = [[r.name, *map(shown, (r.retrieval or {}).values())] for r in results]
-        parts.append("Retrieval among held-out pairs\n\n" + markdown(["variant", *results[0].retrieval], body))
-    header = ["variant", *(f"{i} {word}" for i, word in enumerate(WORDS, start=1))]
-    for task, asked in TASKS.items():
-        body = [[result.name, *map(shown, result.accuracy[task])] for result in results]
-        title = f"{task.capitalize()} (of word {asked}): a linear probe's accuracy on each word; chance 0.5"
-        parts.append(f"{title}\n\n{markdown(header, body)}")
-    return "\n".join(parts) + "\n± is half of the 95 % bootstrap interval.\n"
+    parts = [*_retrieval(results)]
+    for task in tasks:
+        for probe, by in PROBES.items():
+            parts += _task(results, task, probe, by)
+    parts += _anisotropy(results)
+    parts += [f"{task.name}: {note}." for task in tasks for note in task.notes]
+    return "\n\n".join(parts) + "\n\n± is half of the 95 % bootstrap interval over words and repeats.\n"
+
+
+def _retrieval(results: Sequence[Result]) -> Iterator[str]:
+    metrics = [row.metric for row in results[0].find(task="retrieval")]
+    if metrics:
+        body = [[r.name, *(shown(row.score) for row in r.find(task="retrieval"))] for r in results]
+        yield "Retrieval among held-out pairs\n\n" + markdown(["variant", *metrics], body)
+
+
+def _task(results: Sequence[Result], task: Task, probe: str, by: str) -> Iterator[str]:
+    """One table a task and probe: a column per input, or per metric of ratings; the controls' below the variants."""
+    columns = [(name, metric) for name in task.inputs for metric in HEADLINE[task.regression]]
+    target = "mean" if len(task.aspects) > 1 else ""
+    body = []
+    for condition in ("context", "shuffled labels", "no context"):
+        for result in results:
+            layer = result.settings["probed"]
+            rows = result.find(task=task.name, probe=probe, condition=condition, layer=layer, target=target)
+            found = {(row.input, row.metric): shown(row.score) for row in rows}
+            if found:
+                name = result.name if condition == "context" else f"{result.name}, {condition}"
+                body.append([name, *(found[column] for column in columns)])
+    if body:
+        header = [metric if task.regression else headings(task)[name] for name, metric in columns]
+        measured = "mean over 11 norms" if target else "ratings" if task.regression else "accuracy"
+        title = f"{task.name.replace('_', ' ').capitalize()}, {by}, {measured}"
+        yield f"{title}\n\n{markdown(['variant', *header], body)}"
+
+
+def headings(task: Task) -> dict[str, str]:
+    """Names of the inputs; with the words, where the sentences have one form."""
+    if len(task.inputs) != 5:
+        return {name: name for name in task.inputs}
+    return {
+        name: f"{name} {form}" for name, form in zip(task.inputs, ("the", "NOUN", "VERBed", "the", "NOUN"), strict=True)
+    }
+
+
+def _anisotropy(results: Sequence[Result]) -> Iterator[str]:
+    body = []
+    for result in results:
+        rows = result.find(task="anisotropy", layer=result.settings["layers"])
+        body += [[result.name, *(shown(row.score) for row in rows)]] if rows else []
+    if body:
+        header = ["variant", "random words", "same sentence"]
+        yield "Anisotropy of the last layer: mean cosine\n\n" + markdown(header, body)
 
 
 def shown(score: Score) -> str:
@@ -94,87 +88,4 @@ def markdown(header: list[str], body: list[list[str]]) -> str:
     """A Markdown table with aligned columns."""
     widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
     lines = [header, ["-" * width for width in widths], *body]
-    return "".join(f"| {' | '.join(map(str.ljust, line, widths))} |\n" for line in lines)
-
-
-def write_figure(results: list[Result], out: Path) -> None:
-    """probing.png and probing.svg: retrieval (if measured), then accuracy by word for each task."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    tasks = list(TASKS)
-    with_retrieval = results[0].retrieval is not None
-    ratios = [*([1.0] if with_retrieval else []), *(1.35 for _ in tasks)]
-    figure = Figure(figsize=(3.1 * sum(ratios), 3.9), layout=ConstrainedLayoutEngine(wspace=0.06), dpi=160)
-    panels = list(figure.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0])
-    if with_retrieval:
-        draw_retrieval(panels.pop(0), results)
-    for panel, task in zip(panels, tasks, strict=True):
-        draw_accuracy(panel, results, task)
-    panels[0].set_ylabel("accuracy of a linear probe")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
-    # fixed salt and no date: the same results give the same file
-    with mpl.rc_context({"svg.hashsalt": "otherside"}), atomic(out / "probing.svg") as path:
-        figure.savefig(path, format="svg", metadata={"Date": None})
-    with atomic(out / "probing.png") as path:
-        figure.savefig(path, format="png")
-
-
-def look(number: int) -> dict[str, Any]:
-    """Colour and marker of the variant of this number."""
-    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "markersize": 5}
-
-
-def draw_retrieval(panel: Axes, results: list[Result]) -> None:
-    """MRR per variant."""
-    for i, result in enumerate(results):
-        assert result.retrieval is not None
-        score = result.retrieval["MRR"]
-        panel.errorbar(i, score.value, [[score.value - score.low], [score.high - score.value]], capsize=3, **look(i))
-        panel.annotate(f"{score.value:.2f}", (i, score.value), (7, 0), textcoords="offset points", va="center", size=8)
-    panel.set_xticks(range(len(results)), [result.name for result in results], rotation=30, ha="right")
-    panel.set_xlim(-0.5, len(results) - 0.2)
-    panel.set_ylim(0, 1)
-    panel.set_title("Retrieval of held-out pairs", size=10)
-    panel.set_ylabel("mean reciprocal rank")
-    tidy(panel)
-
-
-def draw_accuracy(panel: Axes, results: list[Result], task: str) -> None:
-    """Accuracy by word, a line per variant; points stand side by side so that intervals stay visible."""
-    for i, result in enumerate(results):
-        scores = result.accuracy[task]
-        shift = 0.08 * (i - (len(results) - 1) / 2)
-        places = [word + shift for word in range(1, len(scores) + 1)]
-        values = [score.value for score in scores]
-        below = [score.value - score.low for score in scores]
-        above = [score.high - score.value for score in scores]
-        panel.errorbar(places, values, [below, above], label=result.name, linewidth=1.3, elinewidth=0.8, **look(i))
-    panel.axhline(0.5, color="0.5", linewidth=0.8, linestyle="--", zorder=0)
-    panel.text(5.45, 0.505, "chance", color="0.4", size=8, ha="right", va="bottom")
-    panel.set_xticks(range(1, 6), WORDS)
-    panel.set_xlim(0.5, 5.5)
-    panel.set_ylim(min(0.38, panel.get_ylim()[0]), 1.02)
-    asked = TASKS[task]
-    panel.axvspan(asked - 0.3, asked + 0.3, color="0.93", zorder=0)
-    panel.set_title(f"Is the {task.split()[0]} (shaded) animate?", size=10)
-    tidy(panel)
-
-
-def tidy(panel: Axes) -> None:
-    """Less ink."""
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.grid(axis="y", color="0.9", linewidth=0.6)
-    panel.set_axisbelow(True)
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path that takes the place of `path` when the block ends well."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from otherside.encoder import Encoder
-from otherside.probing.scores import Score, bootstrap
+from otherside.probing.results import Row
+from otherside.probing.scores import bootstrap
 
 Pair = tuple[str, str]
 
@@ -42,7 +43,7 @@ def read_pairs(path: Path) -> list[Pair]:
     return pairs
 
 
-def retrieval(encoder: Encoder, pairs: list[Pair]) -> dict[str, Score]:
+def retrieval(encoder: Encoder, pairs: list[Pair]) -> list[Row]:
     """MRR and recall@1 of finding each query's positive among all positives, by cosine.
 
     Equal positives count as one document. The intervals resample queries.
@@ -57,7 +58,8 @@ def retrieval(encoder: Encoder, pairs: list[Pair]) -> dict[str, Score]:
     documents = encoder.encode(list(place), normalize=True)
     cosines = queries @ documents.T
     ranks = ranks_of(own, cosines)
-    return {"MRR": bootstrap(1 / ranks), "recall@1": bootstrap(ranks == 1)}
+    found = {"MRR": bootstrap(1 / ranks), "recall@1": bootstrap(ranks == 1)}
+    return [Row("retrieval", "", "", None, "", "context", metric, score) for metric, score in found.items()]
 
 
 def ranks_of(own: np.ndarray, scores: np.ndarray) -> np.ndarray:

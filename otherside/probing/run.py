@@ -4,192 +4,246 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from tqdm import tqdm
 from transformers.utils import logging
 
-from otherside.backbone import Attention, Backbone, BackboneConfig, DTypes, load_tokenizer
+from otherside.backbone import DTypes
 from otherside.encoder import Encoder
-from otherside.lineage import Card, Lineage, sha256
-from otherside.probing.features import word_vectors
-from otherside.probing.probes import accuracy_by_word
-from otherside.probing.report import Result, atomic, tables, write_report
-from otherside.probing.retrieval import Pair, read_pairs
-from otherside.probing.retrieval import retrieval as measure_retrieval
-from otherside.probing.templates import LENGTH, TASKS, Sentences, sentences
+from otherside.lineage import sha256
+from otherside.probing.anisotropy import anisotropy, sample
+from otherside.probing.download import fetch
+from otherside.probing.features import Store, group_by_text
+from otherside.probing.measure import Protocol, measure
+from otherside.probing.published import read_tasks
+from otherside.probing.report import tables, write_report
+from otherside.probing.results import Result, Row, keep, kept, settings_of, write_results
+from otherside.probing.retrieval import Pair, read_pairs, retrieval
+from otherside.probing.tasks import Condition, Mention, Task
+from otherside.probing.templates import template_tasks
+from otherside.probing.variants import Variant, find_variants
 
-VERSION = 1  # raise it when the same settings would measure something else: it renames what is cached
-VARIANTS = "variants"
+VERSION = 2  # raise it when the same settings would measure something else: it renames what is kept
+VARIANTS, FEATURES = "variants", "features"
+Layers = Literal["last", "all"] | list[int]
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One row of the comparison: an encoder folder, or a base model untrained.
+def load_tasks(data: str, names: list[str] | None = None) -> tuple[list[Task], list[Mention]]:
+    """The tasks, and words for anisotropy: the WiC words, as in the paper, or the subjects of built-in sentences.
 
     Args:
-        name: in tables and figures.
-        model: encoder folder, or the base model's address.
-        card: of the folder; for an untrained base a card of what it is run as.
+        data: `builtin`, `published` (fetched where it is not in the cache), or a folder in the published layout.
+        names: of the tasks; None: all.
+
+    Raises:
+        FileNotFoundError: there is no such folder or file.
+        ValueError: no such task, or a malformed file.
+        ConnectionError: the published data cannot be fetched.
+    """
+    if data == "builtin":
+        tasks = template_tasks()
+        known = [task.name for task in tasks]
+        if unknown := [name for name in names or [] if name not in known]:
+            raise ValueError(
+                f"--tasks must be among {', '.join(known)} for the built-in sentences; got {', '.join(unknown)}. "
+                "--data=published, or a folder, has the paper's tasks."
+            )
+        return [task for task in tasks if names is None or task.name in names], [m[1] for m in tasks[0].mentions]
+    folder = fetch() if data == "published" else Path(data).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--data must be builtin, published or a folder; there is no folder {folder}")
+    [wic] = read_tasks(folder, ["wic"])
+    return read_tasks(folder, names), [mention for item in wic.mentions for mention in item]
+
+
+class Probing:
+    """All that is measured of each variant.
+
+    Args:
+        tasks: see `load_tasks`.
+        words: for anisotropy; none: it is left out.
+        pairs: for retrieval; none: it is left out.
+        protocol: of the probes.
+        layers: numbers from 0 (embeddings), all, or the last.
+        dtype: of the weights.
+        device: such as cpu or cuda.
+        out: folder for vectors and results.
     """
 
-    name: str
-    model: str
-    card: Card
+    def __init__(
+        self,
+        tasks: list[Task],
+        words: Sequence[Mention],
+        pairs: list[Pair],
+        protocol: Protocol,
+        layers: Layers,
+        dtype: DTypes,
+        device: str,
+        out: Path,
+    ) -> None:
+        self.tasks, self.words, self.pairs, self.protocol = tasks, sample(words), pairs, protocol
+        self.layers, self.dtype, self.device, self.out = layers, dtype, device, out
 
-    def open(self, dtype: DTypes, device: str) -> Encoder:
-        """Load it."""
-        card = self.card
-        attention: Attention = "causal" if card.attention == "causal" else "bidirectional"
-        config = BackboneConfig(self.model, card.lineage.revision, attention, dtype)
-        tokenizer = load_tokenizer(self.model, card.lineage.revision)
-        encoder = Encoder(Backbone.load(config), tokenizer, card.pooling, card.max_length)  # type: ignore[arg-type]
-        return encoder.to(device).eval()
+    @property
+    def work(self) -> int:
+        """Texts that go through each variant, vectors for anisotropy and retrieval included."""
+        texts = sum(len(group_by_text(self._mentions(t, c))) for t in self.tasks for c in self._taken(t))
+        return texts + len(self.words) + 2 * len(self.pairs)
 
-    def settings(self) -> dict[str, Any]:
-        """All of the variant that its results depend on."""
-        card = self.card
-        return {
-            "base": card.lineage.base,
-            "revision": card.lineage.revision,
-            "fingerprint": card.lineage.fingerprint,
-            "adapters": [adapter.sha256 for adapter in card.lineage.adapters],
-            "attention": card.attention,
-            "pooling": card.pooling,
-            "max_length": card.max_length,
-        }
+    def measure(self, variant: Variant, bar: tqdm) -> Result:
+        """What was kept of a variant, and what is missing of it."""
+        session = Session(variant, self)
+        parts = [*self._tasks(session, bar), self._anisotropy(session, bar), self._retrieval(session, bar)]
+        rows = [row for part in parts for row in part]
+        probed = session.chosen(self.layers)[-1]
+        settings = {"model": variant.model, **session.settings, "layers": session.last, "probed": probed}
+        return Result(variant.name, rows, settings)
+
+    def _tasks(self, session: Session, bar: tqdm) -> Iterator[list[Row]]:
+        for task in self.tasks:
+            content = [task.digest(), settings_of(self.protocol)]
+            paths = {layer: session.path(*content, layer) for layer in session.chosen(self.layers)}
+            if missing := [layer for layer, path in paths.items() if not path.exists()]:
+                bar.set_postfix_str(task.name)
+                taken = {c: self._vectors(session, task, c, missing, bar) for c in self._taken(task)}
+                for layer in missing:
+                    vectors = {condition: by_layer[layer] for condition, by_layer in taken.items()}
+                    keep(paths[layer], measure(task, vectors, layer, self.protocol, self.device))
+            else:
+                bar.update(sum(len(group_by_text(self._mentions(task, c))) for c in self._taken(task)))
+            yield [row for path in paths.values() for row in kept(path)]
+
+    def _taken(self, task: Task) -> list[Condition]:
+        """Conditions that need vectors of their own."""
+        return [c for c in self.protocol.conditions(task) if c != "shuffled labels"]
+
+    def _mentions(self, task: Task, condition: Condition) -> list[Mention]:
+        return list(dict.fromkeys(mention for item in task.words(condition) for mention in item))
+
+    def _vectors(
+        self, session: Session, task: Task, condition: Condition, layers: list[int], bar: tqdm
+    ) -> dict[int, np.ndarray]:
+        """(N, W, D) by layer."""
+        mentions = self._mentions(task, condition)
+        places = {mention: i for i, mention in enumerate(mentions)}
+        numbers = np.array([[places[mention] for mention in item] for item in task.words(condition)])
+        return {layer: found[numbers] for layer, found in session.store.vectors(mentions, layers, bar).items()}
+
+    def _anisotropy(self, session: Session, bar: tqdm) -> list[Row]:
+        path = session.path("anisotropy", self.words)
+        if not self.words:
+            return []
+        if path.exists():
+            bar.update(len(self.words))
+        else:
+            bar.set_postfix_str("anisotropy")
+            keep(path, anisotropy(session.encoder, self.words, range(session.last + 1), bar))
+        return kept(path)
+
+    def _retrieval(self, session: Session, bar: tqdm) -> list[Row]:
+        if not self.pairs:
+            return []
+        card = session.variant.card
+        path = session.path("retrieval", self.pairs, card.pooling, card.max_length)
+        if not path.exists():
+            bar.set_postfix_str("retrieval")
+            keep(path, retrieval(session.encoder, self.pairs))
+        bar.update(2 * len(self.pairs))
+        return kept(path)
+
+
+class Session:
+    """One variant while it is measured; its model is loaded when something is missing."""
+
+    def __init__(self, variant: Variant, probing: Probing) -> None:
+        self.variant, self._probing = variant, probing
+        self.settings = {**variant.settings(), "dtype": probing.dtype}
+        self.store = Store(probing.out / FEATURES, self.settings, lambda: self.encoder)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Opened once."""
+        return self.variant.open(self._probing.dtype, self._probing.device)
+
+    @cached_property
+    def last(self) -> int:
+        """Number of the last layer."""
+        path = self.path("layers")
+        if not path.exists():
+            path.write_text(str(self.encoder.backbone.layers))
+        return int(path.read_text())
+
+    def chosen(self, layers: Layers) -> list[int]:
+        """Layer numbers."""
+        if isinstance(layers, list):
+            if wrong := [layer for layer in layers if not 0 <= layer <= self.last]:
+                raise ValueError(
+                    f"--layers must lie in 0 … {self.last}, the last of {self.variant.name}; got "
+                    f"{', '.join(map(str, wrong))}"
+                )
+            return sorted(set(layers))
+        return [self.last] if layers == "last" else list(range(self.last + 1))
+
+    def path(self, *content: Any) -> Path:
+        """Where a result that depends on the variant and on `content` is kept."""
+        settings = json.dumps([VERSION, self.settings, content], sort_keys=True)
+        return self._probing.out / VARIANTS / f"{hashlib.sha256(settings.encode()).hexdigest()[:24]}"
 
 
 def run_probe(
     encoders: list[str],
     out: Path,
     *,
+    data: str = "builtin",
+    tasks: list[str] | None = None,
+    layers: Layers = "last",
+    protocol: Protocol | None = None,
     baselines: bool = True,
     retrieval: Path | None = None,
     dtype: DTypes = "bfloat16",
     device: str = "auto",
-    train: int = 600,
-    test: int = 400,
-    seed: int = 0,
 ) -> list[Result]:
-    """Measure every variant and write the report; what `otherside.probing.probe` does.
-
-    Args:
-        encoders: see `probe`; also `out`, `baselines`, `retrieval`, `dtype` and `device`.
-        out: see `probe`.
-        baselines: see `probe`.
-        retrieval: see `probe`.
-        dtype: see `probe`.
-        device: see `probe`.
-        train: probing sentences to train on.
-        test: probing sentences to test on.
-        seed: of the probing sentences.
+    """Measure every variant and write the report; what `otherside.probing.probe` does, see there.
 
     Raises:
-        FileNotFoundError: no such encoder folder or retrieval file.
-        ValueError: no encoders; a folder that is no encoder; with baselines, encoders of several bases; a broken line
-            in the retrieval file.
+        FileNotFoundError: no such encoder, data folder or retrieval file.
+        ValueError: no encoders; a folder that is no encoder; with baselines, encoders of several bases; a malformed
+            file; no such task or layer.
+        ConnectionError: the published data cannot be fetched.
     """
+    protocol = protocol or Protocol()
     variants = find_variants(encoders, baselines)
-    pairs = read_pairs(retrieval) if retrieval else None
+    pairs = read_pairs(retrieval) if retrieval else []
+    found, words = load_tasks(data, tasks)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    file = sha256(retrieval) if retrieval else None
-    measured = {"version": VERSION, "dtype": dtype, "sentences": [train, test, seed], "retrieval": file}
-    data = sentences(train, test, seed)
+    probing = Probing(found, words, pairs, protocol, layers, dtype, device, out)
     (out / VARIANTS).mkdir(parents=True, exist_ok=True)
     logging.disable_progress_bar()  # one bar at a time
-    work = train + test + (2 * len(pairs) if pairs else 0)
     results = []
-    with tqdm(total=work * len(variants), unit="text", desc="probe") as bar:
+    with tqdm(total=probing.work * len(variants), unit="text", smoothing=0) as bar:
         for variant in variants:
             bar.set_description(variant.name)
-            settings = {**variant.settings(), **measured}
-            path = out / VARIANTS / f"{digest(settings)}.json"
-            if path.exists():
-                result = Result.from_json(json.loads(path.read_text()))
-                bar.update(work)
-            else:
-                encoder = variant.open(dtype, device)
-                result = measure(encoder, *data, pairs, bar)
-                del encoder
-                with atomic(path) as temporary:
-                    temporary.write_text(json.dumps({"settings": settings, **asdict(result)}, indent=1))
-            results.append(replace(result, name=variant.name, settings=settings))
-    write_report(results, out)
-    print("\n" + tables(results) + f"\nFigure, tables and numbers: {out}/probing.png, table.md, results.csv")
+            results.append(probing.measure(variant, bar))
+    about = {"data": data, "protocol": settings_of(protocol), "tasks": [describe(task) for task in found]}
+    if retrieval:
+        about["retrieval"] = sha256(retrieval)
+    write_results(results, about, out)
+    write_report(results, found, out)
+    print("\n" + tables(results, found) + f"\nFigures, tables and numbers: {out}/probing.png, table.md, results.csv")
     return results
 
 
-def measure(
-    encoder: Encoder, train: Sentences, test: Sentences, pairs: list[Pair] | None = None, progress: tqdm | None = None
-) -> Result:
-    """Probe one encoder."""
-    vectors = [np.stack(word_vectors(encoder, part.texts, part.spans, progress=progress)) for part in (train, test)]
-    assert vectors[0].shape[1] == LENGTH
-    accuracy = {task: accuracy_by_word(task, train, vectors[0], test, vectors[1]) for task in TASKS}
-    found = None
-    if pairs:
-        found = measure_retrieval(encoder, pairs)
-        if progress is not None:
-            progress.update(2 * len(pairs))
-    return Result(accuracy, found)
-
-
-def find_variants(encoders: list[str], baselines: bool) -> list[Variant]:
-    """The variants in the order of the report: baselines first, then the encoders as given.
-
-    Raises:
-        FileNotFoundError: nothing is at a path.
-        ValueError: no encoders; a folder that is no encoder; with baselines, encoders of several bases.
-    """
-    if not encoders:
-        raise ValueError("probe needs at least one encoder folder; got none. A stage writes one when it ends.")
-    cards = {folder: read_card(folder) for folder in encoders}
-    stages = Counter(card.stage for card in cards.values())
-    variants = [
-        Variant(card.stage if stages[card.stage] == 1 else f"{card.stage} ({folder})", folder, card)
-        for folder, card in cards.items()
-    ]
-    return [*untrained(list(cards.values())), *variants] if baselines else variants
-
-
-def read_card(folder: str) -> Card:
-    """The card of an encoder folder, or an error that says what there is instead."""
-    path = Path(folder)
-    if not path.exists():
-        raise FileNotFoundError(f"every ENCODER must be an encoder folder; nothing is at {folder}. Train it first.")
-    if not Card.is_at(path):
-        raise ValueError(
-            f"every ENCODER must be an encoder folder, one with an encoder.json; {folder} is none. The untrained base "
-            "model is compared by --baselines."
-        )
-    return Card.read(path)
-
-
-def untrained(cards: list[Card]) -> list[Variant]:
-    """The base model as `uni` (causal) and `bi` (bidirectional), pooled as the first of its encoders."""
-    bases = {(card.lineage.base, card.lineage.revision): card for card in reversed(cards)}
-    if len(bases) > 1:
-        names = ", ".join(base if revision is None else f"{base} @ {revision}" for base, revision in bases)
-        raise ValueError(
-            f"--baselines needs encoders of one base model; got encoders of {names}. Probe them one base at a time, or "
-            "leave the baselines out with --baselines=false."
-        )
-    [card] = bases.values()
-    lineage = Lineage(card.lineage.base, card.lineage.revision, card.lineage.fingerprint)
-    plain = replace(card, lineage=lineage, steps=0)
-    return [
-        Variant("uni", lineage.base, replace(plain, stage="uni", attention="causal")),
-        Variant("bi", lineage.base, replace(plain, stage="bi", attention="bidirectional")),
-    ]
-
-
-def digest(settings: dict[str, Any]) -> str:
-    """A short name for settings."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+def describe(task: Task) -> dict[str, Any]:
+    """A task's facts for the reader of its numbers."""
+    train, test = task.split(42)
+    facts = {"name": task.name, "train": len(train), "test": len(test), "words": len(set(task.groups))}
+    if not task.regression:
+        facts["majority"] = float(np.bincount(task.targets[test]).max() / len(test))
+    return {**facts, "sha256": task.digest(), "notes": list(task.notes)}

@@ -1,46 +1,123 @@
-"""A measured number and how far it would move with other test items."""
+"""Measured numbers, and how far they would move with other test items and other seeds.
+
+Shapes: n test items of one repeat, B draws, R repeats.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-RESAMPLES = 2000
+DRAWS = 1000
 
 
 @dataclass(frozen=True)
 class Score:
-    """A mean and its 95 % bootstrap interval."""
+    """A number and its 95 % bootstrap interval.
+
+    Args:
+        value: measured; the mean over repeats.
+        low: of the interval.
+        high: of the interval.
+        draws: (B,) the number in each draw of the bootstrap. Two scores on the same items share their draws, so the
+            interval of their difference is that of the draws' difference.
+    """
 
     value: float
     low: float
     high: float
+    draws: np.ndarray = field(default_factory=lambda: np.empty(0), compare=False, repr=False)
+
+    @classmethod
+    def of(cls, value: float, draws: np.ndarray) -> Score:
+        """With the percentile interval of its draws."""
+        low, high = np.percentile(draws, [2.5, 97.5])
+        return cls(float(value), float(low), float(high), draws.astype(np.float32))
+
+    def minus(self, other: Score) -> Score:
+        """The paired difference; `other` was measured on the same items."""
+        return Score.of(self.value - other.value, self.draws - other.draws)
 
 
 def bootstrap(
     values: np.ndarray, groups: np.ndarray | None = None, strata: np.ndarray | None = None, seed: int = 0
 ) -> Score:
-    """Mean of `values` (N,) and its 95 % percentile interval.
+    """Mean of `values` (n,) and its interval; see `resamples`."""
+    return Score.of(values.mean(), values.astype(float)[resamples(len(values), groups, strata, seed)].mean(1))
+
+
+def resamples(n: int, groups: np.ndarray | None = None, strata: np.ndarray | None = None, seed: int = 0) -> np.ndarray:
+    """(B, n) item numbers drawn with replacement, each draw as large as the test set.
 
     Args:
-        values: one per test item.
-        groups: (N,) items of one group depend on each other and are drawn together; None: each item is a group.
-        strata: (N,) draws are made inside each stratum, whose share a balanced design has fixed; None: one stratum.
+        n: number of items.
+        groups: (n,) items of one group depend on each other and are drawn together; None: each item is a group.
+        strata: (n,) each stratum keeps its share of the items, as a test of fixed proportions has; None: one stratum.
         seed: of the draws.
     """
-    groups = np.arange(len(values)) if groups is None else groups
-    strata = np.zeros(len(values)) if strata is None else strata
+    groups = np.arange(n) if groups is None else groups
+    strata = np.zeros(n) if strata is None else strata
     rng = np.random.default_rng(seed)
-    sums, counts = np.zeros(RESAMPLES), np.zeros(RESAMPLES)
+    parts = []
     for stratum in np.unique(strata):
-        chosen = strata == stratum
-        _, owner = np.unique(groups[chosen], return_inverse=True)
-        sum_of, count_of = np.bincount(owner, values[chosen].astype(float)), np.bincount(owner)
-        draws = rng.integers(len(count_of), size=(RESAMPLES, len(count_of)))
-        drawn = count_of[draws].sum(1)
-        share = chosen.sum()
-        sums += share * sum_of[draws].sum(1) / drawn
-        counts += share
-    low, high = np.percentile(sums / counts, [2.5, 97.5])
-    return Score(float(values.mean()), float(low), float(high))
+        items = np.flatnonzero(strata == stratum)
+        names, owner = np.unique(groups[items], return_inverse=True)
+        times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=DRAWS)[:, owner]
+        # groups differ in size: a draw that came out too long is cut, one too short begins again
+        parts.append(np.stack([np.resize(rng.permutation(np.repeat(items, count)), len(items)) for count in times]))
+    return np.concatenate(parts, axis=1)
+
+
+def accuracy(predicted: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
+    """Share of right answers; (n, B) classes each -> (B,)."""
+    return {"accuracy": (predicted == targets).mean(0)}
+
+
+def regression(predicted: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
+    """Mean squared error, R², Pearson's and Spearman's correlation; (n, B) ratings each -> (B,).
+
+    A prediction that is the same for all items correlates with nothing: 0.
+    """
+    import warnings
+
+    import torch
+    from scipy.stats import rankdata
+    from torchmetrics import functional as metrics
+
+    found, wanted = torch.tensor(predicted, dtype=torch.float64), torch.tensor(targets, dtype=torch.float64)
+    ranks = [torch.tensor(rankdata(values, axis=0)) for values in (predicted, targets)]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The variance of predictions or target is close to zero")
+        correlations = [metrics.pearson_corrcoef(*both) for both in ((found, wanted), ranks)]
+    measured = {
+        "mse": metrics.mean_squared_error(found, wanted, num_outputs=found.shape[1]),
+        "r2": metrics.r2_score(found, wanted, multioutput="raw_values"),
+        "pearson": correlations[0],
+        "spearman": correlations[1],  # of ranks, by definition; torchmetrics' own takes a loop over draws
+    }
+    return {name: np.nan_to_num(np.atleast_1d(values.numpy())) for name, values in measured.items()}
+
+
+def score(
+    predicted: Sequence[np.ndarray], targets: Sequence[np.ndarray], draws: Sequence[np.ndarray], seed: int = 0
+) -> dict[str, Score]:
+    """Each metric's mean over R repeats; its interval resamples words and repeats.
+
+    Args:
+        predicted: per repeat (n,) classes or ratings.
+        targets: per repeat (n,).
+        draws: per repeat (B, n), see `resamples`; repeats with one test set share their draws.
+        seed: of the resampling of repeats.
+    """
+    measure = accuracy if np.issubdtype(targets[0].dtype, np.integer) else regression
+    values = [measure(p[:, None], t[:, None]) for p, t in zip(predicted, targets, strict=True)]
+    drawn = [measure(p[d].T, t[d].T) for p, t, d in zip(predicted, targets, draws, strict=True)]
+    repeats = np.random.default_rng(seed).integers(len(values), size=(len(values), DRAWS))
+    found = {}
+    for name in values[0]:
+        by_repeat = np.stack([part[name] for part in drawn])
+        mean = np.take_along_axis(by_repeat, repeats, axis=0).mean(0)
+        found[name] = Score.of(np.mean([part[name] for part in values]), mean)
+    return found

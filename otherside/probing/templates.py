@@ -8,12 +8,12 @@ other and of the verb, and no noun or verb of the test sentences occurs in the t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
-LENGTH = 5
-TASKS = {"subject animacy": 2, "object animacy": 5}  # task -> the word it asks about, counted from 1
+from otherside.probing.tasks import Mention, Task, word_spans, words
+
+TASKS = {"subject_animacy": 2, "object_animacy": 5}  # task -> the word it asks about, counted from 1
 TRAIN_SHARE = 0.6  # of nouns and of verbs
 
 
@@ -57,38 +57,8 @@ VERBS = _words(
 )
 
 
-@dataclass(frozen=True)
-class Sentences:
-    """N sentences of `LENGTH` words and what the tasks ask about them.
-
-    Args:
-        texts: N sentences.
-        labels: per task (N,) bool: is the noun animate?
-        nouns: per task the N nouns asked about; sentences with the same noun are not independent of each other.
-    """
-
-    texts: list[str]
-    labels: dict[str, np.ndarray]
-    nouns: dict[str, np.ndarray]
-
-    @property
-    def spans(self) -> list[list[tuple[int, int]]]:
-        """First and last + 1 character of each word of each sentence."""
-        return [word_spans(text) for text in self.texts]
-
-
-def word_spans(text: str) -> list[tuple[int, int]]:
-    """Where the words of a text begin and end, as words between spaces."""
-    spans, start = [], 0
-    for word in text.split():
-        start = text.index(word, start)
-        spans.append((start, start + len(word)))
-        start += len(word)
-    return spans
-
-
-def sentences(train: int = 600, test: int = 400, seed: int = 0) -> tuple[Sentences, Sentences]:
-    """Training and test sentences; the same seed gives the same sentences.
+def template_tasks(train: int = 600, test: int = 400, seed: int = 0) -> list[Task]:
+    """Two tasks, for linear probes, on the same sentences; the same seed gives the same sentences.
 
     Raises:
         ValueError: a number is not a positive multiple of 4, the number of (subject, object) combinations.
@@ -99,7 +69,15 @@ def sentences(train: int = 600, test: int = 400, seed: int = 0) -> tuple[Sentenc
     rng = np.random.default_rng(seed)
     parts = [_split(rng, words) for words in (ANIMATE, INANIMATE, VERBS)]
     first, second = zip(*parts, strict=True)
-    return _fill(rng, train, *first), _fill(rng, test, *second)
+    rows = [*_fill(rng, train, *first), *_fill(rng, test, *second)]
+    mentions = [[Mention(text, *span) for span in word_spans(text)] for text, _ in rows]
+    is_test = np.arange(train + test) >= train
+    tasks = []
+    for i, (name, place) in enumerate(TASKS.items()):
+        nouns = np.array([text.split()[place - 1] for text, _ in rows])
+        animate = np.array([int(animacy[i]) for _, animacy in rows])
+        tasks.append(Task(name, mentions, animate, nouns, words(None), is_test))
+    return tasks
 
 
 def _split(rng: np.random.Generator, words: list[str]) -> tuple[list[str], list[str]]:
@@ -107,8 +85,12 @@ def _split(rng: np.random.Generator, words: list[str]) -> tuple[list[str], list[
     return shuffled[:border], shuffled[border:]
 
 
-def _fill(rng: np.random.Generator, size: int, animate: list[str], inanimate: list[str], verbs: list[str]) -> Sentences:
-    """`size` sentences: every verb meets all four combinations of animacy, every noun is used about equally often."""
+def _fill(
+    rng: np.random.Generator, size: int, animate: list[str], inanimate: list[str], verbs: list[str]
+) -> list[tuple[str, tuple[bool, bool]]]:
+    """`size` sentences and the animacy of their nouns: every verb meets all four combinations, every noun is used about
+    equally often.
+    """
     subjects = {True: _deal(rng, animate), False: _deal(rng, inanimate)}
     objects = {True: _deal(rng, animate), False: _deal(rng, inanimate)}
     rows = []
@@ -117,14 +99,8 @@ def _fill(rng: np.random.Generator, size: int, animate: list[str], inanimate: li
         subject, thing = next(subjects[animacy[0]]), next(objects[animacy[1]])
         if thing == subject:
             thing = next(objects[animacy[1]])
-        rows.append((f"the {subject} {verbs[i // 4 % len(verbs)]} the {thing}", *animacy, subject, thing))
-    texts, *columns = zip(*(rows[i] for i in rng.permutation(size)), strict=True)
-    labels, nouns = columns[:2], columns[2:]
-    return Sentences(
-        texts=list(texts),
-        labels={task: np.array(values) for task, values in zip(TASKS, labels, strict=True)},
-        nouns={task: np.array(values) for task, values in zip(TASKS, nouns, strict=True)},
-    )
+        rows.append((f"the {subject} {verbs[i // 4 % len(verbs)]} the {thing}", animacy))
+    return [rows[i] for i in rng.permutation(size)]
 
 
 def _deal(rng: np.random.Generator, words: list[str]) -> Iterator[str]:

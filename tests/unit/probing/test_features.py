@@ -6,8 +6,8 @@ import torch
 
 from otherside.batching import Packed, Tokens
 from otherside.encoder import Encoder
-from otherside.probing.features import tokens_of, word_vectors
-from otherside.probing.templates import word_spans
+from otherside.probing.features import Store, layer_vectors, tokens_of, word_vectors
+from otherside.probing.tasks import Mention, word_spans
 
 TEXTS = ["the horse lectured the sound", "the naïve Zoë met 東京 today", "the cat sat"]
 SPANS = [word_spans(text) for text in TEXTS]
@@ -42,7 +42,7 @@ def test_word_is_the_mean_of_its_tokens(encoder: Encoder) -> None:
 
 
 def test_batches_do_not_matter(encoder: Encoder) -> None:
-    alone = word_vectors(encoder, TEXTS, SPANS, batch_size=1)
+    alone = [word_vectors(encoder, [text], [spans])[0] for text, spans in zip(TEXTS, SPANS, strict=True)]
     for one, many in zip(alone, word_vectors(encoder, TEXTS, SPANS), strict=True):
         np.testing.assert_allclose(one, many, rtol=0, atol=1e-5 * np.abs(one).max())
 
@@ -55,7 +55,7 @@ def test_layers(encoder: Encoder) -> None:
     last = word_vectors(encoder, TEXTS, SPANS, layer=encoder.backbone.layers)
     for one, other in zip(last, word_vectors(encoder, TEXTS, SPANS), strict=True):
         np.testing.assert_array_equal(one, other)
-    with pytest.raises(ValueError, match="layer must lie in 0 … 2"):
+    with pytest.raises(ValueError, match="layers must lie in 0 … 2"):
         word_vectors(encoder, TEXTS, SPANS, layer=3)
 
 
@@ -76,11 +76,22 @@ def test_mode_is_restored(tiny_llama: Path) -> None:
 
 
 def test_word_without_a_token(tiny_llama: Path) -> None:
-    encoder = Encoder.load(tiny_llama, max_length=4)
-    with pytest.raises(ValueError, match=r"'lectured' .* max_length"):
-        word_vectors(encoder, TEXTS[:1], SPANS[:1])
-    with pytest.raises(ValueError, match="the word is empty"):
+    with pytest.raises(ValueError, match="Is the word empty"):
         tokens_of("a b", (1, 1), [(0, 1), (1, 3)])
+
+
+def test_the_limit_is_the_models_not_the_encoders(tiny_llama: Path) -> None:
+    encoder = Encoder.load(tiny_llama, max_length=4)
+    assert len(word_vectors(encoder, TEXTS[:1], SPANS[:1])[0]) == 5
+    with pytest.raises(ValueError, match=r"model's 256 positions.*has 30\d tokens"):
+        word_vectors(encoder, ["東" * 100], [[(0, 1)]])
+
+
+def test_all_layers_in_one_pass(encoder: Encoder) -> None:
+    found = dict(layer_vectors(encoder, TEXTS, SPANS, [0, 2]))
+    for place, layer in enumerate([0, 2]):
+        for i, vectors in enumerate(word_vectors(encoder, TEXTS, SPANS, layer=layer)):
+            np.testing.assert_array_equal(found[i][:, place], vectors)
 
 
 def test_offsets_with_or_without_the_leading_space() -> None:
@@ -88,3 +99,42 @@ def test_offsets_with_or_without_the_leading_space() -> None:
     assert tokens_of(text, second, [(0, 0), (0, 3), (3, 7), (7, 11)]) == [2]  # the space is the token's
     assert tokens_of(text, second, [(0, 0), (0, 3), (4, 6), (6, 7), (8, 11)]) == [2, 3]  # trimmed, two pieces
     assert tokens_of(text, second, [(0, 3), (4, 9), (9, 11)]) == [1]  # reaches into the next word
+
+
+MENTIONS = [Mention("the cat sat", 8, 11), Mention("a dog", 2, 5), Mention("the cat sat", 4, 7)]
+
+
+def store(folder: Path, encoder: Encoder, opened: list[Encoder], **settings: object) -> Store:
+    def open_it() -> Encoder:
+        opened.append(encoder)
+        return encoder
+
+    return Store(folder, {"weights": "a", **settings}, open_it)
+
+
+def test_vectors_are_kept_and_taken_once(tiny_llama: Path, tmp_path: Path) -> None:
+    encoder, opened = Encoder.load(tiny_llama), []
+    kept = store(tmp_path, encoder, opened)
+    first = kept.vectors(MENTIONS, [1, 2])
+    for i, (text, *span) in enumerate(MENTIONS):
+        [expected] = word_vectors(encoder, [text], [[tuple(span)]])
+        np.testing.assert_allclose(first[2][i], expected[0], rtol=1e-4, atol=1e-5)
+    again = kept.vectors(MENTIONS, [2, 1])
+    assert len(opened) == 1
+    for layer in (1, 2):
+        np.testing.assert_array_equal(first[layer], again[layer])
+    assert not np.array_equal(first[1], first[2])
+
+
+def test_kept_vectors_belong_to_weights_layer_and_words(tiny_llama: Path, tmp_path: Path) -> None:
+    encoder, opened = Encoder.load(tiny_llama), []
+    kept = store(tmp_path, encoder, opened)
+    kept.vectors(MENTIONS, [2])
+    kept.vectors(MENTIONS[:2], [2])
+    kept.vectors([*MENTIONS[:2], Mention("the cat sat", 0, 3)], [2])
+    kept.vectors(MENTIONS, [1])
+    store(tmp_path, encoder, opened, weights="b").vectors(MENTIONS, [2])
+    assert len(opened) == 5 == len(list(tmp_path.iterdir()))
+    next(tmp_path.iterdir()).unlink()
+    kept.vectors(MENTIONS, [1, 2])
+    assert len(opened) <= 6

@@ -1,4 +1,4 @@
-"""`lightning probe` from encoder folders to figure."""
+"""`lightning probe` from encoder folders to figures."""
 
 import csv
 import json
@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from probing_data import write_published
 
 from otherside.adapters import Lora
 from otherside.backbone import Backbone, BackboneConfig, load_tokenizer
 from otherside.encoder import Encoder
-from otherside.probing import probe
-from otherside.probing.report import Result
+from otherside.probing import probe, probes
+from otherside.probing.measure import Protocol
+from otherside.probing.results import Result
 from otherside.probing.run import run_probe
 
 
@@ -38,69 +40,121 @@ def pairs(tmp_path: Path, sentences: list[str]) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_published(tmp_path_factory.mktemp("published")))
+
+
+@pytest.fixture(autouse=True)
+def few_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the MLPs: what they learn is tested elsewhere."""
+    monkeypatch.setattr(probes.mlp_probes, "__defaults__", (2, "cpu"))
+
+
+FAST = Protocol(2)
+
+
 def run(encoders: list[str], out: Path, **options: object) -> list[Result]:
-    return run_probe(encoders, out, **{"dtype": "float32", "device": "cpu", "train": 80, "test": 40, **options})  # type: ignore[arg-type]
+    return run_probe(encoders, out, **{"dtype": "float32", "device": "cpu", "protocol": FAST, **options})  # type: ignore[arg-type]
+
+
+def numbers(results: list[Result], variant: str, **wanted: object) -> list[float]:
+    [result] = [result for result in results if result.name == variant]
+    return [row.score.value for row in result.find(condition="context", **wanted)]
 
 
 def written(out: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in (out / "variants").iterdir()}
+    return {path.name: path.stat().st_mtime_ns for kind in ("variants", "features") for path in (out / kind).iterdir()}
 
 
-def test_report(encoders: list[str], pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_on_built_in_sentences(
+    encoders: list[str], pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
-    results = run(encoders, out, retrieval=pairs)
+    results = run(encoders, out, retrieval=pairs, protocol=Protocol(1, controls=False))
     assert [result.name for result in results] == ["uni", "bi", "mntp", "simcse"]
     for result in results:
-        assert result.retrieval is not None
-        assert result.retrieval["MRR"].value == 1
-    uni, bi = results[:2]
-    first, second = uni.accuracy["subject animacy"][0], uni.accuracy["object animacy"][0]
-    assert (first.low, first.value, first.high) == (second.low, second.value, second.high) == (0.5, 0.5, 0.5)
-    assert bi.accuracy["subject animacy"][0] != first
-    assert results[2].accuracy != results[3].accuracy != bi.accuracy
+        assert numbers(results, result.name, metric="MRR") == [1]
+        assert {row.probe for row in result.rows} == {"linear", ""}
+    first = results[0].find(task="subject_animacy", input="1")[0].score
+    assert (first.low, first.value, first.high) == (0.5, 0.5, 0.5), "a causal model's first word cannot know"
+    assert numbers(results, "mntp", probe="linear") != numbers(results, "simcse", probe="linear")
     table = (out / "table.md").read_text()
     assert table in capsys.readouterr().out
-    assert "| mntp " in table
-    with (out / "results.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 4 * (2 + 2 * 5)
-    assert {row["measure"] for row in rows} == {"MRR", "recall@1", "subject animacy", "object animacy"}
-    assert [Result.from_json(row) for row in json.loads((out / "results.json").read_text())] == results
+    assert "| mntp " in table and "Anisotropy" in table
     assert (out / "probing.png").read_bytes().startswith(b"\x89PNG")
     assert "simcse" in (out / "probing.svg").read_text()
     assert not list(out.rglob("*.tmp"))
 
 
-def test_goes_on_where_it_was_cut(encoders: list[str], tmp_path: Path) -> None:
+def test_the_papers_tasks(encoders: list[str], published: str, tmp_path: Path) -> None:
+    """What the files hold is documented in docs/probing.md."""
     out = tmp_path / "out"
-    results = run(encoders[:1], out)
+    results = run(encoders[:1], out, data=published, layers=[0, 2])
+    with (out / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    content = json.loads((out / "results.json").read_text())
+    assert content["format"] == 2 and len(content["rows"]) == len(rows) == sum(len(r.rows) for r in results)
+    assert [variant["name"] for variant in content["variants"]] == ["uni", "bi", "mntp"]
+    assert [task["name"] for task in content["tasks"]] == [
+        *("subject_animacy", "verb_causative", "verb_dynamic", "object_animacy"),
+        *("telicity", "duration", "concreteness", "sensorimotor", "wic"),
+    ]
+    mine = [row for row in rows if row["variant"] == "mntp" and row["layer"] == "2"]
+    per_layer = {"subject_animacy": 30, "telicity": 6, "concreteness": 24, "sensorimotor": 12 * 24, "wic": 12}
+    for task, count in per_layer.items():
+        assert len([row for row in mine if row["task"] == task]) == count, task
+    assert {row["condition"] for row in mine if row["task"] == "wic"} == {"context", "shuffled labels"}
+    assert {row["layer"] for row in rows if row["task"] == "anisotropy"} == {"0", "1", "2"}
+    with (out / "differences.csv").open() as file:
+        compared = {(row["variant"], row["minus"]) for row in csv.DictReader(file)}
+    assert compared == {("bi", "uni"), ("mntp", "uni"), ("mntp", "bi")}
+    assert (out / "layers.png").exists()
+    assert "Word in context" in (out / "probing.svg").read_text() or "wic" in (out / "table.md").read_text().lower()
+
+
+def test_goes_on_where_it_was_cut(encoders: list[str], published: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options: dict[str, object] = {"data": published, "tasks": ["telicity", "wic"], "baselines": False}
+    results = run(encoders[:1], out, **options)
     cached = written(out)
-    assert len(cached) == 3
-    assert run(encoders[:1], out) == results
+    assert len(cached) == 4 + 3, "layers, anisotropy, two tasks; vectors of two tasks, and of bare verbs"
+    assert run(encoders[:1], out, **options) == results
     assert written(out) == cached, "measured again"
-    lost = sorted(cached)[0]
-    (out / "variants" / lost).unlink()
-    assert run(encoders[:1], out) == results
+    lost = next(path for path in sorted((out / "variants").iterdir()) if path.stat().st_size > 3000)
+    lost.unlink()
+    assert run(encoders[:1], out, **options) == results
     again = written(out)
-    assert {name for name in again if again[name] != cached[name]} == {lost}
-    run(encoders, out)
-    assert len(written(out)) == 4, "an encoder more costs one measurement"
+    assert {name for name in again if again[name] != cached[name]} == {lost.name}, "vectors were taken again"
+    run(encoders[:1], out, **{**options, "protocol": Protocol(3)})
+    assert len(written(out)) == len(cached) + 2, "probes anew, vectors and anisotropy not"
 
 
-def test_what_is_kept_belongs_to_weights_and_settings(encoders: list[str], tiny_llama: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    [old] = run(encoders[:1], out, baselines=False)
+def test_what_is_kept_belongs_to_weights_and_settings(
+    encoders: list[str], published: str, tiny_llama: Path, tmp_path: Path
+) -> None:
+    out, options = tmp_path / "out", {"data": published, "tasks": ["telicity"], "baselines": False}
+    old = run(encoders[:1], out, **options)
     folder = trained(tiny_llama, tmp_path / "mntp", "mntp", seed=7)
-    [new] = run([folder], out, baselines=False)
-    assert old.accuracy != new.accuracy
-    run([folder], out, baselines=False, dtype="bfloat16")
-    run([folder], out, baselines=False, seed=1)
-    assert len(written(out)) == 4
+    new = run([folder], out, **options)
+    assert numbers(old, "mntp", input=INSIDE) != numbers(new, "mntp", input=INSIDE)
+    count = len(written(out))
+    run([folder], out, dtype="bfloat16", **options)
+    assert len(written(out)) == count * 3 / 2
+    changed = write_published(tmp_path / "data")
+    path = changed / "Task2_Lexical aspect binary classification/telicity_train.txt"
+    path.write_text(path.read_text().replace("day 3 ", "week 3 "))
+    before = written(out)
+    run([folder], out, **{**options, "data": str(changed)})
+    assert len(written(out).keys() - before.keys()) == 2, "vectors and probes; the bare verbs are the same"
+
+
+INSIDE = "same sentence"
 
 
 def test_two_encoders_of_one_stage_are_told_apart(encoders: list[str], tiny_llama: Path, tmp_path: Path) -> None:
     other = trained(tiny_llama, tmp_path / "mntp", "mntp", seed=7)
-    results = run([encoders[0], other], tmp_path / "out", baselines=False)
+    results = run([encoders[0], other], tmp_path / "out", baselines=False, protocol=Protocol(1, controls=False))
     assert [result.name for result in results] == [f"mntp ({encoders[0]})", f"mntp ({other})"]
 
 
@@ -110,9 +164,14 @@ def test_what_it_refuses(encoders: list[str], tiny_llama: Path, tiny_llama_bos: 
     with pytest.raises(FileNotFoundError, match="nothing is at"):
         probe([str(tmp_path / "none")], out=tmp_path)
     with pytest.raises(ValueError, match=r"encoder\.json"):
-        probe([str(tiny_llama)], out=tmp_path)
+        probe([str(tmp_path)], out=tmp_path)
+    with pytest.raises(ValueError, match=r"--tasks must be among subject_animacy, .* got telicity"):
+        probe(encoders, out=tmp_path, tasks=["telicity"])
+    with pytest.raises(FileNotFoundError, match="no folder nowhere"):
+        probe(encoders, out=tmp_path, data="nowhere")
     stranger = trained(tiny_llama_bos, tmp_path / "other", "mntp")
     with pytest.raises(ValueError, match="one base model"):
         probe([*encoders, stranger], out=tmp_path)
     assert not (tmp_path / "variants").exists()
-    assert len(run([encoders[0], stranger], tmp_path / "out", baselines=False)) == 2
+    with pytest.raises(ValueError, match=r"--layers must lie in 0 … 2, the last of uni; got 3"):
+        run([encoders[0]], tmp_path / "out", layers=[3])

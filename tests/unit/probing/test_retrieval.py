@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 
 from otherside.encoder import Encoder
-from otherside.probing.retrieval import ranks_of, read_pairs, retrieval
+from otherside.probing.retrieval import Pair, ranks_of, read_pairs
+from otherside.probing.retrieval import retrieval as rows_of
+from otherside.probing.scores import Score
+
+
+def retrieval(encoder: Encoder, pairs: list[Pair]) -> dict[str, Score]:
+    return {row.metric: row.score for row in rows_of(encoder, pairs)}
 
 
 def test_ranks() -> None:

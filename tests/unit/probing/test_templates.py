@@ -3,7 +3,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from otherside.probing.templates import ANIMATE, INANIMATE, LENGTH, TASKS, VERBS, sentences, word_spans
+from otherside.probing.tasks import word_spans
+from otherside.probing.templates import ANIMATE, INANIMATE, TASKS, VERBS, template_tasks
+
+
+def texts(seed: int = 0) -> list[str]:
+    return [words[0].text for words in template_tasks(seed=seed)[0].mentions]
 
 
 def test_word_lists_are_large_and_do_not_overlap() -> None:
@@ -14,47 +19,48 @@ def test_word_lists_are_large_and_do_not_overlap() -> None:
 
 
 def test_same_seed_same_sentences() -> None:
-    assert sentences(seed=3)[0].texts == sentences(seed=3)[0].texts
-    assert sentences(seed=3)[0].texts != sentences(seed=4)[0].texts
+    assert texts(seed=3) == texts(seed=3)
+    assert texts(seed=3) != texts(seed=4)
 
 
-@pytest.mark.parametrize("part", [0, 1])
-def test_nothing_but_the_noun_tells_its_animacy(part: int) -> None:
-    data = sentences()[part]
-    subject, thing = (data.labels[task] for task in TASKS)
-    verbs = np.array([text.split()[2] for text in data.texts])
+@pytest.mark.parametrize("test", [False, True])
+def test_nothing_but_the_noun_tells_its_animacy(test: bool) -> None:
+    tasks = template_tasks()
+    part = tasks[0].test == test
+    subject, thing = (task.targets[part] for task in tasks)
+    verbs = np.array([text.split()[2] for text in texts()])[part]
     cells = Counter(zip(subject.tolist(), thing.tolist(), strict=True))
-    assert set(cells.values()) == {len(data.texts) // 4}, "subject and object must be balanced and independent"
+    assert set(cells.values()) == {part.sum() // 4}, "subject and object must be balanced and independent"
     for verb in set(verbs):
         of_verb = Counter(zip(subject[verbs == verb].tolist(), thing[verbs == verb].tolist(), strict=True))
         assert max(of_verb.values()) == min(of_verb.values()), "the verb must not tell animacy"
         assert len(of_verb) == 4
-    for task in TASKS:
-        used = Counter(data.nouns[task].tolist())
+    for task in tasks:
+        used = Counter(task.groups[part].tolist())
         assert max(used.values()) - min(used.values()) <= 4
 
 
 def test_labels_belong_to_the_word_asked_about() -> None:
-    for data in sentences():
-        for i, text in enumerate(data.texts):
-            words = text.split()
-            assert len(words) == LENGTH
-            assert words[1] != words[4]
-            for task, word in TASKS.items():
-                assert data.nouns[task][i] == words[word - 1]
-                assert data.labels[task][i] == (words[word - 1] in ANIMATE)
+    for task, place in zip(template_tasks(), TASKS.values(), strict=True):
+        for words, noun, label in zip(task.mentions, task.groups, task.targets, strict=True):
+            assert len(words) == 5
+            asked = words[place - 1]
+            assert asked.text[asked.start : asked.end] == noun == asked.text.split()[place - 1]
+            assert label == (noun in ANIMATE)
 
 
 def test_test_sentences_have_new_nouns_and_verbs() -> None:
-    train, test = sentences()
-    seen = {word for text in train.texts for word in text.split()}
-    assert {word for text in test.texts for word in text.split()} & seen == {"the"}
+    [task, _] = template_tasks()
+    assert task.test is not None
+    found = np.array(texts())
+    seen, new = ({word for text in found[part] for word in text.split()} for part in (~task.test, task.test))
+    assert seen & new == {"the"}
 
 
 @pytest.mark.parametrize("sizes", [(10, 40), (40, 0), (-4, 4)])
 def test_sizes_that_cannot_be_balanced(sizes: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="multiple of 4"):
-        sentences(*sizes)
+        template_tasks(*sizes)
 
 
 def test_word_spans() -> None:

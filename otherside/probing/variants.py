@@ -1,0 +1,126 @@
+"""The rows of a comparison: encoder folders, their base model untrained, and models such as BERT."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from otherside import adapters, weights
+from otherside.backbone import Attention, Backbone, BackboneConfig, DTypes, lineage_of, load_tokenizer
+from otherside.encoder import Encoder
+from otherside.lineage import Card, Lineage
+from otherside.probing.bert import is_bert, load_bert
+
+Kind = Literal["encoder", "bert"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row: an encoder folder, a base model untrained, or a BERT.
+
+    Args:
+        name: in tables and figures.
+        model: encoder folder or address of a model.
+        card: of the folder; for a base model or a BERT, of what it is run as.
+        kind: a decoder whose attention we turn, or an encoder of transformers.
+    """
+
+    name: str
+    model: str
+    card: Card
+    kind: Kind = "encoder"
+
+    def open(self, dtype: DTypes, device: str) -> Encoder:
+        """Load it."""
+        if self.kind == "bert":
+            return load_bert(self.model, dtype).to(device).eval()
+        card = self.card
+        attention: Attention = "causal" if card.attention == "causal" else "bidirectional"
+        config = BackboneConfig(self.model, card.lineage.revision, attention, dtype)
+        tokenizer = load_tokenizer(self.model, card.lineage.revision)
+        encoder = Encoder(Backbone.load(config), tokenizer, card.pooling, card.max_length)  # type: ignore[arg-type]
+        return encoder.to(device).eval()
+
+    def settings(self) -> dict[str, Any]:
+        """All of the variant that word vectors depend on."""
+        lineage = self.card.lineage
+        return {
+            "base": lineage.base,
+            "revision": lineage.revision,
+            "fingerprint": lineage.fingerprint or self._fingerprint(),
+            "adapters": [adapter.sha256 for adapter in lineage.adapters],
+            "attention": self.card.attention,
+        }
+
+    def _fingerprint(self) -> str | None:
+        """A base model says what its weights are only when it is loaded."""
+        return adapters.fingerprint(self.open("bfloat16", "cpu").backbone.lm)
+
+
+def find_variants(encoders: list[str], baselines: bool) -> list[Variant]:
+    """The variants in the order of the report: the base untrained first, then the encoders as given.
+
+    A base model among the encoders stands for its two untrained variants.
+
+    Raises:
+        FileNotFoundError: nothing is at a path.
+        ValueError: no encoders; with baselines, encoders of several bases.
+    """
+    if not encoders:
+        raise ValueError("probe needs at least one encoder folder; got none. A stage writes one when it ends.")
+    found: dict[str, Variant] = {}
+    for model in encoders:
+        for variant in variants_of(model):
+            found.setdefault(f"{variant.model} {variant.card.attention}", variant)
+    ours = [variant for variant in found.values() if variant.kind == "encoder"]
+    if baselines and ours:
+        base = untrained([variant.card for variant in ours])
+        keys = [f"{variant.model} {variant.card.attention}" for variant in base]
+        found = dict(zip(keys, base, strict=True)) | {k: v for k, v in found.items() if k not in keys}
+    names = Counter(variant.name for variant in found.values())
+    return [v if names[v.name] == 1 else replace(v, name=f"{v.name} ({v.model})") for v in found.values()]
+
+
+def variants_of(model: str) -> list[Variant]:
+    """What one ENCODER stands for: an encoder folder or a BERT for itself, a base model for `uni` and `bi`."""
+    try:
+        place = weights.locate(model)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"every ENCODER must be an encoder folder, a base model or a BERT; nothing is at {model}. Train it first."
+        ) from error
+    if isinstance(place, Path) and Card.is_at(place):
+        card = Card.read(place)
+        return [Variant(card.stage, model, card)]
+    if isinstance(place, Path) and place.is_dir() and not (place / "config.json").is_file():
+        raise ValueError(
+            f"every ENCODER must be an encoder folder, one with an encoder.json, a base model or a BERT; "
+            f"{model} is none"
+        )
+    lineage = lineage_of(model)
+    if is_bert(model):
+        card = Card(lineage, place.name if isinstance(place, Path) else place, 0, "bidirectional", "mean", 512)
+        return [Variant(card.stage, model, card, "bert")]
+    return untrained([Card(lineage, "base", 0, "bidirectional", "mean", 512)])
+
+
+def untrained(cards: list[Card]) -> list[Variant]:
+    """The base model as `uni` (causal) and `bi` (bidirectional), pooled as the first of its encoders."""
+    bases = {(card.lineage.base, card.lineage.revision): card for card in reversed(cards)}
+    if len(bases) > 1:
+        names = ", ".join(base if revision is None else f"{base} @ {revision}" for base, revision in bases)
+        raise ValueError(
+            f"--baselines needs encoders of one base model; got encoders of {names}. Probe them one base at a time, or "
+            "leave the baselines out with --baselines=false."
+        )
+    [card] = bases.values()
+    known = {other.lineage.fingerprint for other in cards} - {None}
+    fingerprint = card.lineage.fingerprint or (known.pop() if len(known) == 1 else None)
+    lineage = Lineage(card.lineage.base, card.lineage.revision, fingerprint)
+    plain = replace(card, lineage=lineage, steps=0)
+    return [
+        Variant("uni", lineage.base, replace(plain, stage="uni", attention="causal")),
+        Variant("bi", lineage.base, replace(plain, stage="bi", attention="bidirectional")),
+    ]

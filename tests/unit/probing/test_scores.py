@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import mean_squared_error, r2_score
+
+from otherside.probing.scores import Score, bootstrap, regression, resamples, score
+
+RNG = np.random.default_rng(0)
+
+
+def test_interval_of_independent_items_is_the_binomial_one() -> None:
+    found = bootstrap(np.arange(400) < 320)
+    assert found.value == 0.8
+    assert found.high - found.low == pytest.approx(2 * 1.96 * np.sqrt(0.8 * 0.2 / 400), rel=0.1)
+
+
+def test_items_of_one_group_count_as_one() -> None:
+    values = np.repeat(RNG.random(40) < 0.8, 10)  # forty nouns, ten sentences each, all right or all wrong
+    alone, together = bootstrap(values), bootstrap(values, groups=np.repeat(np.arange(40), 10))
+    assert (together.high - together.low) > 2.5 * (alone.high - alone.low)
+
+
+def test_a_balanced_design_stays_balanced_in_resampling() -> None:
+    labels = np.arange(400) % 2 == 0
+    groups = np.arange(400) % 40
+    constant = labels == 1  # a probe that always says "animate"
+    found = bootstrap(constant, groups, strata=labels)
+    assert (found.low, found.value, found.high) == (0.5, 0.5, 0.5)
+    assert bootstrap(constant, groups).low < 0.4
+
+
+def test_draws_are_as_large_as_the_test_set_and_hold_whole_groups() -> None:
+    groups = np.repeat(np.arange(20), RNG.integers(1, 6, size=20))
+    draws = resamples(len(groups), groups)
+    assert draws.shape == (1000, len(groups))
+    assert abs(np.bincount(draws.ravel(), minlength=len(groups)) / 1000 - 1).max() < 0.25, "each item about once a draw"
+
+
+def test_metrics_of_ratings_are_those_of_scikit_learn_and_scipy() -> None:
+    wanted, found = RNG.normal(size=(50, 3)), RNG.normal(size=(50, 3))
+    wanted[:5] = 1  # ties
+    measured = regression(found + wanted, wanted)
+    for i in range(3):
+        p, t = found[:, i] + wanted[:, i], wanted[:, i]
+        assert measured["mse"][i] == pytest.approx(mean_squared_error(t, p))
+        assert measured["r2"][i] == pytest.approx(r2_score(t, p))
+        assert measured["pearson"][i] == pytest.approx(pearsonr(t, p)[0])
+        assert measured["spearman"][i] == pytest.approx(spearmanr(t, p)[0])
+
+
+def test_a_constant_prediction_correlates_with_nothing() -> None:
+    measured = regression(np.ones((20, 1)), RNG.normal(size=(20, 1)))
+    assert measured["pearson"] == measured["spearman"] == 0
+
+
+def test_repeats_are_averaged_and_resampled() -> None:
+    targets = np.arange(200) % 2
+    draws = resamples(200)
+    good, bad = targets, 1 - targets
+    found = score([good, bad], [targets, targets], [draws, draws])["accuracy"]
+    assert found.value == 0.5
+    assert (found.low, found.high) == (0, 1), "two repeats that disagree say little"
+    alone = score([good], [targets], [draws])["accuracy"]
+    assert (alone.low, alone.value, alone.high) == (1, 1, 1)
+
+
+def test_differences_are_paired() -> None:
+    values = RNG.random(100)
+    better = bootstrap(values + 0.01).minus(bootstrap(values))
+    assert better.value == pytest.approx(0.01)
+    assert better.low == pytest.approx(0.01, abs=1e-6) and better.high == pytest.approx(0.01, abs=1e-6)
+    assert Score(1, 0, 2) == Score(1, 0, 2, np.ones(3))
