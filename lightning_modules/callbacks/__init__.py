@@ -3,6 +3,7 @@
 from lightning_modules.callbacks.embeddings import Embeddings
 from lightning_modules.callbacks.encoder_folder import EncoderFolder
 from lightning_modules.callbacks.mteb import MTEB, MTEBSettings
+from lightning_modules.callbacks.probing import Probing
 from lightning_modules.callbacks.progress import ProgressLines, RunProgressBar
 from lightning_modules.callbacks.requeue import Requeue
 from lightning_modules.callbacks.same_start import SameStart
@@ -14,6 +15,7 @@ __all__ = [
     "Embeddings",
     "EncoderFolder",
     "MTEBSettings",
+    "Probing",
     "ProgressLines",
     "Requeue",
     "RunProgressBar",

@@ -5,21 +5,18 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_modules import signals
 from lightning_modules.base import EncoderModule
-from lightning_modules.callbacks.throughput import Throughput
+from lightning_modules.callbacks.undisturbed import leave_out, undisturbed
 from lightning_modules.checkpoints import check
 from otherside.batching import Packed, TextBatch, tokenise
 from otherside.evaluation import Evaluation, Scores, model_meta
@@ -150,9 +147,7 @@ class MTEB(pl.Callback):
             logger.log_metrics(metrics, step=step)
         if trainer.is_global_zero:
             print(report(scores, step), file=sys.stderr, flush=True)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Throughput):
-                callback.leave_out(time.perf_counter() - began)
+        leave_out(trainer, time.perf_counter() - began)
 
     def _lead(self, trainer: pl.Trainer, module: EncoderModule, step: int) -> Scores:
         budget, began = self.settings.seconds, time.monotonic()
@@ -184,18 +179,3 @@ def report(scores: Scores, step: int) -> str:
 
 def _tensors(metrics: dict[str, float]) -> dict[str, Tensor]:
     return {name: torch.tensor(value) for name, value in metrics.items()}
-
-
-@contextmanager
-def undisturbed(module: pl.LightningModule) -> Iterator[None]:
-    """Evaluation mode inside; behind it random states, the mode of every part and threads are as before."""
-    modes = [(part, part.training) for part in module.modules()]
-    threads = torch.get_num_threads()
-    module.eval()
-    try:
-        with isolate_rng():
-            yield
-    finally:
-        for part, training in modes:
-            part.training = training
-        torch.set_num_threads(threads)

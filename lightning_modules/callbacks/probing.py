@@ -1,0 +1,162 @@
+"""A few probes of word meaning while a stage trains: what words know of their left and their right."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from typing_extensions import override
+
+from lightning_modules.base import EncoderModule
+from lightning_modules.callbacks.undisturbed import leave_out, undisturbed
+
+if TYPE_CHECKING:
+    from otherside.encoder import Encoder
+    from otherside.probing.tasks import Mention, Task
+
+CHOSEN = ["subject_animacy", "object_animacy"]
+
+
+class Probing(pl.Callback):
+    """Logs `probe/TASK_WORD`, a linear probe's accuracy (of ratings, Pearson's correlation) on the last layer, and
+    `probe/anisotropy_…`, mean cosines: before the first step, every n steps and at the end. Training goes on as if
+    nothing had happened: the same random numbers, the same modes.
+
+    All ranks encode the same texts in the same order, as sharded weights need; rank 0 fits the probes.
+
+    Args:
+        every_n_steps: optimizer steps between two measurements.
+        tasks: see `lightning probe`; the built-in sentences have subject_animacy and object_animacy.
+        words: of tasks that ask every word of a sentence, these; 1 sees the rest of the sentence only with
+            bidirectional attention, 5 is behind everything.
+        data: builtin, published, or a folder; see `lightning probe`.
+        items: train each probe on at most so many sentences, and test it on half as many.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 100,
+        tasks: list[str] = CHOSEN,
+        words: list[int] = [1, 5],  # noqa: B006  # never changed; jsonargparse shows it as the default
+        data: str = "builtin",
+        items: int = 400,
+    ) -> None:
+        if every_n_steps < 1 or items < 20:
+            raise ValueError(
+                f"Probing needs every_n_steps of at least 1 and items of at least 20; got {every_n_steps} and {items}"
+            )
+        if wrong := [word for word in words if not 1 <= word <= 5]:
+            raise ValueError(f"Probing: words must lie in 1 … 5; got {', '.join(map(str, wrong))}")
+        self.every_n_steps, self.names, self.words, self.data, self.items = every_n_steps, tasks, words, data, items
+        self._tasks: list[Task] = []
+        self._random: list[Mention] = []
+        self._measured = -1
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        from otherside.probing.anisotropy import sample
+        from otherside.probing.run import load_tasks
+
+        if stage != "fit":
+            return
+        if trainer.is_global_zero:  # it fetches what is missing, once
+            load_tasks(self.data, self.names)
+        trainer.strategy.barrier()
+        self._tasks, random = load_tasks(self.data, self.names)
+        self._random = sample(random, self.items)
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step == 0:  # a resumed run has been measured here before
+            self._measure(trainer, pl_module)
+        self._measured = trainer.global_step
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step % self.every_n_steps == 0:
+            self._measure(trainer, pl_module)
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.interrupted:
+            self._measure(trainer, pl_module)
+
+    def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, EncoderModule)
+        step = trainer.global_step
+        if step == self._measured:  # with accumulated gradients several batches end at the same step
+            return
+        self._measured, began = step, time.perf_counter()
+        found: dict[str, float] | str = "other ranks wait for rank 0"
+        try:
+            with undisturbed(pl_module):
+                vectors = self._vectors(pl_module.encoder)
+                if trainer.is_global_zero:
+                    found = self._fit(vectors)
+        except Exception as error:
+            found = f"{type(error).__name__}: {error}"
+        found = trainer.strategy.broadcast(found)
+        if isinstance(found, str):
+            raise RuntimeError(
+                f"the callback Probing failed at step {step}: {found}. Correct its settings, or leave it out of "
+                "trainer.callbacks; the last checkpoint is whole."
+            )
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in found.items()})
+        leave_out(trainer, time.perf_counter() - began)
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.log_metrics(found, step)
+            said = "  ".join(f"{name.removeprefix('probe/')} {value:.3f}" for name, value in found.items())
+            print(f"probe at step {step}  {said}", file=sys.stderr, flush=True)
+
+    def _items(self, task: Task) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of the training and test items."""
+        from otherside.probing.tasks import SEED
+
+        train, test = task.split(SEED)
+        return train[: self.items], test[: self.items // 2]
+
+    def _vectors(self, encoder: Encoder) -> dict[Mention, np.ndarray]:
+        """Last-layer vectors of all words needed."""
+        from otherside.probing.features import group_by_text, layer_vectors
+        from otherside.probing.tasks import Mention, word_spans
+
+        mentions = {
+            m: None for task in self._tasks for i in np.concatenate(self._items(task)) for m in task.mentions[i]
+        }
+        for mention in self._random:
+            mentions |= {Mention(mention.text, *span): None for span in [mention[1:], *word_spans(mention.text)]}
+        wanted = list(mentions)
+        texts = group_by_text(wanted)
+        spans = [[wanted[i][1:] for i in numbers] for numbers in texts.values()]
+        members = list(texts.values())
+        found: dict[Mention, np.ndarray] = {}
+        for text, vectors in layer_vectors(encoder, list(texts), spans, [encoder.backbone.layers]):
+            found |= {wanted[i]: vector for i, vector in zip(members[text], vectors[:, 0], strict=True)}
+        return found
+
+    def _fit(self, vectors: dict[Mention, np.ndarray]) -> dict[str, float]:
+        from otherside.probing.anisotropy import from_vectors
+        from otherside.probing.probes import linear_probe
+        from otherside.probing.scores import accuracy, regression
+
+        found: dict[str, float] = {}
+        for task in self._tasks:
+            parts = self._items(task)
+            for name, read in task.inputs.items():
+                if name.isdigit() and int(name) not in self.words:
+                    continue
+                x, z = (read.read(np.stack([[vectors[m] for m in task.mentions[i]] for i in part])) for part in parts)
+                predicted, wanted = linear_probe(x, task.targets[parts[0]], z), task.targets[parts[1]]
+                metrics = regression(predicted, wanted) if task.regression else accuracy(predicted, wanted)
+                value = metrics["pearson" if task.regression else "accuracy"].mean()
+                found[f"probe/{task.name}_{name.replace(' ', '_')}"] = float(value)
+        for name, value in from_vectors(self._random, vectors).items():
+            found[f"probe/anisotropy_{name.replace(' ', '_')}"] = value
+        return found
