@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -178,8 +179,9 @@ class Cluster:
             )
 
     def _end(self, name: str) -> None:
-        self.daemons[name].kill()
-        self.daemons.pop(name).wait()
+        daemon = self.daemons.pop(name)
+        os.killpg(daemon.pid, signal.SIGKILL)
+        daemon.wait()
 
     def _until(self, ready: Callable[[], bool], what: str, timeout: float = 30) -> None:
         deadline = time.monotonic() + timeout

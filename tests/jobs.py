@@ -49,7 +49,7 @@ class Jobs:
         path = self.place / f"{job}.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def until(self, job: str, pattern: str, timeout: float = 120, count: int = 1) -> None:
+    def until(self, job: str, pattern: str, timeout: float = 240, count: int = 1) -> None:
         """Until the job has printed so many lines with the pattern."""
         deadline = time.monotonic() + timeout
         while len(re.findall(pattern, self.log(job), re.MULTILINE)) < count:
@@ -68,7 +68,7 @@ class Jobs:
             assert time.monotonic() < deadline, self.log(job)
             time.sleep(0.05)
 
-    def end(self, job: str, state: str, timeout: float = 180) -> dict[str, str]:
+    def end(self, job: str, state: str, timeout: float = 300) -> dict[str, str]:
         """The ended job, in the state that it must be in."""
         found = self.cluster.wait(job, timeout=timeout)
         assert found["JobState"] == state, f"{found}\n{self.log(job)}"

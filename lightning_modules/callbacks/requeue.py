@@ -31,7 +31,7 @@ class Requeue(Checkpoint):  # Lightning puts those behind all other callbacks, w
     """
 
     def __init__(self) -> None:
-        self._step = 0
+        self._step, self._postponed = 0, False
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -51,8 +51,14 @@ class Requeue(Checkpoint):  # Lightning puts those behind all other callbacks, w
         self._step = trainer.global_step
         asked = torch.tensor(signals.asked(), device=trainer.strategy.root_device)
         number = int(trainer.strategy.reduce(asked, reduce_op="max"))
-        if number:
+        if number and not self._validates_first(trainer, number, batch_idx):
             self._stop(trainer, signal.Signals(number))
+
+    def _validates_first(self, trainer: pl.Trainer, number: int, batch_idx: int) -> bool:
+        """Whether a validation comes now, which a resumed run would leave out, and there is time for it."""
+        due = trainer.enable_validation and (batch_idx + 1) % (trainer.val_check_batch or 1) == 0
+        self._postponed = due and number == signal.SIGUSR1 and not self._postponed
+        return self._postponed
 
     def _stop(self, trainer: pl.Trainer, number: signal.Signals) -> None:
         path = Path(trainer.default_root_dir) / "checkpoints" / f"stopped-step={trainer.global_step}.ckpt"

@@ -41,6 +41,7 @@ def undisturbed(place: Path, config: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_job_that_slurm_moves_loses_nothing(jobs: Jobs, tiny_llama: Path) -> None:
     """Asked to stop while it imports, then one of its nodes loses its power: a third takes over."""
     config = write(jobs.place, tiny_llama)
@@ -59,6 +60,7 @@ def test_a_job_that_slurm_moves_loses_nothing(jobs: Jobs, tiny_llama: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_rank_that_dies_or_hangs_fails_the_job(fault: signal.Signals, jobs: Jobs, tiny_llama: Path) -> None:
     config = write(jobs.place, tiny_llama)
@@ -72,6 +74,7 @@ def test_a_rank_that_dies_or_hangs_fails_the_job(fault: signal.Signals, jobs: Jo
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_cancelled_job_saves_first_and_takes_along_what_waits_for_it(jobs: Jobs, tiny_llama: Path) -> None:
     config = write(jobs.place, tiny_llama)
     job = jobs.stage(config, root="cancelled", sbatch=("--nodes=1",))

@@ -105,6 +105,7 @@ def numbers(printed: list[str]) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_recipe_runs_to_its_end_though_it_is_preempted(jobs: Jobs, recipe: Path) -> None:
     jobs.place = recipe.parent
     options = (f"--output={jobs.place}/%j.log",)
@@ -130,6 +131,7 @@ def test_a_recipe_runs_to_its_end_though_it_is_preempted(jobs: Jobs, recipe: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_stage_that_fails_takes_along_those_behind_it(jobs: Jobs, recipe: Path) -> None:
     jobs.place = recipe.parent
     printed = jobs.submit("recipe", f"--output={jobs.place}/%j.log", "--", "--model.chunk_tokens", "-1")

@@ -67,6 +67,21 @@ def test_only_the_newest_stop_stays(place: Path, tiny_llama: Path) -> None:
     assert len(list((place / "often" / "checkpoints").glob("stopped-*.ckpt"))) == 1
 
 
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGUSR1, 2), (signal.SIGTERM, 1)])
+def test_a_validation_that_is_due_comes_first_if_there_is_time(
+    number: signal.Signals, step: int, place: Path, tiny_llama: Path
+) -> None:
+    """Behind every batch; asked before the first one. A resumed run would leave the validation out."""
+    name = f"validated-{number.name}"
+    settings = {"trainer.val_check_interval": 1, "data.init_args.val_sources": [{"path": str(place / "sentences.txt")}]}
+    config = runs.write_stage(place, "MNTP", tiny_llama, root=name, steps=40, **settings)
+    command = runs.start("fit", "--config", config, cwd=place)
+    until(place / name, ".lock")
+    os.kill(command.pid, number)
+    status, output = command.wait()
+    assert status == 128 + number and f"{name}/checkpoints/stopped-step={step}.ckpt" in output
+
+
 def test_a_task_of_an_array_is_requeued_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
         monkeypatch.delenv(name, raising=False)
