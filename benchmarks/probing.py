@@ -1,0 +1,199 @@
+"""Our probing results beside the paper's, and whether its three findings hold: Markdown from the folder of a run.
+
+    lightning probe ENCODER... --data published --out DIR
+    python benchmarks/probing.py DIR --paper tables.json > benchmarks/reports/DATE-probing.md
+
+`tables.json` holds Tables 4 to 11 of the paper: {context_probes, classification, concreteness, sensorimotor} ->
+{mlp, linear} -> model -> numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from otherside.probing.report import markdown
+
+Row = dict[str, str]
+NEAREST = "Sheared-Llama-1.3B"
+MODELS = {
+    "uni": NEAREST,
+    "mntp": f"{NEAREST}-Bi+MNTP",
+    "simcse": f"{NEAREST}-Bi+MNTP+SimCSE",
+    "supervised": f"{NEAREST}-Bi+MNTP+Supervised",
+}
+ASKED = {"subject_animacy": 2, "verb_causative": 3, "verb_dynamic": 3, "object_animacy": 5}
+WIC = ("absolute difference", "cosine", "concatenation")
+CONTRASTIVE = ("simcse", "supervised")
+METRICS = ("mse", "r2", "pearson", "spearman")
+
+
+def shown(row: Row | None) -> str:
+    if row is None:
+        return ""
+    value, low, high = (float(row[name]) for name in ("value", "low", "high"))
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]" if abs(value) < 100 else f"{value:.0f} [{low:.0f}, {high:.0f}]"
+
+
+class Results:
+    def __init__(self, folder: Path, paper: dict[str, Any]) -> None:
+        self.rows, self.differences = (
+            list(csv.DictReader((folder / f"{name}.csv").open())) for name in ("results", "differences")
+        )
+        self.paper = paper
+        self.variants = list(dict.fromkeys(row["variant"] for row in self.rows))
+
+    def find(self, rows: list[Row], **wanted: str) -> Row | None:
+        wanted = {"condition": "context", **wanted}
+        found = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+        return max(found, key=lambda row: int(row["layer"])) if found else None
+
+    def table(
+        self, header: list[str], ours: Callable[[str], list[Row | None]], theirs: Callable[[str], list[Any]]
+    ) -> str:
+        body = []
+        for variant in self.variants:
+            body.append([variant, *map(shown, ours(variant))])
+            if variant in MODELS:
+                body.append([f"*{MODELS[variant]}*", *(f"*{number}*" for number in theirs(MODELS[variant]))])
+        return markdown(["variant", *header], [row for row in body if any(row[1:])])
+
+    def tables(self) -> Iterator[str]:
+        for probe in ("mlp", "linear"):
+            for task in ASKED:
+                yield f"### {task}, {probe}, accuracy from word 1 to 5 (asked about: word {ASKED[task]})"
+                yield self.table(
+                    list("12345"),
+                    lambda v, task=task, probe=probe: [  # type: ignore[misc]
+                        self.find(self.rows, variant=v, task=task, probe=probe, input=i) for i in "12345"
+                    ],
+                    lambda m, task=task, probe=probe: self.paper["context_probes"][probe][m][task],  # type: ignore[misc]
+                )
+            columns = [("telicity", "word"), ("duration", "word"), *(("wic", name) for name in WIC)]
+            keys = ["telicity", "duration", *(f"wic_{name.replace(' ', '_')}" for name in WIC)]
+            yield f"### Lexical aspect and word in context, {probe}, accuracy"
+            yield self.table(
+                ["telicity", "duration", *WIC],
+                lambda v, probe=probe: [  # type: ignore[misc]
+                    self.find(self.rows, variant=v, task=t, input=i, probe=probe) for t, i in columns
+                ],
+                lambda m, probe=probe: [self.paper["classification"][probe][m][key] for key in keys],  # type: ignore[misc]
+            )
+            for task, target in (("concreteness", ""), ("sensorimotor", "mean")):
+                yield f"### {task}, {probe}"
+                yield self.table(
+                    list(METRICS),
+                    lambda v, task=task, target=target, probe=probe: [  # type: ignore[misc]
+                        self.find(self.rows, variant=v, task=task, target=target, probe=probe, metric=metric)
+                        for metric in METRICS
+                    ],
+                    lambda m, task=task, probe=probe: [self.paper[task][probe][m][metric] for metric in METRICS],  # type: ignore[misc]
+                )
+
+    def controls(self) -> str:
+        """The mean over words and tasks of each condition, MLP."""
+        body = []
+        for variant in self.variants:
+            for condition in ("context", "shuffled labels", "no context"):
+                line = [f"{variant}, {condition}"]
+                for task in (*ASKED, "telicity", "duration", "wic", "concreteness", "sensorimotor"):
+                    metric = "pearson" if task in ("concreteness", "sensorimotor") else "accuracy"
+                    wanted = {
+                        "variant": variant,
+                        "task": task,
+                        "probe": "mlp",
+                        "condition": condition,
+                        "metric": metric,
+                    }
+                    values = [float(r["value"]) for r in self.rows if all(r[k] == v for k, v in wanted.items())]
+                    line.append(f"{sum(values) / len(values):.3f}" if values else "")
+                body.append(line)
+        header = ["variant", *ASKED, "telicity", "duration", "wic", "concreteness (r)", "sensorimotor (r)"]
+        return markdown(header, [row for row in body if any(row[1:])])
+
+    def compared(self, title: str, later: str, earlier: str, cells: list[dict[str, str]]) -> list[str]:
+        """One line of a finding: mean difference, and of how many differences the interval leaves out 0."""
+        found = [self.find(self.differences, variant=later, minus=earlier, **cell) for cell in cells]
+        rows = [row for row in found if row]
+        if not rows:
+            return []
+        mean = sum(float(row["value"]) for row in rows) / len(rows)
+        up, down = (
+            sum(test(row) for row in rows) for test in (lambda r: float(r["low"]) > 0, lambda r: float(r["high"]) < 0)
+        )
+        each = ", ".join(
+            f"{float(r['value']):+.3f} [{float(r['low']):+.3f}, {float(r['high']):+.3f}]" for r in rows[:3]
+        )
+        return [title, f"{later} − {earlier}", f"{mean:+.3f}", f"{up} of {len(rows)}", f"{down} of {len(rows)}", each]
+
+    def findings(self) -> Iterator[str]:
+        header = ["what", "variants", "mean difference", "above 0", "below 0", "differences (the first three)"]
+        before, behind = (
+            [
+                {"task": task, "probe": "mlp", "input": str(word)}
+                for task, asked in ASKED.items()
+                for word in range(1, 6)
+                if (word < asked) == side and word != asked
+            ]
+            for side in (True, False)
+        )
+        aspect = [{"task": task, "probe": "mlp"} for task in ("telicity", "duration")]
+        bodies: dict[str, list[list[str]]] = {"1": [], "2": [], "3": []}
+        pairs = (
+            [(v, "uni") for v in ("bi", "mntp")]
+            + [(v, "mntp") for v in CONTRASTIVE]
+            + [(v, "uni") for v in CONTRASTIVE]
+        )
+        for later, earlier in pairs:
+            for title, cells in (
+                ("accuracy from words before the one asked about", before),
+                ("accuracy from words behind it", behind),
+                ("telicity and duration", aspect),
+            ):
+                bodies["1"].append(self.compared(title, later, earlier, cells))
+            for task, target in (("concreteness", ""), ("sensorimotor", "mean")):
+                cells = [{"task": task, "probe": "mlp", "target": target, "metric": "pearson"}]
+                bodies["2"].append(self.compared(f"{task}, Pearson", later, earlier, cells))
+            for probe in ("mlp", "linear"):
+                cells = [{"task": "wic", "probe": probe, "input": name} for name in WIC]
+                bodies["3"].append(
+                    self.compared(f"WiC, {probe}: difference, cosine, concatenation", later, earlier, cells)
+                )
+        for number, body in bodies.items():
+            yield f"### Finding {number}"
+            yield markdown(header, [line for line in body if line])
+
+    def anisotropy(self) -> str:
+        layers = sorted({int(r["layer"]) for r in self.rows if r["task"] == "anisotropy"})
+        chosen = sorted({layers[0], *layers[1 :: max(1, len(layers) // 6)], layers[-1]})
+        body = []
+        for variant in self.variants:
+            for name in ("random words", "same sentence"):
+                cells = {"variant": variant, "task": "anisotropy", "input": name}
+                rows = [self.find(self.rows, layer=str(layer), **cells) for layer in chosen]
+                body.append([f"{variant}, {name}", *(f"{float(r['value']):.3f}" if r else "" for r in rows)])
+        return markdown(["mean cosine at layer", *map(str, chosen)], body)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--paper", type=Path, required=True)
+    options = parser.parse_args()
+    results = Results(options.folder, json.loads(options.paper.read_text()))
+    parts = ["## The paper's findings", *results.findings(), "## Anisotropy", results.anisotropy()]
+    parts += ["## Controls (MLP; means over words or inputs)", results.controls()]
+    parts += [
+        "## Beside the paper",
+        "Paper: in italics, its nearest model. Ours: value [95 % interval].",
+        *results.tables(),
+    ]
+    print("\n\n".join(parts))
+
+
+if __name__ == "__main__":
+    main()
