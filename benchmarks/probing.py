@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,47 +52,34 @@ class Results:
         found = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
         return max(found, key=lambda row: int(row["layer"])) if found else None
 
-    def table(
-        self, header: list[str], ours: Callable[[str], list[Row | None]], theirs: Callable[[str], list[Any]]
-    ) -> str:
+    def beside(self, header: list[str], cells: list[dict[str, str]], theirs: dict[str, list[Any]]) -> str:
         body = []
         for variant in self.variants:
-            body.append([variant, *map(shown, ours(variant))])
+            body.append([variant, *(shown(self.find(self.rows, variant=variant, **cell)) for cell in cells)])
             if variant in MODELS:
-                body.append([f"*{MODELS[variant]}*", *(f"*{number}*" for number in theirs(MODELS[variant]))])
-        return markdown(["variant", *header], [row for row in body if any(row[1:])])
+                body.append([f"*{MODELS[variant]}*", *(f"*{number}*" for number in theirs[MODELS[variant]])])
+        return markdown(["variant", *header], body)
 
     def tables(self) -> Iterator[str]:
         for probe in ("mlp", "linear"):
-            for task in ASKED:
-                yield f"### {task}, {probe}, accuracy from word 1 to 5 (asked about: word {ASKED[task]})"
-                yield self.table(
-                    list("12345"),
-                    lambda v, task=task, probe=probe: [  # type: ignore[misc]
-                        self.find(self.rows, variant=v, task=task, probe=probe, input=i) for i in "12345"
-                    ],
-                    lambda m, task=task, probe=probe: self.paper["context_probes"][probe][m][task],  # type: ignore[misc]
-                )
-            columns = [("telicity", "word"), ("duration", "word"), *(("wic", name) for name in WIC)]
-            keys = ["telicity", "duration", *(f"wic_{name.replace(' ', '_')}" for name in WIC)]
+            for task, asked in ASKED.items():
+                yield f"### {task}, {probe}, accuracy from word 1 to 5 (asked about: word {asked})"
+                published = self.paper["context_probes"][probe]
+                cells = [{"task": task, "probe": probe, "input": word} for word in "12345"]
+                yield self.beside(list("12345"), cells, {model: published[model][task] for model in MODELS.values()})
             yield f"### Lexical aspect and word in context, {probe}, accuracy"
-            yield self.table(
-                ["telicity", "duration", *WIC],
-                lambda v, probe=probe: [  # type: ignore[misc]
-                    self.find(self.rows, variant=v, task=t, input=i, probe=probe) for t, i in columns
-                ],
-                lambda m, probe=probe: [self.paper["classification"][probe][m][key] for key in keys],  # type: ignore[misc]
-            )
+            published = self.paper["classification"][probe]
+            cells = [{"task": task, "probe": probe, "input": "word"} for task in ("telicity", "duration")]
+            cells += [{"task": "wic", "probe": probe, "input": name} for name in WIC]
+            keys = ["telicity", "duration", *(f"wic_{name.replace(' ', '_')}" for name in WIC)]
+            theirs = {model: [published[model][key] for key in keys] for model in MODELS.values()}
+            yield self.beside(keys, cells, theirs)
             for task, target in (("concreteness", ""), ("sensorimotor", "mean")):
                 yield f"### {task}, {probe}"
-                yield self.table(
-                    list(METRICS),
-                    lambda v, task=task, target=target, probe=probe: [  # type: ignore[misc]
-                        self.find(self.rows, variant=v, task=task, target=target, probe=probe, metric=metric)
-                        for metric in METRICS
-                    ],
-                    lambda m, task=task, probe=probe: [self.paper[task][probe][m][metric] for metric in METRICS],  # type: ignore[misc]
-                )
+                published = self.paper[task][probe]
+                cells = [{"task": task, "target": target, "probe": probe, "metric": metric} for metric in METRICS]
+                theirs = {model: [published[model][metric] for metric in METRICS] for model in MODELS.values()}
+                yield self.beside(list(METRICS), cells, theirs)
 
     def controls(self) -> str:
         """The mean over words and tasks of each condition, MLP."""
