@@ -80,33 +80,27 @@ def context_probe(folder: Path, name: str) -> Task:
 
 def lexical_aspect(folder: Path, name: str) -> Task:
     """id, sentence, verb, number of the verb from 0, label: separated by tabs."""
-    corrected: list[int] = []
-    verbless: list[int] = []
-    number = 0
 
-    def parse(line: str) -> tuple[tuple[Mention, ...], int] | None:
-        nonlocal number
-        number += 1
+    def parse(line: str) -> tuple[tuple[Mention, ...], int, bool] | None:
         _, text, verb, index, label = fields(line, 5)
         if not any(map(str.isalpha, verb)):
-            verbless.append(number)
             return None
         spans = spans_between_spaces(text)
         places = [i for i, (start, end) in enumerate(spans) if text[start:end] == verb]
         if not places:
             raise ValueError(f"a sentence that holds its verb; {verb!r} is no word of it")
         place = min(places, key=lambda i: abs(i - whole(index)))
-        if place != whole(index):
-            corrected.append(number)
-        return (Mention(text, *spans[place]),), binary(label)
+        return (Mention(text, *spans[place]),), binary(label), place != whole(index)
 
-    path = folder / f"Task2_Lexical aspect binary classification/{name}_train.txt"
-    items, notes = first_of_each([item for item in parsed(path, parse) if item])
-    if corrected:
-        notes += (f"{len(corrected)} verbs stand elsewhere than their number says; the nearest one is taken",)
+    lines = list(parsed(folder / f"Task2_Lexical aspect binary classification/{name}_train.txt", parse))
+    verbless = [str(number) for number, item in enumerate(lines, start=1) if item is None]
+    found = [item for item in lines if item]
+    items, notes = first_of_each(found)
+    if moved := sum(elsewhere for *_, elsewhere in found):
+        notes += (f"{moved} verbs stand elsewhere than their number says; the nearest one is taken",)
     if verbless:
-        notes += (f"left out, their verb is no word: line {', '.join(map(str, verbless))}",)
-    mentions, labels = zip(*items, strict=True)
+        notes += (f"left out, their verb is no word: line {', '.join(verbless)}",)
+    mentions, labels, _ = zip(*items, strict=True)
     return Task(name, mentions, np.array(labels), verbs(mentions), the_word(SMALL), notes=notes)
 
 

@@ -35,7 +35,8 @@ Layers = Literal["last", "all"] | list[int]
 
 
 def load_tasks(data: str, names: list[str] | None = None) -> tuple[list[Task], list[Mention]]:
-    """The tasks, and words for anisotropy: the WiC words, as in the paper, or the subjects of built-in sentences.
+    """The tasks, and words for anisotropy: the WiC words, as in the paper, or the subjects of 200
+    built-in sentences.
 
     Args:
         data: `builtin`, `published` (fetched where it is not in the cache), or a folder in the published layout.
@@ -54,7 +55,8 @@ def load_tasks(data: str, names: list[str] | None = None) -> tuple[list[Task], l
                 f"--tasks must be among {', '.join(known)} for the built-in sentences; got {', '.join(unknown)}. "
                 "--data=published, or a folder, has the paper's tasks."
             )
-        return [task for task in tasks if names is None or task.name in names], [m[1] for m in tasks[0].mentions]
+        subjects = [words[1] for words in tasks[0].mentions[:200]]
+        return [task for task in tasks if names is None or task.name in names], subjects
     folder = fetch() if data == "published" else Path(data).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(f"--data must be builtin, published or a folder; there is no folder {folder}")
