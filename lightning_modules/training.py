@@ -171,6 +171,7 @@ def _quieten() -> None:
     adverts = ("The `srun` command is", "Total length of `list`", "You have overridden `on_before_batch", ".*LeafSpec")
     for said in adverts:
         warnings.filterwarnings("ignore", message=said)
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor. is deprecated")  # its successor is too new
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # we resume there
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()

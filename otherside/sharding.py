@@ -104,11 +104,11 @@ def load(lineage: Lineage, dtype: torch.dtype, lora: Lora | None, shard: Shard) 
     for modules in pieces(lm):
         for module in modules:
             found.update(fill(module, names[module], tensors))
+            lm.tie_weights()
             for adapter in merged:
                 adapter.merge(module, f"{names[module]}.")
             if lora and config:
                 adapters.attach_to_piece(module, lora, config)
-        lm.tie_weights()
         shard(modules)
     shard([lm.base_model])  # nothing is left to share, but FSDP2 wants to know the module that is called
     if config:

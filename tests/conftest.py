@@ -35,8 +35,11 @@ def shared(path: str) -> Path:
     return found
 
 
-def build_tiny_llama(folder: Path, bos: bool = False) -> Path:
-    """A two-layer Llama (hidden 64, grouped queries) and a byte-level BPE tokenizer trained on SENTENCES."""
+def build_tiny_llama(folder: Path, bos: bool = False, tied: bool = False) -> Path:
+    """A two-layer Llama (hidden 64, grouped queries) and a byte-level BPE tokenizer trained on SENTENCES.
+
+    `bos` puts `<s>` before every text, `tied` makes the head the embeddings' transpose, as in small Llamas.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -67,6 +70,7 @@ def build_tiny_llama(folder: Path, bos: bool = False) -> Path:
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=1,
+        tie_word_embeddings=tied,
         initializer_range=0.2,  # so that attention and adapters make visible differences
     )
     LlamaForCausalLM(config).save_pretrained(folder)

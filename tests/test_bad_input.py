@@ -166,6 +166,18 @@ case("run folder is a file", lambda bad: bad.fit(**{"trainer.default_root_dir": 
 case(
     "no such accelerator", lambda bad: bad.fit(**{"trainer.accelerator": "gpu"}), "trainer: No supported gpu", "Correct"
 )
+case(
+    "precision with ZeRO",
+    lambda bad: bad.fit(**{"trainer.strategy": "zero2", "trainer.precision": "bf16-mixed"}),
+    "trainer.precision must be 32-true with ZeRO",
+    "bf16-mixed",
+)
+case(
+    "too much accumulation",
+    lambda bad: bad.fit(**{"trainer.accumulate_grad_batches": 1000}),
+    "trainer.accumulate_grad_batches must not be more than",
+    "got 1000",
+)
 case("no such strategy", lambda bad: bad.fit(**{"trainer.strategy": "zero9"}), "trainer:", "strategy='zero9'", "ddp")
 case(
     "W&B without its package",

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import runs
+from conftest import build_tiny_llama
 from strategies import STRATEGIES, assert_same_training, train
 
 CUT = {"model.init_args.chunk_tokens": 40, "trainer.accumulate_grad_batches": 2, "trainer.gradient_clip_val": 0.05}
@@ -54,3 +55,11 @@ def test_an_earlier_stage_is_merged_into_shards(
     earlier = one_process("mntp-cut") / "encoder"
     one = train(place, earlier, f"later-{strategy}-one", "Supervised", "auto", 1)
     assert_same_training(train(place, earlier, f"later-{strategy}", "Supervised", strategy, 2), one)
+
+
+@pytest.mark.parametrize("strategy", ["zero3", "fsdp2"])
+def test_tied_embeddings_are_sharded_once(strategy: str, place: Path) -> None:
+    """The head reads the embeddings' shards, in MNTP with gradients through both."""
+    llama = build_tiny_llama(place / f"tied-{strategy}", tied=True)
+    one = train(place, llama, f"tied-{strategy}-one", "MNTP", "auto", 1)
+    assert_same_training(train(place, llama, f"tied-{strategy}-two", "MNTP", strategy, 2), one)
