@@ -91,7 +91,7 @@ def elastic(jobs: Jobs, job: str) -> str:
     jobs.cluster.lose_node("node3")
     jobs.cluster.wait(job, "PENDING")
     time.sleep(10)  # SLURM refuses while it still cleans up
-    jobs.cluster.client("scontrol", "update", f"JobId={job}", "NumNodes=2")
+    jobs.cluster.client("scontrol", "update", f"JobId={job}", "NumNodes=2", "NumTasks=2")
     return ""
 
 
@@ -169,10 +169,18 @@ class Watch(threading.Thread):
     def run(self) -> None:
         """Until `on` is False."""
         while self.on:
-            state = self.jobs.cluster.job(self.job)["JobState"]
-            if not self.states or self.states[-1][1] != state:
-                self.states.append((round(time.monotonic() - self.begun), state))
+            self._note(self.jobs.cluster.job(self.job)["JobState"])
             time.sleep(0.3)
+
+    def end(self, state: str) -> None:
+        """The last state."""
+        self.on = False
+        self.join()
+        self._note(state)
+
+    def _note(self, state: str) -> None:
+        if not self.states or self.states[-1][1] != state:
+            self.states.append((round(time.monotonic() - self.begun), state))
 
     def __str__(self) -> str:
         return " ".join(f"{state}@{second}s" for second, state in self.states)
@@ -219,8 +227,8 @@ def measure(cluster: Cluster, place: Path, fault: str) -> str:
     job = jobs.stage(config, root=fault, sbatch=options)
     watch = Watch(jobs, job)
     said = FAULTS[fault](jobs, job)
-    watch.on = cluster.wait(job, timeout=400)["JobState"] is None
-    watch.join()
+    ended = cluster.wait(job, timeout=400)["JobState"]
+    watch.end(ended)
     timeline, log = str(watch), jobs.log(job)
     if not (place / fault / "finished.json").exists():
         cluster.restore()

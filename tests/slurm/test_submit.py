@@ -100,6 +100,26 @@ def test_bad_input_is_one_line(arguments: list[str], said: str, recipe: Path) ->
     assert ended.stderr.startswith("error: ") and len(ended.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("environment", "config", "said"),
+    [
+        ({}, "recipe/mntp.yaml", "must run as a job; got none. Use sbatch or slurm/submit."),
+        ({"SLURM_JOB_ID": "1"}, "recipe/none.yaml", "must be given a stage's YAML; got 'recipe/none.yaml'."),
+        (
+            {"SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "8", "SLURM_NTASKS_PER_NODE": "1"},
+            "recipe/mntp.yaml",
+            "each GPU must have a task; got 1 on 8 GPUs. Set --ntasks-per-node=8.",
+        ),
+    ],
+)
+def test_a_wrong_job_says_so_at_once(environment: dict[str, str], config: str, said: str, recipe: Path) -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    command = ["bash", str(REPOSITORY / "slurm" / "stage.sbatch"), config]
+    options = {"cwd": recipe.parent, "env": {**clean, **environment}, "timeout": 60}
+    ended = subprocess.run(command, capture_output=True, text=True, **options)  # type: ignore[call-overload]
+    assert ended.returncode == 2 and said in ended.stderr
+
+
 def numbers(printed: list[str]) -> list[str]:
     return [match[1] for line in printed if (match := re.match(r"  is job (\d+), waits for", line))]
 
