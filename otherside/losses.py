@@ -56,24 +56,28 @@ class InfoNCE:
             raise ValueError(
                 f"loss.matryoshka must not exceed the hidden size {queries.shape[1]}; got {max(self.matryoshka)}"
             )
-        sizes = distributed.counts(len(queries), queries.device)
-        extra = distributed.counts(len(negatives), queries.device)
-        offset = sum(sizes[: distributed.rank()])
-        candidates = torch.cat([distributed.gather(positives, sizes), distributed.gather(negatives, extra)])
-        everyone = distributed.gather(queries, sizes) if self.symmetric else None
+        queries, positives, negatives = (_normalised(vectors) for vectors in (queries, positives, negatives))
+        mine = torch.cat([positives, negatives])
+        sizes = distributed.counts(len(mine), mine.device)
+        candidates = distributed.gather(mine, sizes)  # of unit length already: their number grows with the ranks
+        counts = distributed.counts(len(queries), queries.device)
+        everyone = distributed.gather(queries, counts) if self.symmetric else None
+        rank = distributed.rank()
         widths = [k for k in self.matryoshka if k < queries.shape[1]] + [queries.shape[1]]
         losses = []
         for k in widths:
-            losses.append(self._rows(queries[:, :k], candidates[:, :k], offset))
+            losses.append(self._rows(queries, candidates, sum(sizes[:rank]), k))
             if everyone is not None:
-                losses.append(self._rows(positives[:, :k], everyone[:, :k], offset))
-        share = distributed.world_size() / sum(sizes)  # DDP takes the mean over ranks
+                losses.append(self._rows(positives, everyone, sum(counts[:rank]), k))
+        share = distributed.world_size() / sum(counts)  # DDP takes the mean over ranks
         return torch.stack(losses).mean() * share
 
-    def _rows(self, rows: Tensor, candidates: Tensor, offset: int) -> Tensor:
-        """Summed loss of this rank's rows; the positive of row i is candidate `offset + i`."""
+    def _rows(self, rows: Tensor, candidates: Tensor, offset: int, width: int) -> Tensor:
+        """Summed loss of this rank's rows, first `width` dimensions; row i's positive is candidate `offset + i`."""
+        if width < rows.shape[1]:
+            rows, candidates = _normalised(rows[:, :width]), _normalised(candidates[:, :width])
         with torch.autocast(rows.device.type, enabled=False):
-            cosines = F.normalize(rows.float(), dim=1) @ F.normalize(candidates.float(), dim=1).T
+            cosines = rows @ candidates.T
         target = torch.arange(len(rows), device=rows.device) + offset
         logits = cosines * self.scale
         if self.false_negative_margin is not None:
@@ -81,3 +85,9 @@ class InfoNCE:
             suspect = (cosines > limit).scatter(1, target[:, None], False)
             logits = logits.masked_fill(suspect, float("-inf"))
         return F.cross_entropy(logits, target, reduction="sum")
+
+
+def _normalised(vectors: Tensor) -> Tensor:
+    """Of unit length, in float32."""
+    with torch.autocast(vectors.device.type, enabled=False):
+        return F.normalize(vectors.float(), dim=1)
