@@ -23,6 +23,9 @@ All stages, and what they did:
   probe     ENCODER... --out DIR              the paper's probing tasks on each variant: tables and figures
   export    ENCODER OUT                       a folder that sentence-transformers opens; parity is checked
 
+Before a large run:
+  size      configs/R/mntp.yaml --nodes 8 --gpus 8      memory, communication and time of a step; loads no weights
+
 `lightning COMMAND --help` says more. Errors are one line; OTHERSIDE_DEBUG=1 shows where they arose.
 """
 
@@ -30,6 +33,7 @@ TRAINING = ("fit", "validate", "test", "predict")
 FUNCTIONS: dict[str, tuple[str, dict[str, str | None]]] = {  # where they are, and their positional arguments
     "probe": ("otherside.probing:probe", {"encoders": "+"}),
     "export": ("otherside.export:export", {"encoder": None, "out": None}),
+    "size": ("lightning_modules.sizing:size", {"config": None}),
 }
 
 

@@ -65,13 +65,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("OTHERSIDE_CACHE", default))
 
 
+def converted(file: Path) -> Path:
+    """Where a .gguf file's conversion is, or will be."""
+    return cache_folder() / f"{file.stem}-{sha256(file)[:16]}"
+
+
 def from_gguf(file: Path) -> Path:
     """A folder with the weights (safetensors, bfloat16) and tokenizer of a .gguf file, converted on first use.
 
     Reading a .gguf takes most of a minute, the folder a second. Several processes may convert at once: each writes
     its own temporary folder and the first rename wins.
     """
-    folder = cache_folder() / f"{file.stem}-{sha256(file)[:16]}"
+    folder = converted(file)
     if folder.exists():
         return folder
     import torch

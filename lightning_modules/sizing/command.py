@@ -1,0 +1,167 @@
+"""`lightning size`: memory, communication and time of a stage on N nodes, before anything is started."""
+
+from __future__ import annotations
+
+import json as json_
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from lightning_modules.sizing.job import SHARDED, Job, Overrides, read_job
+from lightning_modules.sizing.memory import kept_by_token, memory
+from lightning_modules.sizing.speed import Machine, operations, step_time, traffic
+
+GB = 1e9
+
+
+def size(
+    config: Path,
+    model: str | None = None,
+    nodes: int | None = None,
+    gpus: int | None = None,
+    strategy: str | None = None,
+    global_batch: int | None = None,
+    length: int | None = None,
+    chunk_tokens: int | None = None,
+    lora_r: int | None = None,
+    activation_checkpointing: bool | None = None,
+    gpu_memory: float = 80,
+    reserve: float | None = None,
+    flops: float = 989e12,
+    utilisation: float = 0.4,
+    bandwidth: float = 50,
+    node_bandwidth: float = 450,
+    latency: float = 5e-6,
+    json: bool = False,
+) -> None:
+    """What a stage needs on N nodes: memory of each rank, communication and time of a step. No weights are loaded.
+
+    Options replace the YAML's settings. GB are 10^9 bytes.
+
+    Args:
+        config: a stage's YAML.
+        model: the base model, or a folder with its config.json.
+        nodes: machines.
+        gpus: devices of each.
+        strategy: ddp, zero1, zero2, zero3 or fsdp2.
+        global_batch: texts or pairs of a batch, all ranks together.
+        length: tokens of a text; the longest allowed, if not said.
+        chunk_tokens: tokens that go through the model at once.
+        lora_r: rank of the adapter.
+        activation_checkpointing: whether each layer is computed again in backward.
+        gpu_memory: of a device, in GB.
+        reserve: of it, for CUDA, NCCL and fragmentation, in GB; 4 on GPUs, 0 on CPUs.
+        flops: of a device per second, dense, in the base's type.
+        utilisation: share of them that training reaches.
+        bandwidth: of a device to another node, in GB/s.
+        node_bandwidth: of a device to another of its node, in GB/s.
+        latency: of one hop of a collective's ring, in seconds.
+        json: print JSON.
+
+    Raises:
+        FileNotFoundError: the YAML or the base model's config.json is not there.
+        ValueError: a setting is missing or wrong.
+    """
+    options = Overrides(
+        model, nodes, gpus, strategy, global_batch, length, chunk_tokens, lora_r, activation_checkpointing
+    )
+    job = read_job(config, options)
+    reserve = (4 if job.cuda else 0) if reserve is None else reserve
+    machine = Machine(gpu_memory, reserve, flops, utilisation, bandwidth, node_bandwidth, latency)
+    print(json_.dumps(report(job, machine), indent=2) if json else "\n".join(table(job, machine)))
+
+
+def needed(job: Job, machine: Machine) -> float:
+    """GB of one device."""
+    return sum(memory(job).values()) / GB + machine.reserve
+
+
+def report(job: Job, machine: Machine) -> dict[str, Any]:
+    """Everything, as JSON has it: bytes, seconds."""
+    time = step_time(job, machine)
+    return {
+        "job": asdict(job),
+        "machine": asdict(machine),
+        "parameters": {"base": job.shape.base, "adapter": job.adapter.weights(job.shape)},
+        "per_rank": {"texts": job.texts, "tokens": job.tokens, "chunks": job.chunks, "chunk_tokens": job.chunk},
+        "activation_bytes_per_token": kept_by_token(job),
+        "memory_bytes": memory(job),
+        "needed_gb": needed(job, machine),
+        "fits": needed(job, machine) <= machine.memory,
+        "verdict": verdict(job, machine),
+        "communication": [asdict(part) | {"seconds": part.seconds(job, machine)} for part in traffic(job)],
+        "operations": operations(job),
+        "seconds": {**asdict(time), "step": time.total},
+    }
+
+
+def table(job: Job, machine: Machine) -> list[str]:
+    """The report for people."""
+    device = "GPU" if job.cuda else "process"
+    base, adapter = job.shape.base, job.adapter.weights(job.shape)
+    time = step_time(job, machine)
+    lines = [
+        f"{job.stage}, {base / 1e9:.2f}B base in {job.dtype}, adapter of {adapter / 1e6:.1f}M (r {job.adapter.r}); "
+        f"{job.nodes} x {job.gpus} = {job.ranks} {device}s, {job.strategy}",
+        f"global batch {job.global_batch}: {job.texts} texts of {job.length} tokens a {device}, in {job.chunks} "
+        f"chunk{'s' * (job.chunks > 1)} of {job.chunk} tokens"
+        + (", computed again in backward" if job.recomputes else "")
+        + (", each layer once more" if job.activation_checkpointing else ""),
+        "",
+        f"{f'memory of one {device}':<34}{'GB':>10}",
+    ]
+    rows = {name: value / GB for name, value in memory(job).items()} | {"reserve": machine.reserve}
+    lines += [f"  {name:<32}{value:>10.3f}" for name, value in rows.items() if value]
+    lines += [
+        f"  {'sum':<32}{needed(job, machine):>10.3f}",
+        f"  {kept_by_token(job) / 1e3:,.0f} kB kept for each token",
+    ]
+    lines += ["", f"{'communication of a step':<34}{'GB':>10}{'calls':>10}{'s':>10}"]
+    for part in traffic(job):
+        lines.append(f"  {part.what:<32}{part.size / GB:>10.3f}{part.calls:>10}{part.seconds(job, machine):>10.3f}")
+    lines += [] if traffic(job) else ["  none"]
+    lines += [
+        "",
+        f"{'time of a step':<34}{'s':>10}",
+        f"  {'computation':<32}{time.compute:>10.3f}   {operations(job) / 1e12:,.1f} TFLOP at "
+        f"{machine.utilisation:.0%} of {machine.flops / 1e12:,.1f} TFLOP/s",
+        f"  {'step':<32}{time.total:>10.3f}   {job.tokens * job.ranks * job.accumulate / time.total:,.0f} tokens/s",
+        "",
+        verdict(job, machine),
+    ]
+    return lines
+
+
+def verdict(job: Job, machine: Machine) -> str:
+    """One line: whether it fits, and if not, what to change first."""
+    total, room = needed(job, machine), f"{machine.memory:g} GB"
+    if total <= machine.memory:
+        return f"fits in {room}: {total:.1f} GB needed"
+    fitting = [(changes, other) for changes, other in variants(job) if needed(other, machine) <= machine.memory]
+    if fitting:
+        changes, other = min(fitting, key=lambda each: (len(each[0]), step_time(each[1], machine).total))
+        remedy = f"It fits with {', '.join(changes)}: {needed(other, machine):.1f} GB"
+    else:
+        largest = max(memory(job).items(), key=lambda row: row[1])
+        remedy = f"Most is for {largest[0]}: take more GPUs, a smaller global batch or a smaller base"
+    return f"does not fit in {room}: {total:.1f} GB needed. {remedy}"
+
+
+def variants(job: Job) -> Iterator[tuple[list[str], Job]]:
+    """The job with less memory: smaller chunks, activation checkpointing, a sharded base, and all of them together."""
+    strategies = [job.strategy] if job.ranks == 1 or job.strategy in SHARDED else [job.strategy, "fsdp2"]
+    for strategy in strategies:
+        for checkpointing in {job.activation_checkpointing, True}:
+            chunk = job.chunk
+            while True:
+                smaller = chunk < job.chunk
+                changes = [f"chunk_tokens {chunk}"] if smaller else []
+                changes += ["recompute true"] if smaller and not job.recompute else []
+                changes += ["activation_checkpointing true"] if checkpointing != job.activation_checkpointing else []
+                changes += [f"strategy {strategy} (or zero3)"] if strategy != job.strategy else []
+                other = replace(job, strategy=strategy, activation_checkpointing=checkpointing)
+                yield changes, replace(other, chunk_tokens=chunk, recompute=True) if smaller else other
+                if chunk // 2 < job.length:
+                    break
+                chunk //= 2

@@ -1,0 +1,299 @@
+"""What is to be sized: a stage's settings as far as memory and time depend on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from lightning_modules.includes import merged
+from lightning_modules.sizing.shape import Adapter, Shape, read_shape
+
+Strategy = Literal["ddp", "zero1", "zero2", "zero3", "fsdp2"]
+Stage = Literal["mntp", "simcse", "supervised"]
+SHARDED = ("zero3", "fsdp2")
+STAGES: dict[str, Stage] = {"MNTP": "mntp", "SimCSE": "simcse", "Supervised": "supervised"}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+EAGER_UP_TO = 128  # tokens, on CPUs in half precision; see otherside.attention
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage on N nodes with M processes each.
+
+    Args:
+        stage: which.
+        shape: of the base model.
+        adapter: what is trained.
+        global_batch: texts (mntp, simcse) or pairs (supervised) of a batch, all ranks together.
+        length: tokens of a text.
+        strategy: how weights and optimizer are shared between ranks.
+        nodes: machines.
+        gpus: processes of each, one a device.
+        dtype: of the frozen base.
+        kernel: of attention, as in `BackboneConfig`.
+        attention_dropout: on attention probabilities.
+        activation_checkpointing: whether each layer is computed again in backward.
+        chunk_tokens: tokens that go through the model at once; None: all.
+        recompute: whether a chunk is computed again in backward.
+        negatives: hard negatives of a pair.
+        symmetric: InfoNCE in both directions.
+        widths: sizes of InfoNCE's vectors as shares of the whole, the whole among them.
+        masked: share of tokens that MNTP predicts.
+        even: whether all texts have the same length.
+        accumulate: batches of an optimizer step.
+        moments: tensors that the optimizer keeps for each weight.
+        offload_optimizer: to the host's memory.
+        offload_base: to the host's memory.
+        bucket: elements of DeepSpeed's buffers for reduced gradients.
+        cuda: on GPUs.
+    """
+
+    stage: Stage
+    shape: Shape
+    adapter: Adapter
+    global_batch: int
+    length: int
+    strategy: Strategy = "ddp"
+    nodes: int = 1
+    gpus: int = 1
+    dtype: str = "bfloat16"
+    kernel: str = "auto"
+    attention_dropout: float = 0.0
+    activation_checkpointing: bool = False
+    chunk_tokens: int | None = None
+    recompute: bool = True
+    negatives: int = 1
+    symmetric: bool = False
+    widths: tuple[float, ...] = (1.0,)
+    masked: float = 0.2
+    even: bool = False
+    accumulate: int = 1
+    moments: int = 2
+    offload_optimizer: bool = False
+    offload_base: bool = False
+    bucket: int = 200_000_000
+    cuda: bool = True
+
+    def __post_init__(self) -> None:
+        at_least_one = {
+            "--nodes": self.nodes,
+            "--gpus": self.gpus,
+            "--length": self.length,
+            "--chunk_tokens": 1 if self.chunk_tokens is None else self.chunk_tokens,
+            "--global_batch": self.global_batch,
+            "--lora_r": self.adapter.r,
+            "trainer.accumulate_grad_batches": self.accumulate,
+        }
+        for name, value in at_least_one.items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")
+        if self.global_batch < self.ranks:
+            raise ValueError(
+                f"a global batch must have a row for each of the {self.ranks} ranks; got {self.global_batch} rows. "
+                "Raise --global_batch or use fewer GPUs."
+            )
+        if self.dtype not in BYTES:
+            raise ValueError(f"backbone.dtype must be one of {', '.join(BYTES)}; got {self.dtype!r}")
+        self.adapter.of(self.shape)
+
+    @property
+    def ranks(self) -> int:
+        """Processes, all together."""
+        return self.nodes * self.gpus
+
+    @property
+    def element(self) -> int:
+        """Bytes of one value in the base's type."""
+        return BYTES[self.dtype]
+
+    @property
+    def rows(self) -> int:
+        """Rows of a batch that one rank reads, where it is most."""
+        return -(-self.global_batch // self.ranks)
+
+    @property
+    def texts(self) -> int:
+        """Texts of a batch that go through one rank's model."""
+        return self.rows * {"mntp": 1, "simcse": 2, "supervised": 2 + self.negatives}[self.stage]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a batch that go through one rank's model."""
+        return self.texts * self.length
+
+    @property
+    def chunk(self) -> int:
+        """Tokens that go through it at once; a text is never cut."""
+        return self.tokens if self.chunk_tokens is None else min(self.tokens, max(self.length, self.chunk_tokens))
+
+    @property
+    def chunks(self) -> int:
+        """How often the model runs for a batch."""
+        return -(-self.texts // (self.chunk // self.length))
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether chunks are computed again in backward."""
+        return self.recompute and self.chunks > 1
+
+    @property
+    def candidates(self) -> int:
+        """Vectors that each rank's loss compares its queries with."""
+        return 0 if self.stage == "mntp" else self.global_batch * (1 + self.negatives * (self.stage == "supervised"))
+
+    @property
+    def attention(self) -> Literal["fused", "eager", "math"]:
+        """Which kernel runs; `math` and `eager` keep the attention scores for backward."""
+        if self.kernel in ("eager", "varlen", "flash_attention_2"):
+            return "eager" if self.kernel == "eager" else "fused"
+        half, dropout, grouped = self.element == 2, self.attention_dropout > 0, self.shape.groups != self.shape.heads
+        if not self.cuda:
+            short = self.kernel == "auto" and half and self.length <= EAGER_UP_TO
+            return "eager" if short else "math" if dropout else "fused"
+        if self.kernel == "auto" and half and not dropout:
+            return "fused"
+        # torch's flash kernel takes no mask and no float32, its memory-efficient one no grouped queries
+        return "math" if grouped and not (half and self.even) else "fused"
+
+    @property
+    def unpadded(self) -> bool:
+        """Whether attention writes its result where the next projection reads it."""
+        return self.even or self.kernel in ("varlen", "flash_attention_2") or (self.cuda and not self.attention_dropout)
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """Settings of the command line that replace the YAML's; None leaves them."""
+
+    model: str | None = None
+    nodes: int | None = None
+    gpus: int | None = None
+    strategy: str | None = None
+    global_batch: int | None = None
+    length: int | None = None
+    chunk_tokens: int | None = None
+    lora_r: int | None = None
+    activation_checkpointing: bool | None = None
+
+
+def read_job(config: Path, options: Overrides = Overrides()) -> Job:
+    """The stage that a YAML describes, with what it includes.
+
+    Raises:
+        FileNotFoundError: the YAML or the base model's `config.json` is not there.
+        ValueError: a setting is missing or wrong.
+    """
+    settings = merged(config)
+    model, data, trainer = _mapping(settings, "model"), _mapping(settings, "data"), _mapping(settings, "trainer")
+    name = str(model.get("class_path")).rpartition(".")[2]
+    if name not in STAGES:
+        raise ValueError(f"model.class_path must be a stage ({', '.join(STAGES)}); got {name} in {config}")
+    stage, init, rows = STAGES[name], _mapping(model, "init_args"), _mapping(data, "init_args")
+    backbone, loss = _mapping(init, "backbone"), _mapping(init, "loss")
+    base = options.model or _base(config, backbone)
+    shape = read_shape(base, None if options.model else backbone.get("revision"))
+    blocks = str(data.get("class_path")).endswith(".Blocks")
+    length = (rows.get("block_size", 512) or rows.get("max_length")) if blocks else rows.get("max_length")
+    taken = {key: backbone[key] for key in ("dtype", "kernel", "attention_dropout") if key in backbone}
+    taken |= {key: init[key] for key in ("recompute",) if key in init}
+    return Job(
+        stage=stage,
+        shape=shape,
+        adapter=_adapter(_mapping(init, "lora"), options),
+        global_batch=_first(options.global_batch, rows.get("global_batch_size"), name="data.global_batch_size"),
+        length=_first(options.length, length, name="data.max_length"),
+        chunk_tokens=_first(options.chunk_tokens, init.get("chunk_tokens")),
+        activation_checkpointing=_first(
+            options.activation_checkpointing, backbone.get("activation_checkpointing"), False
+        ),
+        negatives=_first(rows.get("negatives"), 1),
+        symmetric=bool(loss.get("symmetric", False)),
+        widths=(*(k / shape.hidden for k in loss.get("matryoshka") or () if k < shape.hidden), 1.0),
+        masked=_mapping(init, "masking").get("probability", 0.2),
+        even=blocks,
+        moments=_moments(_mapping(init, "optimizer")),
+        **taken,
+        **_trainer(trainer, options),
+    )
+
+
+def _adapter(lora: Mapping[str, Any], options: Overrides) -> Adapter:
+    known: dict[str, Any] = {key: value for key, value in lora.items() if key in Adapter.__annotations__}
+    known |= {"targets": tuple(known["targets"])} if "targets" in known else {}
+    known |= {"r": options.lora_r} if options.lora_r is not None else {}
+    return Adapter(**known)
+
+
+def _trainer(trainer: Mapping[str, Any], options: Overrides) -> dict[str, Any]:
+    """What `trainer:` says of ranks and their strategy."""
+    devices = trainer.get("devices")
+    devices = len(devices) if isinstance(devices, list) else devices
+    strategy = options.strategy or trainer.get("strategy") or "auto"
+    arguments = _mapping(strategy, "init_args") if isinstance(strategy, Mapping) else {}
+    name = str(strategy.get("class_path")).rpartition(".")[2] if isinstance(strategy, Mapping) else str(strategy)
+    return {
+        "nodes": _first(options.nodes, trainer.get("num_nodes"), 1),
+        "gpus": _first(options.gpus, devices if isinstance(devices, int) and devices > 0 else 1),
+        "strategy": strategy_named(name, arguments.get("stage", 2)),
+        "offload_optimizer": bool(arguments.get("offload_optimizer")),
+        "offload_base": bool(arguments.get("offload_parameters")),
+        "bucket": arguments.get("reduce_bucket_size", 200_000_000),
+        "accumulate": trainer.get("accumulate_grad_batches") or 1,
+        "cuda": trainer.get("accelerator") != "cpu",
+    }
+
+
+def strategy_named(name: str, stage: int = 2) -> Strategy:
+    """Our name of a strategy that `trainer.strategy` may hold, as a name or as a class.
+
+    Raises:
+        ValueError: there is none.
+    """
+    ours: dict[str, Strategy] = {known: known for known in get_args(Strategy)}
+    ours |= {"auto": "ddp", "DDP": "ddp", "DDPStrategy": "ddp", "FSDP2": "fsdp2", "ModelParallelStrategy": "fsdp2"}
+    zero: dict[int, Strategy] = {1: "zero1", 2: "zero2", 3: "zero3"}
+    ours |= {f"deepspeed_stage_{number}": known for number, known in zero.items()}
+    if name in ("ZeRO", "DeepSpeedStrategy") and stage in zero:
+        return zero[stage]
+    if name not in ours:
+        raise ValueError(f"--strategy must be one of {', '.join(get_args(Strategy))}; got {name!r}")
+    return ours[name]
+
+
+def _base(config: Path, backbone: Mapping[str, Any]) -> str:
+    """The base model; of a stage that is not trained yet, that of the stage in the same recipe it starts from."""
+    from lightning_modules.recipe import stages
+
+    model = str(_first(backbone.get("model"), name="backbone.model"))
+    if Path(model).exists():
+        return model
+    trained_by = {str(Path(stage.root) / "encoder"): stage.model for stage in stages(config.parent)}
+    seen: set[str] = set()
+    while model in trained_by and model not in seen and not Path(model).exists():
+        seen.add(model)
+        model = trained_by[model]
+    return model
+
+
+def _moments(optimizer: Mapping[str, Any]) -> int:
+    """Tensors of an optimizer's state for each weight: Adam's two, unless it is known to have fewer."""
+    if str(optimizer.get("class_path")).rpartition(".")[2] != "SGD":
+        return 2
+    return 1 if _mapping(optimizer, "init_args").get("momentum") else 0
+
+
+def _mapping(settings: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = settings.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{key} must hold settings by name (a YAML mapping); got {value!r}")
+    return value
+
+
+def _first(*values: Any, name: str | None = None) -> Any:
+    """The first value that is given."""
+    found = next((value for value in values if value is not None), None)
+    if found is None and name:
+        raise ValueError(f"{name} must be set; got nothing. Write it into the YAML, or pass it as an option.")
+    return found

@@ -1,0 +1,164 @@
+"""Memory of one rank, by what needs it. All sizes in bytes.
+
+Activations are counted by kinds of tensors that autograd keeps for backward; a test compares the count with what it
+really keeps. h, i: hidden and inner size; Q, K: width of all query and key heads; H heads; L tokens of a text.
+"""
+
+from __future__ import annotations
+
+from lightning_modules.sizing.job import SHARDED, Job
+
+FLOAT = 4
+LOGITS = 1024  # positions that MNTP's head runs on at once; see otherside.mntp.loss
+PERSISTENT = 100_000  # elements; DeepSpeed keeps smaller parameters on every rank
+LIVE = 1_000_000_000  # elements of the base that DeepSpeed keeps gathered at most
+READERS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))  # of one tensor each
+
+
+def memory(job: Job) -> dict[str, float]:
+    """Bytes of one rank at the peak of a step, by what they are for; their sum is the peak.
+
+    Where chunks are computed again in backward, the loss is done before the first of them, and the smaller of the two
+    takes no memory of its own. What only passes through never meets the loss.
+    """
+    rows = {
+        "base weights": base_weights(job),
+        "adapter weights": adapter_weights(job),
+        "gradients": gradients(job),
+        "optimizer": optimizer(job),
+        "gathered weights": gathered_weights(job),
+        "activations kept": activations(job),
+        "activations at work": working(job),
+        "vectors of all ranks": vectors(job),
+        "logits of the loss": logits(job),
+    }
+    loss = rows["vectors of all ranks"] + rows["logits of the loss"]
+    run = rows["activations at work"] + rows["activations kept"] * job.recomputes
+    return rows | {"not at the same time": -min(loss, run)}
+
+
+def base_weights(job: Job) -> float:
+    """The frozen base, or this rank's shard."""
+    if job.offload_base:
+        return 0
+    return job.shape.base * job.element / (job.ranks if job.strategy in SHARDED else 1)
+
+
+def adapter_weights(job: Job) -> float:
+    """The adapter in float32; DeepSpeed shards large tensors only, and ZeRO keeps a second copy, sharded."""
+    weights = job.adapter.weights(job.shape)
+    whole = weights
+    if job.strategy == "fsdp2":
+        whole = 0
+    elif job.strategy == "zero3":
+        whole = job.shape.layers * sum(size for size in job.adapter.tensors(job.shape) if size < PERSISTENT)
+    copies = weights / job.ranks if job.strategy.startswith("zero") and not job.offload_optimizer else 0
+    return FLOAT * (whole + (weights - whole) / job.ranks + copies)
+
+
+def gradients(job: Job) -> float:
+    """Of the adapter, in float32, and the buffers that they are reduced in."""
+    weights = job.adapter.weights(job.shape)
+    if job.ranks == 1 and job.strategy == "ddp":
+        return FLOAT * weights
+    buffers = {"ddp": weights, "fsdp2": 0, "zero3": job.bucket}.get(job.strategy, 2 * job.bucket)
+    return FLOAT * (weights / (job.ranks if job.strategy not in ("ddp", "zero1") else 1) + buffers)
+
+
+def optimizer(job: Job) -> float:
+    """What the optimizer keeps for each weight of the adapter."""
+    if job.offload_optimizer:
+        return 0
+    return FLOAT * job.moments * job.adapter.weights(job.shape) / (1 if job.strategy == "ddp" else job.ranks)
+
+
+def gathered_weights(job: Job) -> float:
+    """Of a sharded base, what is whole at a time: the layer at work and the next one, or the embeddings."""
+    if job.strategy not in SHARDED or job.ranks == 1:
+        return 0
+    layer = job.shape.layer * job.element + FLOAT * job.adapter.weights(job.shape) / job.shape.layers
+    live = max(2 * layer, job.shape.embeddings * job.element)
+    return live if job.strategy == "fsdp2" else max(live, min(LIVE, job.shape.base) * job.element)
+
+
+def kept_by_attention(job: Job) -> float:
+    """Kept per token of one layer by the attention kernel."""
+    shape, size = job.shape, job.element
+    dropped = job.attention_dropout > 0
+    if job.attention == "fused":
+        return 2 * shape.queries * size + 2 * shape.keys * size + FLOAT * shape.heads
+    scores = shape.heads * job.length
+    if job.attention == "math":  # in float32, keys and values repeated for each query head
+        return 3 * shape.queries * FLOAT + scores * FLOAT * (3 if dropped else 1)
+    half = size < FLOAT
+    shares = FLOAT + size * (half or dropped) + dropped  # softmax, its rounded or dropped copy, the mask
+    return (shape.queries + 2 * shape.keys) * size + scores * shares
+
+
+def kept_by_adapter(job: Job) -> float:
+    """Kept per token of one layer by the adapter: its inputs, their dropout's masks, and what is between A and B."""
+    targets, dropped = job.adapter.of(job.shape), job.adapter.dropout > 0
+    shared = job.adapter.share_dropout and not job.adapter.dora
+    total = float(job.element * job.adapter.r * len(targets))
+    for group in READERS:
+        readers = [name for name in group if name in targets]
+        if not readers:
+            continue
+        width = job.shape.projections[readers[0]][0]
+        copies = len(readers) if dropped and not shared else 1
+        mask = 1 if shared or job.cuda else job.element  # bytes; torch's own dropout on CPUs keeps a mask of numbers
+        is_attention = group == ("o_proj",) and job.unpadded and job.attention == "fused" and not dropped
+        total += copies * width * (job.element * (not is_attention) + mask * dropped)
+    return total
+
+
+def kept_by_layer(job: Job) -> float:
+    """Kept per token of one layer for backward."""
+    norms = 2 * FLOAT * (job.shape.hidden + 1)  # both in float32
+    gated = 3 * job.shape.inner * job.element  # gate, its activation, up
+    return norms + gated + kept_by_attention(job) + kept_by_adapter(job)
+
+
+def kept_by_token(job: Job) -> float:
+    """Kept per token of the whole model between forward and backward."""
+    rotary = 2 * job.shape.head_size * job.element
+    if not job.activation_checkpointing:
+        return job.shape.layers * kept_by_layer(job) + rotary
+    last_norm = FLOAT * (job.shape.hidden + 1)
+    return job.shape.layers * job.shape.hidden * job.element + last_norm + rotary
+
+
+def activations(job: Job) -> float:
+    """Kept for backward at the peak: of one chunk where chunks are computed again, else of the whole batch.
+
+    In half precision also the adapter's rounded copies, of each run of the model.
+    """
+    tokens, runs = (job.chunk, 1) if job.recomputes else (job.tokens, job.chunks)
+    rounded = job.element * job.adapter.weights(job.shape) if job.element < FLOAT else 0
+    return tokens * kept_by_token(job) + rounded * runs * (not job.activation_checkpointing)
+
+
+def working(job: Job) -> float:
+    """Passing through: gradients of one layer's largest tensors, and a layer that is computed again; of one chunk."""
+    again = kept_by_layer(job) if job.activation_checkpointing else 0
+    return job.chunk * (4 * job.shape.inner * job.element + 4 * job.shape.hidden * FLOAT + again)
+
+
+def vectors(job: Job) -> float:
+    """Text vectors that a contrastive loss gathers, in float32: themselves, their gradient, and both once more in parts
+    on their way from and to other ranks; shortened copies for each smaller Matryoshka size.
+    """
+    if not job.candidates:
+        return 0
+    queries = job.global_batch * job.symmetric
+    shortened = 4 * (sum(job.widths) - 1) * (job.candidates + queries)
+    return FLOAT * job.shape.hidden * (2 * job.texts + 3 * job.candidates + queries + shortened)
+
+
+def logits(job: Job) -> float:
+    """Scores that the loss is computed from, with their copies and gradient."""
+    if job.stage == "mntp":
+        positions = min(LOGITS, round(job.tokens * job.masked))
+        return positions * job.shape.vocabulary * 3 * FLOAT
+    scores = job.rows * (job.candidates + job.symmetric * job.global_batch)
+    return scores * len(job.widths) * 3 * FLOAT

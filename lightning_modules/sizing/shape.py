@@ -1,0 +1,204 @@
+"""A Llama's shape, and how many weights follow from it; nothing is loaded but its `config.json`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from otherside import weights
+from otherside.lineage import Card
+
+CONFIG = "config.json"
+REMEDY = "Pass --model FOLDER, a folder that holds the base model's config.json."
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a Llama, named as in its `config.json`.
+
+    Args:
+        hidden: width of the residual stream.
+        inner: width of the MLP.
+        layers: their number.
+        heads: of queries.
+        groups: of keys and values.
+        head_size: width of one head.
+        vocabulary: number of tokens.
+        tied: whether input and output embeddings are one.
+        attention_bias: of the four projections of attention.
+        mlp_bias: of the three projections of the MLP.
+    """
+
+    hidden: int
+    inner: int
+    layers: int
+    heads: int
+    groups: int
+    head_size: int
+    vocabulary: int
+    tied: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], where: str) -> Shape:
+        """From what a `config.json` says; what it leaves out is transformers' default for a Llama.
+
+        Raises:
+            ValueError: a size is missing.
+        """
+        names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+        lost = [name for name in names if not isinstance(config.get(name), int) or config[name] < 1]
+        if lost:
+            raise ValueError(f"{where} must describe a Llama; it has no {', '.join(lost)}. {REMEDY}")
+        hidden, inner, layers, heads, vocabulary = (config[name] for name in names)
+        return cls(
+            hidden=hidden,
+            inner=inner,
+            layers=layers,
+            heads=heads,
+            groups=config.get("num_key_value_heads") or heads,
+            head_size=config.get("head_dim") or hidden // heads,
+            vocabulary=vocabulary,
+            tied=bool(config.get("tie_word_embeddings", False)),
+            attention_bias=bool(config.get("attention_bias", False)),
+            mlp_bias=bool(config.get("mlp_bias", False)),
+        )
+
+    @property
+    def queries(self) -> int:
+        """Width of all query heads together."""
+        return self.heads * self.head_size
+
+    @property
+    def keys(self) -> int:
+        """Width of all key heads together; values have the same."""
+        return self.groups * self.head_size
+
+    @property
+    def projections(self) -> dict[str, tuple[int, int]]:
+        """(inputs, outputs) of a layer's linear layers."""
+        return {
+            "q_proj": (self.hidden, self.queries),
+            "k_proj": (self.hidden, self.keys),
+            "v_proj": (self.hidden, self.keys),
+            "o_proj": (self.queries, self.hidden),
+            "gate_proj": (self.hidden, self.inner),
+            "up_proj": (self.hidden, self.inner),
+            "down_proj": (self.inner, self.hidden),
+        }
+
+    @property
+    def matrices(self) -> int:
+        """Weights of all layers' projections: those that every token is multiplied with."""
+        return self.layers * sum(n * m for n, m in self.projections.values())
+
+    @property
+    def layer(self) -> int:
+        """Weights of one layer."""
+        biases = self.attention_bias * (self.queries + 2 * self.keys + self.hidden)
+        biases += self.mlp_bias * (2 * self.inner + self.hidden)
+        return self.matrices // self.layers + biases + 2 * self.hidden
+
+    @property
+    def embeddings(self) -> int:
+        """Weights of the input embeddings; those of the output are as many."""
+        return self.vocabulary * self.hidden
+
+    @property
+    def base(self) -> int:
+        """All weights of the base model, which is frozen."""
+        return self.layers * self.layer + self.embeddings * (1 if self.tied else 2) + self.hidden
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The LoRA adapter that is trained; defaults are those of `otherside.adapters.Lora`.
+
+    Args:
+        r: rank.
+        dropout: on its input.
+        targets: names of projections, with wildcards.
+        dora: weight-decomposed, with one more weight an output.
+        share_dropout: one dropped input for the projections that read the same tensor.
+    """
+
+    r: int = 16
+    dropout: float = 0.05
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    dora: bool = False
+    share_dropout: bool = True
+
+    def of(self, shape: Shape) -> list[str]:
+        """The projections that have an adapter.
+
+        Raises:
+            ValueError: a target matches none.
+        """
+        names = list(shape.projections)
+        lost = [target for target in self.targets if not any(fnmatch(name, target) for name in names)]
+        if lost or not self.targets:
+            raise ValueError(
+                f"every name in lora.targets must match a projection of a Llama ({', '.join(names)}); "
+                f"{', '.join(lost) or 'an empty list'} matches none."
+            )
+        return [name for name in names if any(fnmatch(name, target) for target in self.targets)]
+
+    def tensors(self, shape: Shape) -> list[int]:
+        """Sizes of one layer's trained tensors."""
+        sizes = []
+        for name in self.of(shape):
+            inputs, outputs = shape.projections[name]
+            sizes += [self.r * inputs, self.r * outputs, *([outputs] if self.dora else [])]
+        return sizes
+
+    def weights(self, shape: Shape) -> int:
+        """All trained weights."""
+        return shape.layers * sum(self.tensors(shape))
+
+
+def read_shape(model: str, revision: str | None = None) -> Shape:
+    """The shape of what `backbone.model` names: of an encoder folder, its base model's.
+
+    Raises:
+        FileNotFoundError: its `config.json` is neither here nor on the hub.
+        ValueError: it is no Llama's.
+    """
+    place = weights.locate(model)
+    if isinstance(place, Path) and Card.is_at(place):
+        lineage = Card.read(place).lineage
+        return read_shape(lineage.base, lineage.revision)
+    if isinstance(place, Path) and place.suffix == ".gguf":
+        if not (folder := weights.converted(place)).exists():
+            return Shape.from_config(_from_gguf(place), str(place))
+        place = folder
+    path = place / CONFIG if isinstance(place, Path) else _from_hub(place, revision)
+    try:
+        return Shape.from_config(json.loads(path.read_text()), str(path))
+    except OSError as error:
+        raise FileNotFoundError(
+            f"backbone.model must be a folder with a {CONFIG}; {place} has none. {REMEDY}"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} must be JSON; {error}. {REMEDY}") from error
+
+
+def _from_hub(model: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(model, CONFIG, revision=revision))
+    except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise FileNotFoundError(f"the {CONFIG} of {model} could not be read from the hub. {REMEDY}") from error
+
+
+def _from_gguf(file: Path) -> dict[str, Any]:
+    """What its header says, without its tensors; takes half a minute, as transformers reads the tokenizer too."""
+    from transformers import AutoConfig
+
+    config: dict[str, Any] = AutoConfig.from_pretrained(file.parent, gguf_file=file.name).to_dict()
+    return config

@@ -1,0 +1,133 @@
+"""What a step computes and sends, and the time that this takes under stated assumptions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightning_modules.sizing.job import SHARDED, Job
+from lightning_modules.sizing.memory import FLOAT, LOGITS
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What is assumed of the hardware; the defaults are a node of eight H100s with one 400 Gb/s link a GPU.
+
+    Args:
+        memory: of a device, in GB (10^9 bytes).
+        reserve: of it, for the CUDA context, NCCL's buffers and fragmentation, in GB.
+        flops: of a device per second, dense, in the base's type.
+        utilisation: share of them that training reaches.
+        bandwidth: of a device to another node, in GB/s.
+        node_bandwidth: of a device to another of its node, in GB/s.
+        latency: of one hop of a collective's ring, in seconds.
+    """
+
+    memory: float = 80
+    reserve: float = 4
+    flops: float = 989e12
+    utilisation: float = 0.4
+    bandwidth: float = 50
+    node_bandwidth: float = 450
+    latency: float = 5e-6
+
+    def __post_init__(self) -> None:
+        for name in ("memory", "flops", "utilisation", "bandwidth", "node_bandwidth"):
+            if getattr(self, name) <= 0:
+                option = "gpu_memory" if name == "memory" else name
+                raise ValueError(f"--{option} must be positive; got {getattr(self, name)}")
+        if self.utilisation > 1:
+            raise ValueError(f"--utilisation must be a share of at most 1; got {self.utilisation}")
+        if self.reserve < 0 or self.latency < 0:
+            raise ValueError(f"--reserve and --latency must be at least 0; got {self.reserve} and {self.latency}")
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """A kind of collective.
+
+    Args:
+        what: is sent.
+        size: bytes that one rank receives in a step.
+        calls: collectives of a step.
+    """
+
+    what: str
+    size: float
+    calls: int
+
+    def seconds(self, job: Job, machine: Machine) -> float:
+        """By bandwidth, and by one hop's latency for each rank of the ring."""
+        bandwidth = machine.bandwidth if job.nodes > 1 else machine.node_bandwidth
+        return self.size / (bandwidth * 1e9) + self.calls * (job.ranks - 1) * machine.latency
+
+
+def passes(job: Job) -> int:
+    """How often a batch's tokens go forward through the model."""
+    return 1 + job.recomputes + job.activation_checkpointing
+
+
+def traffic(job: Job) -> list[Traffic]:
+    """Collectives of one optimizer step; none in a single process."""
+    if job.ranks == 1:
+        return []
+    others = (job.ranks - 1) / job.ranks
+    adapter = FLOAT * job.adapter.weights(job.shape)
+    found = []
+    if job.strategy in SHARDED:
+        unused = 0 if job.stage == "mntp" or job.shape.tied else job.shape.embeddings  # the head
+        runs = (2 + job.recomputes) * job.chunks * job.accumulate
+        size = (job.shape.base - unused) * job.element + adapter
+        found.append(Traffic("weights, gathered", runs * size * others, runs * (job.shape.layers + 1)))
+        found.append(Traffic("gradients", job.accumulate * adapter * others, job.accumulate * job.shape.layers))
+    else:
+        found.append(Traffic("gradients", 2 * adapter * others, 2 * max(1, round(adapter / 25e6))))
+    if job.candidates:
+        gathered = (job.candidates + job.symmetric * job.global_batch) * job.shape.hidden * FLOAT
+        calls = 1 + (job.stage == "supervised") + job.symmetric
+        found.append(Traffic("vectors", 2 * job.accumulate * gathered * others, 2 * calls * job.accumulate))
+    return found
+
+
+def operations(job: Job) -> float:
+    """Floating-point operations of one rank in one optimizer step.
+
+    Frozen weights have no gradient of their own: backward costs what forward does, not twice.
+    """
+    adapter = job.adapter.weights(job.shape)
+    attention = 4 * job.length * job.shape.queries * job.shape.layers
+    forward = 2 * job.shape.matrices + 2 * adapter + attention
+    backward = 2 * job.shape.matrices + 4 * adapter + 2 * attention
+    total: float = job.tokens * (forward * passes(job) + backward)
+    if job.stage == "mntp":
+        positions = job.tokens * job.masked
+        total += positions * 2 * job.shape.embeddings * (2 + (positions > LOGITS))
+    else:
+        total += 6 * job.rows * job.candidates * job.shape.hidden
+    return total * job.accumulate
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one optimizer step.
+
+    Args:
+        compute: of its operations.
+        weights: of gathering a sharded base; runs beside the computation.
+        rest: of all other collectives; nothing runs beside them.
+    """
+
+    compute: float
+    weights: float
+    rest: float
+
+    @property
+    def total(self) -> float:
+        """Of the step."""
+        return max(self.compute, self.weights) + self.rest
+
+
+def step_time(job: Job, machine: Machine) -> StepTime:
+    """What a step takes; data loading is taken to run beside it."""
+    seconds = {part.what: part.seconds(job, machine) for part in traffic(job)}
+    weights = seconds.pop("weights, gathered", 0.0)
+    return StepTime(operations(job) / (machine.flops * machine.utilisation), weights, sum(seconds.values()))

@@ -1,0 +1,312 @@
+"""`lightning size`: its arithmetic against real models, and what it says."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import runs
+import torch
+from tiny import load, random_texts
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lightning_modules.base import EncoderModule
+from lightning_modules.cli import main
+from lightning_modules.sizing.job import EAGER_UP_TO, Job, Overrides, read_job
+from lightning_modules.sizing.memory import READERS, activations, gathered_weights, kept_by_token, memory, vectors
+from lightning_modules.sizing.shape import Adapter, Shape, read_shape
+from lightning_modules.sizing.speed import Machine, operations, step_time, traffic
+from otherside import adapters, attention
+from otherside.adapters import Lora, attach
+from otherside.backbone import Backbone, BackboneConfig
+from otherside.lineage import Lineage
+from otherside.losses import InfoNCE
+from otherside.mntp import Masking
+
+REPOSITORY = Path(__file__).parents[3]
+SHAPES = REPOSITORY / "benchmarks" / "shapes"
+TINY: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+WIDE: dict[str, Any] = {
+    "hidden_size": 256,
+    "intermediate_size": 704,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+}
+
+
+def built(shape: dict[str, Any], **options: Any) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(vocab_size=300, num_hidden_layers=3, **shape, **options)).requires_grad_(False)
+
+
+def shape_of(lm: LlamaForCausalLM) -> Shape:
+    return Shape.from_config(lm.config.to_dict(), "config.json")
+
+
+def a_job(**changes: Any) -> Job:
+    """8B on eight GPUs, supervised."""
+    llama = read_shape(str(SHAPES / "llama-3.1-8b"))
+    settings: dict[str, Any] = {"gpus": 8, "chunk_tokens": 8192, "global_batch": 512, "length": 512, **changes}
+    return Job("supervised", llama, Adapter(), **settings)
+
+
+class TestParameters:
+    @pytest.mark.parametrize("tied", [True, False])
+    @pytest.mark.parametrize("biased", [True, False])
+    def test_are_those_of_a_built_model(self, tied: bool, biased: bool) -> None:
+        lm = built(TINY, tie_word_embeddings=tied, attention_bias=biased, mlp_bias=biased)
+        assert shape_of(lm).base == sum(p.numel() for p in lm.parameters())
+
+    def test_of_the_tiny_llama_are_read_from_its_folder(self, tiny_llama: Path) -> None:
+        lm = load(tiny_llama).lm
+        assert read_shape(str(tiny_llama)).base == sum(p.numel() for p in lm.parameters())
+
+    @pytest.mark.parametrize("settings", [{}, {"r": 3}, {"targets": ["q_proj", "*_proj"]}, {"targets": ["down_proj"]}])
+    @pytest.mark.parametrize("dora", [False, True])
+    def test_of_the_adapter_are_those_that_train(self, settings: dict[str, Any], dora: bool) -> None:
+        lm = built(WIDE)
+        shape = shape_of(lm)
+        attach(lm, Lora(dora=dora, **settings))
+        sized = Adapter(dora=dora, **{k: tuple(v) if k == "targets" else v for k, v in settings.items()})
+        assert sized.weights(shape) == sum(p.numel() for p in lm.parameters() if p.requires_grad)
+
+    @pytest.mark.parametrize(
+        ("name", "billions"), [("sheared-llama-1.3b", 1.345), ("llama-3.1-8b", 8.030), ("llama-3.1-70b", 70.554)]
+    )
+    def test_of_the_published_shapes_are_as_published(self, name: str, billions: float) -> None:
+        assert read_shape(str(SHAPES / name)).base == pytest.approx(billions * 1e9, rel=1e-3)
+
+
+def kept(backbone: Backbone, lengths: list[int], by_python: bool) -> int:
+    """Bytes that live on between forward and backward, but for parameters, buffers, input and output."""
+    texts, found = random_texts(lengths), {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        found[storage.data_ptr()] = storage  # held, so that no other tensor gets its address
+        return tensor
+
+    before = {id(thing) for thing in gc.get_objects()} if by_python else set()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = backbone(texts)
+    if by_python:  # a checkpoint keeps its inputs in a closure
+        for thing in gc.get_objects():
+            if id(thing) not in before and isinstance(thing, Tensor):
+                keep(thing)
+    lasting = [*backbone.parameters(), *backbone.buffers(), texts.input_ids, out]
+    for tensor in lasting:
+        found.pop(tensor.untyped_storage().data_ptr(), None)
+    return sum(storage.nbytes() for storage in found.values())
+
+
+class TestActivations:
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    @pytest.mark.parametrize(("shape", "length"), [(TINY, 64), (WIDE, 200)], ids=["grouped, short", "wide, long"])
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"dropout": 0.0},
+            {"dropout": 0.05},
+            {"dropout": 0.05, "share_dropout": False},
+            {"dropout": 0.05, "attention_dropout": 0.3},
+            {"dropout": 0.0, "activation_checkpointing": True},
+            {"dropout": 0.0, "targets": ["q_proj", "v_proj"]},
+            {"dropout": 0.0, "even": True},
+        ],
+        ids=lambda settings: "-".join(f"{k}={v}" for k, v in settings.items()),
+    )
+    def test_are_what_autograd_keeps(
+        self, dtype: str, shape: dict[str, Any], length: int, settings: dict[str, Any]
+    ) -> None:
+        attention_dropout, even = settings.get("attention_dropout", 0.0), settings.get("even", False)
+        checkpointing = settings.get("activation_checkpointing", False)
+        lm = built(shape, attention_dropout=attention_dropout).to(getattr(torch, dtype))
+        sized = shape_of(lm)
+        lora = {k: settings[k] for k in ("dropout", "share_dropout", "targets") if k in settings}
+        attach(lm, Lora(r=8, **lora))
+        backbone = Backbone(lm, Lineage("a test's")).train()
+        if checkpointing:
+            lm.gradient_checkpointing_enable({"use_reentrant": False})
+        lengths = [length] * 4 if even else [length, length - 1, length - 1, length - 2]
+        adapter = Adapter(r=8, **{k: tuple(v) if k == "targets" else v for k, v in lora.items()})
+        job = Job(
+            *("mntp", sized, adapter),
+            **{"global_batch": 4, "length": length, "dtype": dtype, "cuda": False, "even": even},
+            **{"attention_dropout": attention_dropout, "activation_checkpointing": checkpointing},
+        )
+        assert kept(backbone, lengths, by_python=checkpointing) == pytest.approx(activations(job), rel=0.15)
+
+
+class TestMemory:
+    def test_a_larger_chunk_keeps_more_and_never_more_than_the_batch(self) -> None:
+        peaks = [activations(a_job(chunk_tokens=tokens)) for tokens in (512, 4096, 16384)]
+        assert peaks == sorted(peaks) and peaks[0] < peaks[1] < peaks[2]
+        assert activations(a_job(chunk_tokens=10**9)) == activations(a_job(chunk_tokens=None))
+
+    def test_chunks_save_nothing_without_recomputing(self) -> None:
+        whole, chunked = a_job(chunk_tokens=None), a_job(chunk_tokens=512, recompute=False)
+        assert activations(chunked) >= activations(whole)
+
+    def test_activation_checkpointing_takes_less(self) -> None:
+        assert kept_by_token(a_job(activation_checkpointing=True)) < kept_by_token(a_job()) / 10
+
+    @pytest.mark.parametrize("strategy", ["zero3", "fsdp2"])
+    def test_shards_of_the_base_divide_by_the_ranks(self, strategy: str) -> None:
+        eight, sixteen = (memory(a_job(strategy=strategy, nodes=nodes))["base weights"] for nodes in (1, 2))
+        assert eight == 2 * sixteen == 2 * a_job().shape.base / 8
+
+    def test_optimizer_divides_under_every_strategy_but_ddp(self) -> None:
+        whole = memory(a_job())["optimizer"]
+        for strategy in ("zero1", "zero2", "zero3", "fsdp2"):
+            assert memory(a_job(strategy=strategy))["optimizer"] == whole / 8
+        assert memory(a_job(strategy="zero2", offload_optimizer=True))["optimizer"] == 0
+
+    def test_one_rank_gathers_nothing(self) -> None:
+        assert gathered_weights(a_job(gpus=1, strategy="fsdp2")) == 0 < gathered_weights(a_job(strategy="fsdp2"))
+
+    def test_vectors_grow_with_the_global_batch_not_with_the_ranks(self) -> None:
+        small, large = vectors(a_job(nodes=8)), vectors(a_job(global_batch=65536, nodes=128))
+        assert large == pytest.approx(128 * small, rel=0.1)
+
+    def test_rows_add_up_to_the_larger_of_loss_and_chunk(self) -> None:
+        rows = memory(a_job(global_batch=65536, nodes=128))
+        loss = rows["vectors of all ranks"] + rows["logits of the loss"]
+        chunk = rows["activations kept"] + rows["activations at work"]
+        fixed = sum(rows[name] for name in ("base weights", "adapter weights", "gradients", "optimizer"))
+        assert sum(rows.values()) == pytest.approx(fixed + max(loss, chunk))
+
+
+class TestSpeed:
+    def test_frozen_weights_have_no_gradient(self) -> None:
+        """Forward and backward cost 2 + 2 operations a weight and token, not 2 + 4; a recomputed chunk 2 more."""
+        plain, again = a_job(chunk_tokens=None, gpus=64), a_job(gpus=64)
+        once = 2 * plain.shape.matrices * plain.tokens
+        assert operations(plain) == pytest.approx(2 * once, rel=0.1)
+        assert operations(again) == pytest.approx(3 * once, rel=0.1)
+
+    def test_one_rank_sends_nothing(self) -> None:
+        assert traffic(a_job(gpus=1)) == []
+
+    def test_only_sharded_strategies_send_the_base_once_a_pass_and_chunk(self) -> None:
+        sent = {part.what: part.size for part in traffic(a_job(strategy="fsdp2", chunk_tokens=16384))}
+        job = a_job(chunk_tokens=16384)
+        assert job.chunks == 6
+        assert sent["weights, gathered"] == pytest.approx(18 * 2 * job.shape.base * 7 / 8, rel=0.1)
+        assert "weights, gathered" not in {part.what for part in traffic(job)}
+
+    def test_more_bandwidth_and_more_operations_a_second_are_faster(self) -> None:
+        job, slow = a_job(strategy="fsdp2", nodes=2), Machine(flops=1e14, bandwidth=5)
+        assert step_time(job, Machine()).total < step_time(job, slow).total
+
+
+class TestSettings:
+    def test_defaults_are_those_of_the_stages(self, tmp_path: Path, tiny_llama: Path) -> None:
+        """The command repeats them, so that it need not import torch."""
+        lora, masking = Lora(), Masking()
+        assert Adapter() == Adapter(lora.r, lora.dropout, tuple(lora.targets), lora.dora, lora.share_dropout)
+        stage = inspect.signature(EncoderModule.__init__).parameters
+        job = a_job()
+        assert (stage["chunk_tokens"].default, stage["recompute"].default) == (Job.chunk_tokens, Job.recompute)
+        assert (Job.masked, Job.symmetric) == (masking.probability, InfoNCE().symmetric)
+        config = BackboneConfig("any")
+        assert (job.dtype, job.kernel, job.attention_dropout) == (config.dtype, config.kernel, config.attention_dropout)
+        assert EAGER_UP_TO == attention.EAGER_UP_TO and READERS == adapters.READERS
+
+    def test_options_replace_the_yaml_and_reach_what_it_includes(self, tmp_path: Path, tiny_llama: Path) -> None:
+        (tmp_path / "nodes.yaml").write_text("trainer: {num_nodes: 2, accumulate_grad_batches: 3}")
+        stage = runs.write_stage(tmp_path, "Supervised", tiny_llama, **{"trainer.devices": 2, "include": "nodes.yaml"})
+        job = read_job(stage)
+        assert (job.stage, job.ranks, job.length, job.global_batch, job.accumulate) == ("supervised", 4, 32, 8, 3)
+        assert (job.adapter.r, job.dtype, job.cuda) == (4, "float32", False)
+        options = Overrides(gpus=4, strategy="fsdp2", global_batch=64, length=16, chunk_tokens=48, lora_r=8)
+        job = read_job(stage, options)
+        assert (job.ranks, job.strategy, job.global_batch, job.length) == (8, "fsdp2", 64, 16)
+        assert (job.chunk, job.chunks, job.adapter.r) == (48, 8, 8)
+
+    @pytest.mark.parametrize(
+        "file", sorted(REPOSITORY.glob("configs/*/*.yaml")), ids=lambda f: f"{f.parent.name}/{f.stem}"
+    )
+    def test_every_recipe_can_be_sized(self, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        if "\nmodel:" not in file.read_text():
+            pytest.skip("no stage")
+        main(["size", str(file), "--model", str(SHAPES / "sheared-llama-1.3b"), "--gpus", "8"])
+        assert "fit in 80 GB" in capsys.readouterr().out.replace("fits", "fit")
+
+    def test_a_stage_not_trained_yet_has_its_recipes_base(self, tmp_path: Path, tiny_llama: Path) -> None:
+        runs.write_stage(tmp_path, "MNTP", tiny_llama, root="runs/first")
+        stage = runs.write_stage(tmp_path, "Supervised", "runs/first/encoder")
+        assert read_job(stage).shape == read_shape(str(tiny_llama))
+
+
+class TestCommand:
+    def size(self, *options: str | Path) -> list[str]:
+        config = REPOSITORY / "configs/llama-3.1-8b/supervised.yaml"
+        return ["size", str(config), "--model", str(SHAPES / "llama-3.1-8b"), *map(str, options)]
+
+    def test_says_that_it_fits(self, capsys: pytest.CaptureFixture[str]) -> None:
+        main(self.size("--nodes", 1, "--gpus", 8))
+        out = capsys.readouterr().out
+        assert "8.03B base" in out and "base weights" in out and out.splitlines()[-1].startswith("fits in 80 GB: ")
+
+    def test_says_what_to_change_first_and_that_helps(self, capsys: pytest.CaptureFixture[str]) -> None:
+        tight = ["--gpus", 8, "--gpu_memory", 24]
+        main(self.size(*tight))
+        assert "does not fit in 24 GB" in (out := capsys.readouterr().out)
+        assert "It fits with chunk_tokens 4096: " in out
+        main(self.size(*tight, "--chunk_tokens", 4096))
+        assert "\nfits in 24 GB" in capsys.readouterr().out
+
+    def test_says_when_nothing_helps(self, capsys: pytest.CaptureFixture[str]) -> None:
+        main(self.size("--gpu_memory", 6))
+        assert "Most is for base weights: take more GPUs" in capsys.readouterr().out
+
+    def test_json_holds_the_same(self, capsys: pytest.CaptureFixture[str]) -> None:
+        main(self.size("--gpus", 8, "--json", "true"))
+        found = json.loads(capsys.readouterr().out)
+        assert found["fits"] and found["parameters"]["base"] == 8_030_261_248
+        assert found["needed_gb"] == pytest.approx(sum(found["memory_bytes"].values()) / 1e9 + 4)
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            (["--nodes", "0"], "--nodes must be a whole number of at least 1; got 0"),
+            (["--gpus", "0"], "--gpus must be a whole number of at least 1; got 0"),
+            (["--chunk_tokens", "0"], "--chunk_tokens must be a whole number of at least 1; got 0"),
+            (["--lora_r", "0"], "--lora_r must be a whole number of at least 1; got 0"),
+            (["--gpus", "many"], "gpus: must be int"),
+            (["--strategy", "zero9"], "--strategy must be one of ddp, zero1, zero2, zero3, fsdp2; got 'zero9'"),
+            (["--nodes", "1024", "--gpus", "8"], "must have a row for each of the 8192 ranks; got 512 rows"),
+            (["--model", "nowhere/at-all"], "could not be read from the hub. Pass --model FOLDER"),
+            (["--model", "./nowhere"], "nothing is at nowhere"),
+            (["--utilisation", "40"], "--utilisation must be a share of at most 1; got 40"),
+            (["--gpu_memory", "0"], "--gpu_memory must be positive; got 0"),
+            (["--speed", "9"], "there is no option --speed"),
+        ],
+    )
+    def test_bad_input_is_one_line(self, options: list[str], said: str) -> None:
+        with pytest.raises(SystemExit) as stopped:
+            main(self.size("--gpus", 8, *options))
+        assert "\n" not in str(stopped.value) and said in str(stopped.value)
+
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [
+            ("model: {class_path: a.Stage}", "model.class_path must be a stage (MNTP, SimCSE, Supervised); got Stage"),
+            ("model: 3", "model must hold settings by name"),
+            ("model: {class_path: x.MNTP}", "backbone.model must be set"),
+        ],
+    )
+    def test_a_bad_yaml_is_one_line(self, tmp_path: Path, content: str, said: str) -> None:
+        (tmp_path / "stage.yaml").write_text(content)
+        with pytest.raises(SystemExit, match=said.replace("(", r"\(").replace(")", r"\)")):
+            main(["size", str(tmp_path / "stage.yaml")])
+
+    def test_a_model_that_is_no_llama_is_one_line(self, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text('{"d_model": 768}')
+        with pytest.raises(SystemExit, match="must describe a Llama; it has no hidden_size, intermediate_size"):
+            main(self.size("--model", tmp_path))
