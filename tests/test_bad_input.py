@@ -358,6 +358,13 @@ def one_folder(bad: Bad) -> Arguments:
 case("recipe: no folder named", lambda bad: ["recipe"], "required: folder", "lightning recipe FOLDER")
 case("recipe: no such folder", lambda bad: ["recipe", "no"], "there is no folder no")
 case("recipe: no stages", lambda bad: bad.recipe("trainer: {}"), "a folder with a YAML per stage; recipe has none")
+
+# Sizes
+case("size: no such YAML", lambda bad: ["size", "no.yaml"], "there is no file no.yaml")
+case("size: no stage", lambda bad: ["size", bad.yaml("trainer: {}")[2]], "model.class_path must be a stage", "MNTP")
+case("size: unknown strategy", lambda bad: ["size", bad.stage(), "--strategy", "zero4"], "--strategy", "got 'zero4'")
+case("size: more ranks than rows", lambda bad: ["size", bad.stage(), "--gpus", "9"], "each of the 9 ranks; got 8 rows")
+case("size: no nodes", lambda bad: ["size", bad.stage(), "--nodes", "0"], "--nodes must be", "at least 1; got 0")
 case("recipe: not YAML", lambda bad: bad.recipe("a: ["), "recipe/a.yaml, line 1")
 case("recipe: circle", cycle, "wait for each other: mntp.yaml and simcse.yaml", "backbone.model")
 case("recipe: two stages, one folder", one_folder, "default_root_dir of its own", "mntp.yaml and simcse.yaml share run")

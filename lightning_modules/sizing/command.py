@@ -98,12 +98,13 @@ def report(job: Job, machine: Machine) -> dict[str, Any]:
 
 def table(job: Job, machine: Machine) -> list[str]:
     """The report for people."""
-    device = "GPU" if job.cuda else "process"
+    device, plural = ("GPU", "s") if job.cuda else ("process", "es")
+    plural *= job.ranks > 1
     base, adapter = job.shape.base, job.adapter.weights(job.shape)
     time = step_time(job, machine)
     lines = [
         f"{job.stage}, {base / 1e9:.2f}B base in {job.dtype}, adapter of {adapter / 1e6:.1f}M (r {job.adapter.r}); "
-        f"{job.nodes} x {job.gpus} = {job.ranks} {device}s, {job.strategy}",
+        f"{job.nodes} x {job.gpus} = {job.ranks} {device}{plural}, {job.strategy}",
         f"global batch {job.global_batch}: {job.texts} texts of {job.length} tokens a {device}, in {job.chunks} "
         f"chunk{'s' * (job.chunks > 1)} of {job.chunk} tokens"
         + (", computed again in backward" if job.recomputes else "")
