@@ -1,0 +1,91 @@
+"""Published MTEB tasks: one score, whichever way an encoder is evaluated."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mteb
+import pytest
+import runs
+from conftest import shared
+from sentence_transformers import SentenceTransformer
+
+from otherside.encoder import Encoder
+from otherside.evaluation.tasks import find_tasks, load
+
+SMALL = ["STSBenchmark", "RTE3", "LIMITSmallRetrieval"]
+Stage = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Stage:
+    """A stage that is evaluated when it ends."""
+    folder, data = tmp_path_factory.mktemp("mteb"), shared("data/mteb")
+    runs.write_data(folder, rows=16)
+
+    def write(root: str, tasks: list[str], **settings: Any) -> Path:
+        block = {"tasks": tasks, "data": str(data), "at_start": False}
+        return runs.write_stage(folder, "Supervised", tiny_llama, root=root, steps=2, mteb=block, **settings)
+
+    return write
+
+
+def said(output: str) -> dict[str, float]:
+    """Score by task."""
+    [line] = re.findall(r"^mteb at step 2: (.*)  mean", output, re.MULTILINE)
+    return {name: float(score) for name, score in (part.split() for part in line.split("  "))}
+
+
+def by_mteb(model: Any, tasks: list[str]) -> dict[str, float]:
+    """What plain `mteb.evaluate` finds."""
+    found = {}
+    for task in find_tasks(tasks, ["eng"]):
+        load(task, shared("data/mteb"))
+        result = mteb.evaluate(model, task, cache=None, show_progress_bar=False)
+        found[task.metadata.name] = result.task_results[0].get_score()
+    return found
+
+
+def exported(root: Path) -> SentenceTransformer:
+    runs.run("export", root / "encoder", root / "st", cwd=root)
+    return SentenceTransformer(str(root / "st"), device="cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_every_way_gives_the_same_scores(stage: Stage) -> None:
+    config = stage("run", SMALL)
+    folder = config.parent
+    found = {"fit, ddp": said(runs.run_ranks(2, "fit", "--config", config, "--trainer.strategy", "ddp", cwd=folder))}
+    test = ("test", "--config", config, "--trainer.strategy", "zero3")
+    found["test, zero3"] = said(runs.run_ranks(2, *test, cwd=folder))
+    found["test, one rank"] = said(runs.run("test", "--config", config, cwd=folder))
+    found["encoder folder"] = by_mteb(Encoder.load(folder / "run" / "encoder"), SMALL)
+    found["sentence-transformers"] = by_mteb(exported(folder / "run"), SMALL)
+    for way, scores in found.items():
+        print(f"\n{way:22}", "  ".join(f"{name} {score:.4f}" for name, score in scores.items()), end="")
+        assert scores == pytest.approx(found["sentence-transformers"], abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["zero3", "fsdp2"])
+def test_evaluation_while_sharded_weights_train(strategy: str, stage: Stage) -> None:
+    config = stage(strategy, ["RTE3"], **{"trainer.strategy": strategy})
+    found = said(runs.run_ranks(2, "fit", "--config", config, cwd=config.parent))
+    assert found == pytest.approx(by_mteb(Encoder.load(config.parent / strategy / "encoder"), ["RTE3"]), abs=1e-4)
+    without = ("--mteb.tasks", "null", "--trainer.default_root_dir", f"{strategy}-without")
+    runs.run_ranks(2, "fit", "--config", config, *without, cwd=config.parent)
+    runs.assert_equal(*(runs.adapter(config.parent / f"{strategy}{end}") for end in ("", "-without")))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # mteb's own classifiers of Banking77 take half a minute on a quiet core, twice
+@pytest.mark.parametrize("task", ["SciFact", "Banking77Classification"])
+def test_larger_tasks(task: str, stage: Stage) -> None:
+    config = stage(task, [task])
+    fit = ("fit", "--config", config, "--trainer.strategy", "ddp")
+    found = said(runs.run_ranks(2, *fit, cwd=config.parent, timeout=280))
+    assert found == pytest.approx(by_mteb(exported(config.parent / task), [task]), abs=1e-4)
