@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from otherside import adapters
+from otherside.sharding import whole_shape
 
 if TYPE_CHECKING:
     from mteb.models import ModelMeta
@@ -105,8 +106,8 @@ def model_meta(
     }
     revision = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     base = Path(lineage.base)
-    parameters = {name: _size(p) for name, p in lm.base_model.named_parameters()}
-    embeddings = _size(lm.get_input_embeddings().weight)  # type: ignore[arg-type]
+    parameters = sum(whole_shape(parameter).numel() for parameter in lm.base_model.parameters())
+    embeddings: Any = lm.get_input_embeddings().weight
     hub = [source for source in sources if source.count("/") == 1 and not Path(source).suffix]
     return ModelMeta(
         loader=None,
@@ -114,9 +115,9 @@ def model_meta(
         revision=revision if step is None else f"{revision}-step{step}",
         release_date=None,
         languages=None,
-        n_parameters=sum(parameters.values()),
-        n_embedding_parameters=embeddings,
-        memory_usage_mb=round(sum(parameters.values()) * lm.dtype.itemsize / 2**20),
+        n_parameters=parameters,
+        n_embedding_parameters=whole_shape(embeddings).numel(),
+        memory_usage_mb=round(parameters * lm.dtype.itemsize / 2**20),
         max_tokens=encoder.max_length,
         embed_dim=backbone.hidden_size,
         license=_license(lineage.base),
@@ -129,11 +130,6 @@ def model_meta(
         training_datasets=None,
         adapted_from=lineage.base,
     )
-
-
-def _size(parameter: Tensor) -> int:
-    """Number of elements, also of one that is sharded."""
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def _digest_of_adapter(encoder: Encoder) -> str:

@@ -79,13 +79,3 @@ def test_evaluation_while_sharded_weights_train(strategy: str, stage: Stage) -> 
     without = ("--mteb.tasks", "null", "--trainer.default_root_dir", f"{strategy}-without")
     runs.run_ranks(2, "fit", "--config", config, *without, cwd=config.parent)
     runs.assert_equal(*(runs.adapter(config.parent / f"{strategy}{end}") for end in ("", "-without")))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)  # mteb's own classifiers of Banking77 take half a minute on a quiet core, twice
-@pytest.mark.parametrize("task", ["SciFact", "Banking77Classification"])
-def test_larger_tasks(task: str, stage: Stage) -> None:
-    config = stage(task, [task])
-    fit = ("fit", "--config", config, "--trainer.strategy", "ddp")
-    found = said(runs.run_ranks(2, *fit, cwd=config.parent, timeout=280))
-    assert found == pytest.approx(by_mteb(exported(config.parent / task), [task]), abs=1e-4)

@@ -59,9 +59,10 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning_modules.callbacks.embeddings.ROWS", 128)
 
 
-def embed(corpus: tuple[str | Path, ...], root: str, ranks: int = 1) -> Path:
+def embed(corpus: tuple[str | Path, ...], root: str, ranks: int = 1, strategy: str = "auto") -> Path:
     folder = Path(corpus[-1]).parent
-    runs.run_ranks(ranks, *corpus, "--trainer.default_root_dir", root, cwd=folder)
+    options = ("--trainer.default_root_dir", root, "--trainer.strategy", strategy)
+    runs.run_ranks(ranks, *corpus, *options, cwd=folder)
     assert sorted(path.name for path in (folder / root).iterdir() if "predictions" in path.name) == [FILE]
     return folder / root / FILE
 
@@ -111,8 +112,11 @@ def test_parts_of_another_corpus_are_not_used(corpus: tuple[str | Path, ...], sm
     assert "goes on" not in runs.run(*corpus, *more, cwd=folder)
 
 
-def test_two_ranks_write_what_one_writes(corpus: tuple[str | Path, ...], expected: Path, small_parts: None) -> None:
-    one, two = pq.read_table(expected), pq.read_table(embed(corpus, "two", ranks=2))
+@pytest.mark.parametrize("strategy", ["ddp", "zero3"])
+def test_two_ranks_write_what_one_writes(
+    strategy: str, corpus: tuple[str | Path, ...], expected: Path, small_parts: None
+) -> None:
+    one, two = pq.read_table(expected), pq.read_table(embed(corpus, strategy, 2, strategy))
     assert one["row"] == two["row"] and one["row"].to_pylist() == list(range(800))
     vectors = [np.stack(table["vector"].to_numpy()) for table in (one, two)]
     assert np.abs(vectors[0] - vectors[1]).max() < 1e-5 * np.abs(vectors[0]).max()
