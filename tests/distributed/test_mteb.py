@@ -79,3 +79,12 @@ def test_evaluation_while_sharded_weights_train(strategy: str, stage: Stage) -> 
     without = ("--mteb.tasks", "null", "--trainer.default_root_dir", f"{strategy}-without")
     runs.run_ranks(2, "fit", "--config", config, *without, cwd=config.parent)
     runs.assert_equal(*(runs.adapter(config.parent / f"{strategy}{end}") for end in ("", "-without")))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # mteb's own classifiers take half a minute on a quiet core, twice
+def test_a_task_that_draws_its_training_set(stage: Stage) -> None:
+    config = stage("banking", task := ["Banking77Classification"])
+    fit = ("fit", "--config", config, "--trainer.strategy", "ddp")
+    found = said(runs.run_ranks(2, *fit, cwd=config.parent, timeout=800))
+    assert found == pytest.approx(by_mteb(exported(config.parent / "banking"), task), abs=1e-4)
