@@ -30,7 +30,7 @@ from jobs import Jobs
 STEPS = 40
 PACE = [{"class_path": "pace.Pace", "init_args": {"seconds": 0.15, "skew": 0.1}}]
 DDP = {"class_path": "lightning_modules.strategies.DDP", "init_args": {"timeout": 30}}
-LONG = [{"class_path": "pace.Pace", "init_args": {"seconds": 1.5}}]
+LONG = [{"class_path": "pace.Pace", "init_args": {"seconds": 0.7}}]
 CHANCE = random.Random(0)
 
 
@@ -117,7 +117,7 @@ def cancelled(jobs: Jobs, job: str) -> str:
 
 
 def time_limit(jobs: Jobs, job: str) -> str:
-    """A real limit of two minutes, SIGUSR1 a minute ahead."""
+    """A real limit of three minutes, SIGUSR1 a minute ahead."""
     return ""
 
 
@@ -134,8 +134,8 @@ def refused(jobs: Jobs, job: str) -> str:
 
 
 SBATCH = {
-    "time_limit": ("--nodes=2", "--time=2", "--signal=USR1@60"),
-    "over_limit": ("--nodes=2", "--time=1", "--signal=WINCH@10"),
+    "time_limit": ("--nodes=2", "--time=3", "--signal=USR1@60"),
+    "over_limit": ("--nodes=2", "--time=1", "--signal=URG@10"),
     "refused": ("--nodes=2", "--no-requeue"),
     "elastic": ("--nodes=3",),
 }
