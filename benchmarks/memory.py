@@ -9,6 +9,7 @@ the kernel's high-water mark of the process above what it held before.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import platform
 import sys
@@ -94,6 +95,9 @@ def train(strategy: str, ranks: int, model: Path, pairs: Path, batch: int, chunk
     """For each rank: peak of loading (before the first step), and of the last step."""
 
     def one_rank() -> dict[str, dict[str, float]]:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 65536)  # M_MMAP_THRESHOLD: what is freed goes back to the system, and is not counted
+        libc.malloc_trim(0)
         callback = Steps()
         quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
         with tempfile.TemporaryDirectory() as folder:

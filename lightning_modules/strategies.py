@@ -35,6 +35,7 @@ from typing_extensions import override
 from otherside.sharding import whole_shape
 
 TIMEOUT = 120.0
+BUCKET = 25_000_000  # elements that DeepSpeed reduces at once; its own 200M are more than most adapters, and 1.6 GB
 
 
 class DDP(DDPStrategy):
@@ -123,6 +124,8 @@ class ZeRO(Sharded, DeepSpeedStrategy):
                 f"trainer.strategy zero{stage} must have the package deepspeed (Linux); it is not installed. "
                 "Run `pip install deepspeed`, or use trainer.strategy: fsdp2."
             )
+        for bucket in ("reduce_bucket_size", "allgather_bucket_size"):
+            kwargs.setdefault(bucket, BUCKET)
         super().__init__(stage=stage, timeout=timedelta(seconds=timeout), **kwargs)
         assert isinstance(self.config, dict)
         self.config.setdefault("train_micro_batch_size_per_gpu", 1)  # only DeepSpeed's own log reads it

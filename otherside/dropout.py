@@ -40,7 +40,7 @@ class SharedDropout(nn.Module):
         """x of any shape; itself in eval mode."""
         if not self.training:
             return x
-        if x is not self._input:
+        if not _same(x, self._input):
             self._input, self._dropped, self._reads = x, dropout(x, self.p), 0
         dropped = self._dropped
         assert dropped is not None
@@ -52,3 +52,10 @@ class SharedDropout(nn.Module):
     def extra_repr(self) -> str:
         """For `print(model)`."""
         return f"p={self.p}, users={self.users}"
+
+
+def _same(x: Tensor, other: Tensor | None) -> bool:
+    """Whether two tensors are one in memory: ZeRO-3 hands each layer a wrapper of its own around the same input."""
+    if x is other or other is None:
+        return x is other
+    return x.data_ptr() == other.data_ptr() != 0 and x.shape == other.shape and x.stride() == other.stride()

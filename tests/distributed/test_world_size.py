@@ -63,3 +63,13 @@ def test_tied_embeddings_are_sharded_once(strategy: str, place: Path) -> None:
     llama = build_tiny_llama(place / f"tied-{strategy}", tied=True)
     one = train(place, llama, f"tied-{strategy}-one", "MNTP", "auto", 1)
     assert_same_training(train(place, llama, f"tied-{strategy}-two", "MNTP", strategy, 2), one)
+
+
+@pytest.mark.parametrize("strategy", ["zero2", "zero3", "fsdp2"])
+def test_strategies_draw_the_same_dropout(strategy: str, place: Path, tiny_llama: Path) -> None:
+    settings = {"model.init_args.lora.dropout": 0.3}
+    root = "dropout-ddp"
+    ddp = (
+        place / root if (place / root).exists() else train(place, tiny_llama, root, "Supervised", "ddp", 2, **settings)
+    )
+    assert_same_training(train(place, tiny_llama, f"dropout-{strategy}", "Supervised", strategy, 2, **settings), ddp)
