@@ -1,11 +1,12 @@
-"""The note that a finished stage leaves in its run folder. Imports nothing heavy: `lightning recipe` only reads it."""
+"""The notes that a stage leaves in its run folder. Imports nothing heavy: `lightning recipe` only reads it."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-ENCODER, NOTE = "encoder", "finished.json"
+ENCODER, NOTE, ENVIRONMENT = "encoder", "finished.json", "environment.json"
 
 
 def write(root: Path, steps: int, max_steps: int, max_epochs: int | None) -> None:
@@ -23,3 +24,16 @@ def is_finished(root: Path, max_steps: int, max_epochs: int | None) -> bool:
         return False
     enough = note["max_steps"] >= max_steps if max_steps > 0 else note["max_epochs"] == max_epochs
     return enough and (root / ENCODER).is_dir()
+
+
+def starts(root: Path) -> list[dict[str, Any]]:
+    """What `callbacks.Environment` noted at each start of the run in `root`; nothing if it kept no notes.
+
+    Raises:
+        ValueError: the notes are broken.
+    """
+    path = root / ENVIRONMENT
+    try:
+        return list(json.loads(path.read_text())["starts"]) if path.is_file() else []
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} must hold notes of a run, and cannot be read: {error!r}. Move it away.") from error

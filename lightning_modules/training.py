@@ -28,6 +28,7 @@ from lightning_modules.callbacks import (
     MTEB,
     Embeddings,
     EncoderFolder,
+    Environment,
     MTEBSettings,
     ProgressLines,
     Requeue,
@@ -149,7 +150,8 @@ class TrainingCLI(LightningCLI):
         )
         mteb: MTEBSettings = self._get(self.config_init, "mteb")
         evaluation = [MTEB(mteb)] if mteb.tasks else []
-        return [Watchdog(), progress, Throughput(), *evaluation, checkpoint, Requeue(), EncoderFolder(), Embeddings()]
+        notes = [Environment(), EncoderFolder()]
+        return [Watchdog(), progress, Throughput(), *evaluation, checkpoint, Requeue(), *notes, Embeddings()]
 
     @override
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from lightning_modules.callbacks.embeddings import Embeddings
 from lightning_modules.callbacks.encoder_folder import EncoderFolder
+from lightning_modules.callbacks.environment import Environment
 from lightning_modules.callbacks.mteb import MTEB, MTEBSettings
 from lightning_modules.callbacks.probing import Probing
 from lightning_modules.callbacks.progress import ProgressLines, RunProgressBar
@@ -14,6 +15,7 @@ __all__ = [
     "MTEB",
     "Embeddings",
     "EncoderFolder",
+    "Environment",
     "MTEBSettings",
     "Probing",
     "ProgressLines",
