@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from otherside.files import atomic
 from otherside.probing.results import Result, Row
-from otherside.probing.tasks import Task
+from otherside.probing.tasks import Shape
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ COLUMNS = 4
 Draw = Callable[["Axes"], None]
 
 
-def write_figures(results: Sequence[Result], tasks: Sequence[Task], out: Path) -> None:
+def write_figures(results: Sequence[Result], tasks: Sequence[Shape], out: Path) -> None:
     """Retrieval, every task and anisotropy, as far as measured; each file appears whole or not at all."""
     panels: list[Draw] = []
     if results[0].find(task="retrieval"):
@@ -38,7 +38,7 @@ def write_figures(results: Sequence[Result], tasks: Sequence[Task], out: Path) -
         save([partial(draw_layers, results=results, task=task) for task in tasks], out / "layers")
 
 
-def best_probe(results: Sequence[Result], task: Task) -> str:
+def best_probe(results: Sequence[Result], task: Shape) -> str:
     """The MLP, as in the paper's figures, where there is one."""
     return "mlp" if results[0].find(task=task.name, probe="mlp") else "linear"
 
@@ -48,8 +48,8 @@ def layers_of(result: Result) -> list[int]:
     return sorted({row.layer for row in result.rows if row.probe and row.layer is not None})
 
 
-def save(panels: Sequence[Draw], path: Path) -> None:
-    """The panels, four in a row, as .png and .svg."""
+def save(panels: Sequence[Draw], path: Path, legend: int = 6) -> None:
+    """The panels, four in a row, as .png and .svg; below them a legend with so many names in a row."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -65,7 +65,7 @@ def save(panels: Sequence[Draw], path: Path) -> None:
     for panel in axes[len(panels) :]:
         panel.set_visible(False)
     labels = {label: line for panel in axes for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
-    figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=6, frameon=False)
+    figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=legend, frameon=False)
     # fixed salt and no date: the same results give the same file
     with mpl.rc_context({"svg.hashsalt": "otherside"}), atomic(path.with_suffix(".svg")) as temporary:
         figure.savefig(temporary, format="svg", metadata={"Date": None})
@@ -100,17 +100,19 @@ def draw_retrieval(panel: Axes, results: Sequence[Result]) -> None:
     panel.set_ylabel("mean reciprocal rank")
 
 
-def shown(result: Result, task: Task, probe: str, metric: str) -> list[Row]:
+def shown(result: Result, task: Shape, probe: str, metric: str) -> list[Row]:
     """A task's rows in context, at the layer that is shown."""
     target = "mean" if len(task.aspects) > 1 else ""
     wanted = {"task": task.name, "probe": probe, "metric": metric, "target": target}
     return result.find(condition="context", layer=result.settings["probed"], **wanted)
 
 
-def draw_words(panel: Axes, results: Sequence[Result], task: Task, probe: str) -> None:
+def draw_words(panel: Axes, results: Sequence[Result], task: Shape, probe: str) -> None:
     """Accuracy by word, a line per variant; points stand side by side so that intervals stay visible."""
     for i, result in enumerate(results):
         rows = shown(result, task, probe, "accuracy")
+        if not rows:
+            continue
         shift = 0.08 * (i - (len(results) - 1) / 2)
         places = [word + shift for word in range(1, len(rows) + 1)]
         bars(panel, places, rows, label=result.name, linewidth=1.3, **look(i))
@@ -126,11 +128,13 @@ def draw_words(panel: Axes, results: Sequence[Result], task: Task, probe: str) -
     panel.set_ylabel(f"accuracy ({probe})")
 
 
-def draw_inputs(panel: Axes, results: Sequence[Result], task: Task, probe: str) -> None:
+def draw_inputs(panel: Axes, results: Sequence[Result], task: Shape, probe: str) -> None:
     """A point per variant and input: accuracy, or Pearson's correlation."""
     metric = "pearson" if task.regression else "accuracy"
     for i, result in enumerate(results):
         rows = shown(result, task, probe, metric)
+        if not rows:
+            continue
         shift = 0.12 * (i - (len(results) - 1) / 2)
         bars(panel, [j + shift for j in range(len(rows))], rows, label=result.name, linestyle="", **look(i))
     panel.set_xticks(range(len(task.inputs)), [name.replace(" ", "\n") for name in task.inputs])
@@ -143,15 +147,18 @@ def draw_anisotropy(panel: Axes, results: Sequence[Result], name: str) -> None:
     """Mean cosine by layer."""
     for i, result in enumerate(results):
         rows = result.find(task="anisotropy", input=name)
+        if not rows:
+            continue
         places = [row.layer or 0 for row in rows]
         style = {**look(i), "markersize": 3}
         panel.plot(places, [row.score.value for row in rows], label=result.name, linewidth=1.3, **style)
     panel.set_title(f"Anisotropy: {name}", size=10)
     panel.set_xlabel("layer")
+    panel.locator_params(axis="x", integer=True)
     panel.set_ylabel("mean cosine")
 
 
-def draw_layers(panel: Axes, results: Sequence[Result], task: Task) -> None:
+def draw_layers(panel: Axes, results: Sequence[Result], task: Shape) -> None:
     """A linear probe's score by layer, the mean over inputs."""
     metric = "pearson" if task.regression else "accuracy"
     target = "mean" if len(task.aspects) > 1 else ""
@@ -165,6 +172,7 @@ def draw_layers(panel: Axes, results: Sequence[Result], task: Task) -> None:
         panel.plot(layers, means, label=result.name, linewidth=1.3, **look(i))
     panel.set_title(task.name.replace("_", " ").capitalize(), size=10)
     panel.set_xlabel("layer")
+    panel.locator_params(axis="x", integer=True)
     panel.set_ylabel(f"{metric} (linear, mean over inputs)" if len(task.inputs) > 1 else f"{metric} (linear)")
 
 

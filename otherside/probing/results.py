@@ -130,3 +130,44 @@ def _write_csv(path: Path, header: list[str], rows: list[dict[str, Any]]) -> Non
 def settings_of(value: Any) -> dict[str, Any]:
     """A dataclass as JSON has it."""
     return json.loads(json.dumps(asdict(value)))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A task as its rows show it; a `tasks.Shape`."""
+
+    name: str
+    inputs: tuple[str, ...]
+    regression: bool
+    aspects: tuple[str, ...]
+
+
+def read_results(folder: Path) -> tuple[dict[str, Any], list[Result], list[Measured]]:
+    """What `write_results` wrote: all but the rows, the rows by variant (scores without draws), the tasks.
+
+    Raises:
+        FileNotFoundError: there is no results.json.
+        ValueError: it is broken, or of another format.
+    """
+    path = folder / "results.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"results of lightning probe must be in {folder}; it has no results.json")
+    try:
+        about = json.loads(path.read_text())
+        if about["format"] != FORMAT:
+            raise ValueError(f"its format must be {FORMAT}; got {about['format']}")
+        tidy, nothing = about.pop("rows"), np.empty(0)
+        results = [
+            Result(v["name"], [_from_tidy(row, nothing) for row in tidy if row["variant"] == v["name"]], v)
+            for v in about["variants"]
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} must hold results of lightning probe, and cannot be read: {error!r}") from error
+    return about, results, [_shape(task["name"], results) for task in about["tasks"]]
+
+
+def _shape(name: str, results: Sequence[Result]) -> Measured:
+    rows = [row for result in results for row in result.find(task=name, condition="context")]
+    inputs, targets = (tuple(dict.fromkeys(getattr(row, key) for row in rows)) for key in ("input", "target"))
+    aspects = tuple(target for target in targets if target != "mean")
+    return Measured(name, inputs, any(row.metric == "pearson" for row in rows), aspects)

@@ -20,6 +20,7 @@ from otherside.lineage import sha256
 from otherside.probing.anisotropy import anisotropy, sample
 from otherside.probing.download import fetch
 from otherside.probing.features import Store, group_by_text
+from otherside.probing.findings import write_findings
 from otherside.probing.measure import Protocol, measure
 from otherside.probing.published import read_tasks
 from otherside.probing.report import tables, write_report
@@ -237,6 +238,7 @@ def run_probe(
     if retrieval:
         about["retrieval"] = sha256(retrieval)
     write_results(results, about, out)
+    write_findings(results, out)
     write_report(results, found, out)
     print("\n" + tables(results, found) + f"\nFigures, tables and numbers: {out}/probing.png, table.md, results.csv")
     return results
