@@ -1,12 +1,16 @@
 #: otherside
 #:
-#:   make quickstart    a 135M Llama becomes an encoder in three stages, and is probed; in runs/quickstart
+#:   make quickstart    a 135M Llama becomes an encoder in three stages, is probed and reported; in runs/quickstart
 #:   make test          the tests (ARGS="tests/unit -k pooling" for some of them)
 #:   make lint          ruff, mypy and shellcheck
 #:   make clean         remove .venv and caches; runs/ stays
 #:
 #: Each makes the virtual environment .venv first if it is missing, and brings it up to date when pyproject.toml or
 #: constraints.txt has changed. Whatever was cut off is finished by running the same command again.
+#:
+#: Variable of quickstart:
+#:   PROBING=published      the paper's probing data instead of the built-in sentences, fetched once; or a folder that has
+#:                          them. Takes far longer. The default is the folder data/probing where there is one
 #:
 #: Variables, read when .venv is made or brought up to date:
 #:   PYTHON=python3.12      the Python to build it on, 3.11 or newer (default: python3)
@@ -20,6 +24,7 @@ CONSTRAINTS ?= constraints.txt
 TORCH ?=
 VENV_ARGS ?=
 ARGS ?=
+PROBING ?= $(or $(wildcard data/probing),builtin)
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -46,12 +51,14 @@ help:
 quickstart: export OMP_NUM_THREADS ?= $(shell $(PYTHON) -c 'import os; print(max(1, (os.cpu_count() or 2) - 1))')
 # A recipe line is one simple command: make then starts it without a shell, and stopping make stops it.
 quickstart: $(READY)
-	@echo '== 1/3 texts and pairs from 10,033 Wikipedia summaries'
+	@echo '== 1/4 texts and pairs from 10,033 Wikipedia summaries'
 	$(BIN)/python -m datamodules.wikipedia --out runs/quickstart/data
-	@echo '== 2/3 three stages: mntp, simcse, supervised'
+	@echo '== 2/4 three stages: mntp, simcse, supervised'
 	$(BIN)/lightning recipe configs/quickstart
-	@echo '== 3/3 what each stage did to word and sentence meaning'
-	$(BIN)/lightning probe runs/quickstart/mntp/encoder runs/quickstart/simcse/encoder runs/quickstart/supervised/encoder --retrieval runs/quickstart/data/heldout.jsonl --out runs/quickstart
+	@echo '== 3/4 what each stage did to word and sentence meaning'
+	$(BIN)/lightning probe runs/quickstart/mntp/encoder runs/quickstart/simcse/encoder runs/quickstart/supervised/encoder --retrieval runs/quickstart/data/heldout.jsonl --data $(PROBING) --out runs/quickstart
+	@echo '== 4/4 the report'
+	$(BIN)/lightning report runs/quickstart --out runs/quickstart/report
 
 test: $(READY_DEV)
 	$(BIN)/python -m pytest $(ARGS)

@@ -21,6 +21,7 @@ Train and use one stage (settings from YAML, any of them also as an option):
 All stages, and what they did:
   recipe    configs/R                         all stages in order; skips what is done, resumes what was cut
   probe     ENCODER... --out DIR              the paper's probing tasks on each variant: tables and figures
+  report    RUN... --out DIR                  one page: what was trained, losses, MTEB, probes, the paper's findings
   export    ENCODER OUT                       a folder that sentence-transformers opens; parity is checked
 
 Before a large run:
@@ -32,6 +33,7 @@ Before a large run:
 TRAINING = ("fit", "validate", "test", "predict")
 FUNCTIONS: dict[str, tuple[str, dict[str, str | None]]] = {  # where they are, and their positional arguments
     "probe": ("otherside.probing:probe", {"encoders": "+"}),
+    "report": ("lightning_modules.report:report", {"runs": "+"}),
     "export": ("otherside.export:export", {"encoder": None, "out": None}),
     "size": ("lightning_modules.sizing:size", {"config": None}),
 }

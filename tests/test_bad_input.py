@@ -391,6 +391,43 @@ case(
 )
 case("probe: no such data", lambda bad: ["probe", bad.llama, "--out", "a", "--data", "no"], "--data must be builtin")
 case("probe: malformed data", lambda bad: bad.probed("cat\tN\t0-0\tThe cat .\n"), "test.data.txt, line 1", "5 values")
+
+
+def reported(broken: str, content: str) -> Callable[[Bad], Arguments]:
+    """A report of a good run, with a broken file in the folder of its probes or of its MTEB results."""
+
+    def make(bad: Bad) -> Arguments:
+        file = bad.folder / broken
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+        (bad.folder / "run" / "encoder").symlink_to(bad.encoder)
+        return ["report", "run", "--out", "out"]
+
+    return make
+
+
+case("report: nothing named", lambda bad: ["report"], "must be given: runs, out", "`lightning report --help`")
+case("report: no such run", lambda bad: ["report", "no", "--out", "a"], "every RUN must", "there is no folder no")
+case("report: no run", lambda bad: ["report", bad.llama, "--out", "a"], "does not", "trainer.default_root_dir")
+case(
+    "report: no probes",
+    lambda bad: ["report", bad.encoder.parent, "--out", "a", "--probing", "."],
+    "results of lightning probe must be in .; it has no results.json",
+)
+case(
+    "report: target is a file",
+    lambda bad: ["report", bad.encoder.parent, "--out", "sentences.txt"],
+    "--out must be a folder; sentences.txt is a file",
+)
+case("report: old probes", reported("run/results.json", '{"format": 1}'), "run/results.json must hold", "got 1")
+case("report: torn probes", reported("run/results.json", '{"format"'), "run/results.json must hold", "cannot be read")
+case("report: torn notes", reported("run/environment.json", "[]"), "run/environment.json must hold", "Move it away")
+case(
+    "report: torn scores",
+    reported("run/mteb/results/a/b-step1/RTE3.json", "{}"),
+    "must be a result of mteb",
+    "RTE3.json",
+)
 case("export: nothing named", lambda bad: ["export"], "must be given: encoder, out")
 case("export: no such encoder", lambda bad: ["export", "../no", "out"], "backbone.model must be", "nothing is at ../no")
 case(
@@ -447,9 +484,9 @@ def encoder(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
 
 
 def kept(folder: Path) -> dict[Path, bytes]:
-    """What a failed command must not touch: weights, checkpoints, encoder folders."""
+    """What a failed command must not touch: weights, checkpoints, encoder folders; a start is noted even so."""
     files = (file for suffix in ("safetensors", "pt", "json") for file in folder.rglob(f"*.{suffix}"))
-    return {file: file.read_bytes() for file in files}
+    return {file: file.read_bytes() for file in files if file.name != "environment.json"}
 
 
 @pytest.mark.parametrize("kind", CASES)

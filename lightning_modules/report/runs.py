@@ -1,0 +1,154 @@
+"""What a run's folder tells: lineage, settings, hardware, curves, MTEB scores. Needs neither lightning nor torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_modules.finished import ENCODER, NOTE, starts
+from otherside.lineage import CARD, Card
+
+Curve = list[tuple[int, float]]
+SIGNS = (NOTE, f"{ENCODER}/{CARD}", "tensorboard", "checkpoints")  # each makes a folder a run's
+
+
+@dataclass(frozen=True)
+class MtebScore:
+    """A task's main score, as mteb computes it from its own result file.
+
+    Args:
+        task: its name.
+        step: of the run.
+        score: mean over splits and languages of the main score.
+        model: as mteb's leaderboard names it.
+        file: where it stands.
+    """
+
+    task: str
+    step: int
+    score: float
+    model: str
+    file: Path
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Args:
+        root: its folder.
+        name: the folder's name, with its parents' as far as it takes to tell runs apart.
+    """
+
+    root: Path
+    name: str
+
+    @staticmethod
+    def is_at(folder: Path) -> bool:
+        """Whether a stage was, or is being, trained there."""
+        return any((folder / sign).exists() for sign in SIGNS)
+
+    @cached_property
+    def card(self) -> Card | None:
+        """Of the encoder, once the stage is finished."""
+        folder = self.root / ENCODER
+        return Card.read(folder) if Card.is_at(folder) else None
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The settings it ran with; empty if none were kept."""
+        file = self.settings_file
+        return yaml.safe_load(file.read_text()) or {} if file else {}
+
+    @property
+    def settings_file(self) -> Path | None:
+        """Beside the newest log."""
+        found = [*self.root.glob("config.yaml"), *self.root.glob("*/config.yaml"), *self.root.glob("*/*/config.yaml")]
+        return max(found, key=lambda file: file.stat().st_mtime, default=None)
+
+    def setting(self, path: str, default: Any = None) -> Any:
+        """One setting by its dotted path."""
+        place: Any = self.settings
+        for key in path.split("."):
+            place = place.get(key) if isinstance(place, dict) else None
+        return default if place is None else place
+
+    @cached_property
+    def starts(self) -> list[dict[str, Any]]:
+        """Software, hardware and time of each start."""
+        return starts(self.root)
+
+    @cached_property
+    def curves(self) -> dict[str, Curve]:
+        """All that was logged to TensorBoard, by name; of steps that were done twice, the last time."""
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        folders = {file.parent for file in self.root.rglob("events.out.tfevents.*")}
+        found: dict[str, dict[int, float]] = {}
+        for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime):
+            log = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+            log.Reload()
+            for name in log.Tags()["scalars"]:
+                found.setdefault(name, {}).update({event.step: event.value for event in log.Scalars(name)})
+        return {name: sorted(values.items()) for name, values in sorted(found.items())}
+
+    @cached_property
+    def mteb(self) -> list[MtebScore]:
+        """Scores in mteb's own result files, by step and task."""
+        files = [file for file in self.root.glob("mteb/results/*/*/*.json") if file.name != "model_meta.json"]
+        return sorted((_mteb(file) for file in files), key=lambda found: (found.step, found.task))
+
+    @property
+    def order(self) -> tuple[int, str]:
+        """Before the runs that start from it."""
+        return (len(self.card.lineage.adapters) if self.card else 99, self.name)
+
+
+def _mteb(file: Path) -> MtebScore:
+    try:
+        content = json.loads(file.read_text())
+        scores = [entry["main_score"] for split in content["scores"].values() for entry in split]
+        step = re.search(r"-step(\d+)$", file.parent.name)
+        model = file.parent.parent.name.replace("__", "/", 1)
+        return MtebScore(content["task_name"], int(step[1]) if step else 0, sum(scores) / len(scores), model, file)
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise ValueError(f"{file} must be a result of mteb, and cannot be read: {error!r}. Move it away.") from error
+
+
+def find_runs(folders: list[Path]) -> list[Run]:
+    """The runs in these folders: a run's own folder, or one that holds folders of runs, such as a recipe's.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: none is named, or one holds no run.
+    """
+    if not folders:
+        raise ValueError("report needs at least one RUN, a folder that lightning fit wrote; got none")
+    found: dict[Path, Run] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"every RUN must be the folder of a run; there is no folder {folder}")
+        inside = [folder] if Run.is_at(folder) else [child for child in sorted(folder.iterdir()) if Run.is_at(child)]
+        if not inside:
+            raise ValueError(
+                f"every RUN must be a folder that lightning fit wrote, or hold such folders; {folder} does not. "
+                "Name the trainer.default_root_dir of a stage."
+            )
+        runs = sorted((Run(place.resolve(), place.name) for place in inside), key=lambda run: run.order)
+        found |= {run.root: run for run in runs if run.root not in found}
+    return [Run(root, name) for root, name in zip(found, _names(list(found)), strict=True)]
+
+
+def _names(roots: list[Path]) -> list[str]:
+    """As short as possible, and all different."""
+    for depth in range(1, max(len(root.parts) for root in roots)):
+        names = ["-".join(root.parts[-depth:]) for root in roots]
+        if len(set(names)) == len(names):
+            return names
+    return [str(number) for number in range(1, len(roots) + 1)]
