@@ -60,13 +60,16 @@ class Results:
                 body.append([f"*{MODELS[variant]}*", *(f"*{number}*" for number in theirs[MODELS[variant]])])
         return markdown(["variant", *header], body)
 
+    def context(self, probe: str) -> Iterator[str]:
+        for task, asked in ASKED.items():
+            yield f"### {task}, {probe}, accuracy from word 1 to 5 (asked about: word {asked})"
+            published = self.paper["context_probes"][probe]
+            cells = [{"task": task, "probe": probe, "input": word} for word in "12345"]
+            yield self.beside(list("12345"), cells, {model: published[model][task] for model in MODELS.values()})
+
     def tables(self) -> Iterator[str]:
         for probe in ("mlp", "linear"):
-            for task, asked in ASKED.items():
-                yield f"### {task}, {probe}, accuracy from word 1 to 5 (asked about: word {asked})"
-                published = self.paper["context_probes"][probe]
-                cells = [{"task": task, "probe": probe, "input": word} for word in "12345"]
-                yield self.beside(list("12345"), cells, {model: published[model][task] for model in MODELS.values()})
+            yield from self.context(probe)
             yield f"### Lexical aspect and word in context, {probe}, accuracy"
             published = self.paper["classification"][probe]
             cells = [{"task": task, "probe": probe, "input": "word"} for task in ("telicity", "duration")]
@@ -169,9 +172,11 @@ class Results:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--random", type=Path, help="folder of a run with --split random, shown beside the paper too")
     parser.add_argument("--paper", type=Path, required=True)
     options = parser.parse_args()
-    results = Results(options.folder, json.loads(options.paper.read_text()))
+    paper = json.loads(options.paper.read_text())
+    results = Results(options.folder, paper)
     parts = ["## The paper's findings", *results.findings(), "## Anisotropy", results.anisotropy()]
     parts += ["## Controls (MLP; means over words or inputs)", results.controls()]
     parts += [
@@ -179,6 +184,9 @@ def main() -> None:
         "Paper: in italics, its nearest model. Ours: value [95 % interval].",
         *results.tables(),
     ]
+    if options.random:
+        parts.append("## Context probes on a random split")
+        parts += Results(options.random, paper).context("linear")
     print("\n\n".join(parts))
 
 

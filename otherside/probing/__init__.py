@@ -12,6 +12,7 @@ def probe(
     out: Path,
     data: str = "builtin",
     tasks: list[str] | None = None,
+    split: Literal["published", "random"] = "published",
     layers: Literal["last", "all"] | list[int] = "last",
     repeats: int = 5,
     mlp: bool = True,
@@ -37,6 +38,8 @@ def probe(
             cache; or a folder that has them in the published layout.
         tasks: some of subject_animacy, verb_causative, verb_dynamic, object_animacy, telicity, duration, concreteness,
             sensorimotor, wic; none means all.
+        split: of the context probes. published keeps the words asked about apart; random does not, so that probes may
+            know a test word from training, as the paper's evidently did. Other tasks have a random split only.
         layers: whose vectors are probed: last, all, or numbers from 0, the embeddings.
         repeats: how often, with seeds from 42 on: other starting weights and, where the data come without a test set,
             other splits. Intervals resample words and repeats.
@@ -56,6 +59,7 @@ def probe(
         out,
         data=data,
         tasks=tasks,
+        split=split,
         layers=layers,
         protocol=Protocol(repeats, mlp, controls),
         baselines=baselines,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -54,8 +55,8 @@ def save(panels: Sequence[Draw], path: Path, legend: int = 6) -> None:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    columns = min(COLUMNS, len(panels))
-    rows = -(-len(panels) // columns)
+    rows = math.ceil(len(panels) / COLUMNS)
+    columns = math.ceil(len(panels) / rows)
     layout = ConstrainedLayoutEngine(wspace=0.06, hspace=0.08)
     figure: Figure = Figure(figsize=(3.9 * columns, 3.4 * rows + 0.5), layout=layout, dpi=160)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -132,11 +133,12 @@ def draw_inputs(panel: Axes, results: Sequence[Result], task: Shape, probe: str)
     """A point per variant and input: accuracy, or Pearson's correlation."""
     metric = "pearson" if task.regression else "accuracy"
     for i, result in enumerate(results):
+        names = list(task.inputs)
         rows = shown(result, task, probe, metric)
         if not rows:
             continue
         shift = 0.12 * (i - (len(results) - 1) / 2)
-        bars(panel, [j + shift for j in range(len(rows))], rows, label=result.name, linestyle="", **look(i))
+        bars(panel, [names.index(row.input) + shift for row in rows], rows, label=result.name, linestyle="", **look(i))
     panel.set_xticks(range(len(task.inputs)), [name.replace(" ", "\n") for name in task.inputs])
     panel.set_xlim(-0.6, len(task.inputs) - 0.4)
     panel.set_title(task.name.replace("_", " ").capitalize().replace("Wic", "Word in context"), size=10)

@@ -110,8 +110,11 @@ def _mlps(task: Task, vectors: Mapping[Condition, np.ndarray], protocol: Protoco
         if (mlp := task.inputs[name].mlp) is not None:
             runs = [Run(inputs, targets, *task.split(seed), seed) for seed in seeds]
             planned.append((mlp, _Trial(name, "mlp", condition, targets, [run.test for run in runs], []), runs))
-    planned.sort(key=lambda plan: (str(plan[0]), plan[2][0].inputs.shape[1]))
-    for (_, _), alike in groupby(planned, key=lambda plan: (str(plan[0]), plan[2][0].inputs.shape[1])):
+
+    def kind(plan: tuple[Mlp, _Trial, list[Run]]) -> tuple[str, int]:
+        return str(plan[0]), plan[2][0].inputs.shape[1]
+
+    for _, alike in groupby(sorted(planned, key=kind), key=kind):
         together = list(alike)
         found = iter(mlp_probes([run for _, _, runs in together for run in runs], together[0][0], device=device))
         for _, trial, runs in together:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +34,7 @@ from otherside.probing.variants import Variant, find_variants
 VERSION = 2  # raise it when the same settings would measure something else: it renames what is kept
 VARIANTS, FEATURES = "variants", "features"
 Layers = Literal["last", "all"] | list[int]
+Split = Literal["published", "random"]
 
 
 def load_tasks(data: str, names: list[str] | None = None) -> tuple[list[Task], list[Mention]]:
@@ -205,6 +207,7 @@ def run_probe(
     *,
     data: str = "builtin",
     tasks: list[str] | None = None,
+    split: Split = "published",
     layers: Layers = "last",
     protocol: Protocol | None = None,
     baselines: bool = True,
@@ -224,6 +227,8 @@ def run_probe(
     variants = find_variants(encoders, baselines)
     pairs = read_pairs(retrieval) if retrieval else []
     found, words = load_tasks(data, tasks)
+    if split == "random":
+        found = [replace(task, test=None) for task in found]
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     probing = Probing(found, words, pairs, protocol, layers, dtype, device, out)
@@ -234,7 +239,12 @@ def run_probe(
         for variant in variants:
             bar.set_description(variant.name)
             results.append(probing.measure(variant, bar))
-    about = {"data": data, "protocol": settings_of(protocol), "tasks": [describe(task) for task in found]}
+    about = {
+        "data": data,
+        "split": split,
+        "protocol": settings_of(protocol),
+        "tasks": [describe(task) for task in found],
+    }
     if retrieval:
         about["retrieval"] = sha256(retrieval)
     write_results(results, about, out)

@@ -152,6 +152,17 @@ def test_what_is_kept_belongs_to_weights_and_settings(
 INSIDE = "same sentence"
 
 
+def test_a_random_split_mixes_training_and_test_words(encoders: list[str], published: str, tmp_path: Path) -> None:
+    options: dict[str, object] = {"data": published, "tasks": ["object_animacy"], "baselines": False}
+    options["protocol"] = Protocol(2, mlp=False)
+    [apart] = run(encoders[:1], tmp_path / "out", **options)
+    [mixed] = run(encoders[:1], tmp_path / "out", split="random", **options)
+    assert apart.rows != mixed.rows
+    [task] = json.loads((tmp_path / "out" / "results.json").read_text())["tasks"]
+    assert task["test"] == round(0.2 * (task["train"] + task["test"]))
+    assert len(list((tmp_path / "out" / "features").iterdir())) == 2, "the same vectors"
+
+
 def test_two_encoders_of_one_stage_are_told_apart(encoders: list[str], tiny_llama: Path, tmp_path: Path) -> None:
     other = trained(tiny_llama, tmp_path / "mntp", "mntp", seed=7)
     results = run([encoders[0], other], tmp_path / "out", baselines=False, protocol=Protocol(1, controls=False))
