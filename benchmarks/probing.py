@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from otherside.probing.findings import read_findings
 from otherside.probing.report import markdown
 
 Row = dict[str, str]
@@ -28,7 +29,6 @@ MODELS = {
 }
 ASKED = {"subject_animacy": 2, "verb_causative": 3, "verb_dynamic": 3, "object_animacy": 5}
 WIC = ("absolute difference", "cosine", "concatenation")
-CONTRASTIVE = ("simcse", "supervised")
 METRICS = ("mse", "r2", "pearson", "spearman")
 
 
@@ -41,21 +41,19 @@ def shown(row: Row | None) -> str:
 
 class Results:
     def __init__(self, folder: Path, paper: dict[str, Any]) -> None:
-        self.rows, self.differences = (
-            list(csv.DictReader((folder / f"{name}.csv").open())) for name in ("results", "differences")
-        )
-        self.paper = paper
+        self.rows = list(csv.DictReader((folder / "results.csv").open()))
+        self.folder, self.paper = folder, paper
         self.variants = list(dict.fromkeys(row["variant"] for row in self.rows))
 
-    def find(self, rows: list[Row], **wanted: str) -> Row | None:
+    def find(self, **wanted: str) -> Row | None:
         wanted = {"condition": "context", **wanted}
-        found = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+        found = [row for row in self.rows if all(row[name] == value for name, value in wanted.items())]
         return max(found, key=lambda row: int(row["layer"])) if found else None
 
     def beside(self, header: list[str], cells: list[dict[str, str]], theirs: dict[str, list[Any]]) -> str:
         body = []
         for variant in self.variants:
-            body.append([variant, *(shown(self.find(self.rows, variant=variant, **cell)) for cell in cells)])
+            body.append([variant, *(shown(self.find(variant=variant, **cell)) for cell in cells)])
             if variant in MODELS:
                 body.append([f"*{MODELS[variant]}*", *(f"*{number}*" for number in theirs[MODELS[variant]])])
         return markdown(["variant", *header], body)
@@ -105,57 +103,22 @@ class Results:
         header = ["variant", *ASKED, "telicity", "duration", "wic", "concreteness (r)", "sensorimotor (r)"]
         return markdown(header, [row for row in body if any(row[1:])])
 
-    def compared(self, title: str, later: str, earlier: str, cells: list[dict[str, str]]) -> list[str]:
-        """One line of a finding: mean difference, and of how many differences the interval leaves out 0."""
-        found = [self.find(self.differences, variant=later, minus=earlier, **cell) for cell in cells]
-        rows = [row for row in found if row]
-        if not rows:
-            return []
-        mean = sum(float(row["value"]) for row in rows) / len(rows)
-        up, down = (
-            sum(test(row) for row in rows) for test in (lambda r: float(r["low"]) > 0, lambda r: float(r["high"]) < 0)
-        )
-        each = ", ".join(
-            f"{float(r['value']):+.3f} [{float(r['low']):+.3f}, {float(r['high']):+.3f}]" for r in rows[:3]
-        )
-        return [title, f"{later} − {earlier}", f"{mean:+.3f}", f"{up} of {len(rows)}", f"{down} of {len(rows)}", each]
-
     def findings(self) -> Iterator[str]:
-        header = ["what", "variants", "mean difference", "above 0", "below 0", "differences (the first three)"]
-        before, behind = (
-            [
-                {"task": task, "probe": "mlp", "input": str(word)}
-                for task, asked in ASKED.items()
-                for word in range(1, 6)
-                if (word < asked) == side and word != asked
+        for finding in read_findings(self.folder):
+            yield f"### Finding {finding['number']}: {finding['verdict']}\n\n> {finding['says']}"
+            body = [
+                [
+                    claim["about"] + ("" if claim["counted"] else " (beside)"),
+                    f"{claim['variant']} − {claim['minus']}",
+                    claim["direction"],
+                    f"{claim['value']:+.3f} [{claim['low']:+.3f}, {claim['high']:+.3f}]",
+                    str(len(claim["cells"])),
+                    claim["verdict"],
+                ]
+                for claim in finding["claims"]
             ]
-            for side in (True, False)
-        )
-        aspect = [{"task": task, "probe": "mlp"} for task in ("telicity", "duration")]
-        bodies: dict[str, list[list[str]]] = {"1": [], "2": [], "3": []}
-        pairs = (
-            [(v, "uni") for v in ("bi", "mntp")]
-            + [(v, "mntp") for v in CONTRASTIVE]
-            + [(v, "uni") for v in CONTRASTIVE]
-        )
-        for later, earlier in pairs:
-            for title, cells in (
-                ("accuracy from words before the one asked about", before),
-                ("accuracy from words behind it", behind),
-                ("telicity and duration", aspect),
-            ):
-                bodies["1"].append(self.compared(title, later, earlier, cells))
-            for task, target in (("concreteness", ""), ("sensorimotor", "mean")):
-                cells = [{"task": task, "probe": "mlp", "target": target, "metric": "pearson"}]
-                bodies["2"].append(self.compared(f"{task}, Pearson", later, earlier, cells))
-            for probe in ("mlp", "linear"):
-                cells = [{"task": "wic", "probe": probe, "input": name} for name in WIC]
-                bodies["3"].append(
-                    self.compared(f"WiC, {probe}: difference, cosine, concatenation", later, earlier, cells)
-                )
-        for number, body in bodies.items():
-            yield f"### Finding {number}"
-            yield markdown(header, [line for line in body if line])
+            if body:
+                yield markdown(["what", "variants", "claimed", "mean difference", "of numbers", "verdict"], body)
 
     def anisotropy(self) -> str:
         layers = sorted({int(r["layer"]) for r in self.rows if r["task"] == "anisotropy"})
@@ -164,7 +127,7 @@ class Results:
         for variant in self.variants:
             for name in ("random words", "same sentence"):
                 cells = {"variant": variant, "task": "anisotropy", "input": name}
-                rows = [self.find(self.rows, layer=str(layer), **cells) for layer in chosen]
+                rows = [self.find(layer=str(layer), **cells) for layer in chosen]
                 body.append([f"{variant}, {name}", *(f"{float(r['value']):.3f}" if r else "" for r in rows)])
         return markdown(["mean cosine at layer", *map(str, chosen)], body)
 
