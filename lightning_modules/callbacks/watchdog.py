@@ -93,7 +93,7 @@ class Watch(threading.Thread):
     @override
     def run(self) -> None:
         answered = time.monotonic()
-        while not self._ended.wait(min(self.silence / 6, 10)):
+        while True:
             try:
                 self._beat()
                 lost = self._silent()
@@ -104,6 +104,8 @@ class Watch(threading.Thread):
             if lost and not self._ended.is_set():
                 print(f"error: {remedy(lost)}", file=sys.stderr, flush=True)
                 os._exit(1)  # the main thread may wait for ever
+            if self._ended.wait(min(self.silence / 6, 10)):
+                return
 
     def _beat(self) -> None:
         self._beats += 1
