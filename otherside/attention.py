@@ -178,8 +178,8 @@ def _explicit(
     scores = scores.view(n, heads, length, length)
     if causal:
         mask = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
+    if mask is not None:  # added, as `masked_fill` takes ten times longer on CPUs
+        scores = scores + torch.zeros(mask.shape, device=q.device).masked_fill(~mask, float("-inf"))
     shares = scores.softmax(-1).to(v.dtype)
     if dropout:
         shares = drop(shares, dropout)

@@ -1,0 +1,104 @@
+"""Our own rounds: real training runs of Lightning with our modules, and `Encoder.encode`."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from gate import SETTINGS, TASK, Gate
+
+from otherside.memory import keep_pages
+
+gate = Gate()
+keep_pages()  # as the command line does
+
+import lightning.pytorch as pl
+import torch
+
+from datamodules import Blocks, Pairs, Sentences, Source
+from lightning_modules import MNTP, Supervised
+from otherside.adapters import Lora
+from otherside.backbone import BackboneConfig
+from otherside.encoder import Encoder
+from otherside.losses import InfoNCE
+
+
+class Rounds(pl.Callback):
+    """A round is what lies between the ends of two steps."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        gate.ready()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        gate.done(int(batch.texts.lengths.sum()), loss=outputs["loss"].item())
+
+
+def train(module: Any, data: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = pl.Trainer(
+            default_root_dir=folder,
+            accelerator="cpu",
+            max_steps=SETTINGS["steps"],
+            callbacks=[Rounds()],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, data)
+
+
+def common() -> dict[str, Any]:
+    return {
+        "backbone": BackboneConfig(SETTINGS["model"], dtype=SETTINGS["dtype"]),
+        "lora": Lora(r=16, alpha=32, dropout=SETTINGS["dropout"]),
+        "chunk_tokens": SETTINGS["chunk_tokens"],
+        "recompute": SETTINGS["recompute"],
+    }
+
+
+def contrastive() -> None:
+    module = Supervised(loss=InfoNCE(scale=20), **common())
+    data = Pairs(
+        module.tokenizer,
+        [Source(SETTINGS["pairs"])],
+        global_batch_size=SETTINGS["batch"],
+        max_length=SETTINGS["max_length"],
+        num_workers=0,
+    )
+    train(module, data)
+
+
+def mntp() -> None:
+    module = MNTP(**common())
+    kind = Sentences if SETTINGS["lines"] else Blocks
+    data = kind(
+        module.tokenizer,
+        [Source(SETTINGS["texts"])],
+        global_batch_size=SETTINGS["batch"],
+        max_length=SETTINGS["max_length"],
+        num_workers=0,
+    )
+    train(module, data)
+
+
+def encode() -> None:
+    encoder = Encoder.load(SETTINGS["model"], dtype=SETTINGS["dtype"], max_length=SETTINGS["max_length"])
+    texts = iter(json.loads(Path(SETTINGS["texts"]).read_text()))
+    with torch.no_grad():
+        encoder.encode(["warm"])
+    gate.ready()
+    while batch := list(itertools.islice(texts, SETTINGS["batch"])):
+        tokens = sum(
+            len(ids)
+            for ids in encoder.tokenizer(batch, truncation=True, max_length=SETTINGS["max_length"])["input_ids"]
+        )
+        gate.begin()
+        vectors = encoder.encode(batch, batch_size=SETTINGS["at_once"])
+        gate.done(tokens, norm=float((vectors**2).sum() ** 0.5))
+
+
+globals()[TASK]()
