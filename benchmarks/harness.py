@@ -60,7 +60,7 @@ class Contender:
             [python_of(peer), program, task, json.dumps(dict(settings))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=Path(os.environ.get("OTHERSIDE_PEERS_LOG", os.devnull)).open("a"),
+            stderr=Path(os.environ.get("OTHERSIDE_PEERS_LOG", os.devnull)).open("a"),  # noqa: SIM115  # as long as the process
             text=True,
             env=environment,
         )

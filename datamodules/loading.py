@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
-from typing import Any
+from itertools import islice, pairwise
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from datamodules.sources import Table
 from otherside.batching import PairBatch, TextBatch
 
 Batch = TextBatch | PairBatch
+Item = TypeVar("Item")
 MakeBatch = Callable[[int, int, dict[str, list[Any]], NDArray[np.int64]], Batch]
 """(step, source, columns of the rank's rows, their row ids) -> batch; runs in the workers."""
 
@@ -121,8 +123,19 @@ class ResumableLoader(DataLoader[Batch]):
     not warn: the position is read from the trainer's own counters.
     """
 
+    waited = 0.0  # seconds in which batches were asked for and not there
+
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        yield from super().__iter__()
+        yield from self._timed(super().__iter__())
+
+    def _timed(self, items: Iterator[Item]) -> Iterator[Item]:
+        while True:
+            begun = time.perf_counter()
+            found = list(islice(items, 1))
+            self.waited += time.perf_counter() - begun
+            if not found:
+                return
+            yield found[0]
 
     def state_dict(self) -> dict[str, Any]:
         """Empty: the position is the trainer's batch counter."""

@@ -194,7 +194,7 @@ class StreamLoader(ResumableLoader):
             )
         dataset: Any = self.dataset
         dataset.first_step, dataset.position = step, self.positions[step]
-        for batch, position in DataLoader.__iter__(self):
+        for batch, position in self._timed(DataLoader.__iter__(self)):
             last = batch.step
             self.positions = {last: self.positions[last], last + 1: position}
             yield batch

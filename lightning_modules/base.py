@@ -51,6 +51,7 @@ class EncoderModule(pl.LightningModule, ABC):
     """
 
     stage: ClassVar[str]
+    predicted = 0.0  # share of tokens that go through the language model's head
 
     def __init__(
         self,

@@ -42,7 +42,7 @@ class MNTP(EncoderModule):
 
     def __init__(self, masking: Masking = Masking(), **kwargs: Any) -> None:  # noqa: B008
         super().__init__(**kwargs)
-        self.masking = masking
+        self.masking, self.predicted = masking, masking.probability
         self.mask_id = masking.token_id(self.tokenizer)
 
     @override

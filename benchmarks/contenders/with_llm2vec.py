@@ -1,4 +1,4 @@
-"""LLM2Vec's MNTP training: its bidirectional Llama and head in the trainer, collator and arguments of its `run_mntp`."""
+"""LLM2Vec's MNTP training: its bidirectional Llama and head, in the trainer and with the collator of its `run_mntp`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Speed of training: real tokens per second, and how much of attention's work is padding."""
+"""Speed of training: real tokens per second, what share of the hardware's speed that is, and what stands in its way."""
 
 from __future__ import annotations
 
@@ -6,24 +6,39 @@ import time
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_modules.base import EncoderModule
+from lightning_modules.sizing.shape import Shape
+from otherside.sharding import whole_shape
 
 
 class Throughput(pl.Callback):
-    """Logs `tokens_per_second` (of this rank's text, since the last log) and `padding` (the share of padded
-    positions in attention's grid; other layers see no padding).
+    """Logs, of this rank and since the last log:
+
+    - `tokens_per_second`: of real text, padding left out.
+    - `utilisation`: the operations that this text needs, as a share of what the device did in the same time when it
+      multiplied large matrices of the run's type at the start. What is computed twice to save memory counts once.
+    - `waiting`: share of the time in which the next batch was not there.
+    - `padding`: share of padded positions in attention's grid; other layers see no padding.
     """
 
     def __init__(self) -> None:
-        self._since, self._step = 0.0, 0
-        self._tokens = self._slots = 0
+        self._since, self._waited, self._step = 0.0, 0.0, 0
+        self._tokens = self._slots = self._squares = 0
+        self._peak = 0.0
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, EncoderModule)
+        lm = pl_module.encoder.backbone.lm
+        self._shape = Shape.from_config(lm.config.to_dict(), "the model")
+        self._adapter = sum(whole_shape(p).numel() for p in pl_module.parameters() if p.requires_grad)
+        self._peak = peak(pl_module.device, lm.dtype)
         self._step = trainer.global_step
-        self._reset()
+        self._reset(trainer)
 
     @override
     def on_train_batch_end(
@@ -32,19 +47,62 @@ class Throughput(pl.Callback):
         assert isinstance(pl_module, EncoderModule)
         lengths = batch.texts.lengths
         self._tokens += int(lengths.sum())
+        self._squares += int((lengths**2).sum())
         for chunk in batch.texts.chunks(pl_module.chunk_tokens):
             self._slots += len(chunk) * int(lengths[chunk].max())
         step = trainer.global_step
         if step > self._step and step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._step = step  # with accumulated gradients several batches end at the same step
-            speed = self._tokens / (time.perf_counter() - self._since)
-            pl_module.log("tokens_per_second", speed, prog_bar=True)
-            pl_module.log("padding", 1 - self._tokens / self._slots)
-            self._reset()
+            seconds = time.perf_counter() - self._since
+            done = operations(self._shape, self._adapter, self._tokens, self._squares, pl_module.predicted)
+            pl_module.log("tokens_per_second", self._tokens / seconds, prog_bar=True)
+            pl_module.log("utilisation", done / seconds / self._peak, prog_bar=True)
+            pl_module.log("waiting", min((_waited(trainer) - self._waited) / seconds, 1.0), prog_bar=True)
+            pl_module.log("padding", 1 - self._tokens / self._slots, prog_bar=True)
+            self._reset(trainer)
 
     def leave_out(self, seconds: float) -> None:
         """Time that was not spent on training."""
         self._since += seconds
 
-    def _reset(self) -> None:
-        self._since, self._tokens, self._slots = time.perf_counter(), 0, 0
+    def _reset(self, trainer: pl.Trainer) -> None:
+        self._since, self._waited = time.perf_counter(), _waited(trainer)
+        self._tokens = self._slots = self._squares = 0
+
+
+def operations(shape: Shape, adapter: int, tokens: int, squares: int, predicted: float) -> float:
+    """Floating-point operations of forward and backward; frozen weights have no gradient of their own.
+
+    Args:
+        shape: of the Llama.
+        adapter: number of trained weights.
+        tokens: real ones.
+        squares: sum over texts of their length squared.
+        predicted: share of tokens that go through the head.
+    """
+    weights = 4 * shape.matrices + 6 * adapter + 4 * predicted * shape.embeddings
+    return tokens * weights + 12 * squares * shape.queries * shape.layers
+
+
+def peak(device: torch.device, dtype: torch.dtype, tries: int = 5) -> float:
+    """Operations a second of a large matrix product, the fastest of `tries`; a fraction of a second."""
+    size = 8192 if device.type == "cuda" else 1024
+    generator = torch.Generator(device).manual_seed(0)
+    a, b = (torch.rand(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    return 2 * size**3 / min(_seconds(a, b, out) for _ in range(tries))
+
+
+def _seconds(a: Tensor, b: Tensor, out: Tensor) -> float:
+    if a.is_cuda:
+        torch.cuda.synchronize(a.device)
+    begun = time.perf_counter()
+    torch.mm(a, b, out=out)
+    if a.is_cuda:
+        torch.cuda.synchronize(a.device)
+    return time.perf_counter() - begun
+
+
+def _waited(trainer: pl.Trainer) -> float:
+    """Seconds that the training loader has let others wait."""
+    return getattr(trainer.train_dataloader, "waited", 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +59,47 @@ def test_accumulated_batches_count_together(tiny_llama: Path, tmp_path: Path) ->
     expected = 1 - sum(int(x.sum()) for x in batches) / sum(len(x) * int(x.max()) for x in batches)
     assert logged.padding[0] == pytest.approx(expected, abs=1e-6)
     assert len(set(logged.padding)) == 2  # one value a step
+
+
+def test_utilisation_is_a_share_of_a_matrix_product(tiny_llama: Path, tmp_path: Path) -> None:
+    runs.write_data(tmp_path, rows=16)
+    module, metrics = stages.build(MNTP, tiny_llama), {}
+
+    class Last(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            metrics.update(trainer.callback_metrics)
+
+    data, throughput = stages.data(module, tmp_path / "sentences.txt"), Throughput()
+    stages.trainer(tmp_path, throughput, Last(), max_steps=1).fit(module, data)
+    lengths = data.train_dataloader().dataset[0].texts.lengths
+    config, lm = module.encoder.backbone.lm.config, module.encoder.backbone.lm
+    weights = sum(layer.weight.numel() for name, layer in lm.named_modules() if name.endswith("base_layer"))
+    adapter = sum(p.numel() for p in lm.parameters() if p.requires_grad)
+    attention = 12 * config.num_hidden_layers * config.hidden_size * int((lengths**2).sum())
+    head = 0.2 * int(lengths.sum()) * 4 * config.vocab_size * config.hidden_size
+    needed = int(lengths.sum()) * (4 * weights + 6 * adapter) + attention + head
+    seconds = int(lengths.sum()) / float(metrics["tokens_per_second"])
+    assert float(metrics["utilisation"]) == pytest.approx(needed / seconds / throughput._peak, rel=1e-4)
+
+
+def test_time_without_a_batch_is_waiting(tiny_llama: Path, tmp_path: Path) -> None:
+    runs.write_data(tmp_path, rows=16)
+    waiting: list[float] = []
+
+    class Last(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            waiting.append(float(trainer.callback_metrics["waiting"]))
+
+    for pause in (0, 0.5):
+        module = stages.build(MNTP, tiny_llama)
+        data = stages.data(module, tmp_path / "sentences.txt")
+        make = data.make_batch
+
+        def slowly(sources: Any, make: Any = make, pause: float = pause) -> Any:
+            made = make(sources)
+            return lambda *row: (time.sleep(pause), made(*row))[1]
+
+        data.make_batch = slowly  # type: ignore[method-assign]
+        data.num_workers = 0
+        stages.trainer(tmp_path, Throughput(), Last(), max_steps=2).fit(module, data)
+    assert max(waiting[:2]) < 0.3 and min(waiting[2:]) > 0.5
