@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 HERE = Path(__file__).parent
@@ -39,6 +41,10 @@ def python_of(peer: str) -> str:
     return str(folder / "bin/python")
 
 
+class OutOfMemoryError(RuntimeError):
+    """The kernel ended a contender."""
+
+
 class Contender:
     """One process, between its rounds.
 
@@ -47,11 +53,19 @@ class Contender:
         task: what it is to do, the program's first argument.
         threads: of torch.
         settings: of the task.
+        variables: of its environment.
     """
 
-    def __init__(self, peer: str, task: str, threads: int, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        peer: str,
+        task: str,
+        threads: int,
+        settings: Mapping[str, Any],
+        variables: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.peer = peer
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+        environment = {**os.environ, **variables, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
         environment |= {"TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(HERE.parent)}
         if peer != "otherside":
             del environment["PYTHONPATH"]
@@ -82,9 +96,10 @@ class Contender:
         assert self.process.stdout
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(
-                f"{self.peer} ended with status {self.process.wait()}; set OTHERSIDE_PEERS_LOG=FILE to see what it said"
-            )
+            status = self.process.wait()
+            if status == -signal.SIGKILL:
+                raise OutOfMemoryError(self.peer)
+            raise RuntimeError(f"{self.peer} ended with status {status}; OTHERSIDE_PEERS_LOG=FILE keeps what it says")
         return json.loads(line)
 
 
@@ -95,10 +110,12 @@ class Comparison:
     Args:
         case: its name.
         rounds: by contender; the first is ours.
+        peaks: operations a second of a large matrix product, of those that measured it.
     """
 
     case: str
     rounds: dict[str, list[Round]]
+    peaks: dict[str, float]
 
     def rate(self, name: str) -> float:
         """Median real tokens (or rows) per second."""
@@ -116,8 +133,15 @@ class Comparison:
         """Highest peak of a round above what the process held before the first."""
         return max(r["megabytes"] for r in self.rounds[name])
 
+    def utilisation(self, name: str) -> float | None:
+        """Median share of the measured peak that the text's operations make."""
+        peak = self.peaks.get(name)
+        return peak and statistics.median(r["operations"] / r["seconds"] for r in self.rounds[name]) / peak
+
     def row(self, name: str) -> dict[str, Any]:
         """What a report says of one contender."""
+        if not self.rounds[name]:
+            return {"case": self.case, "contender": name}
         ratios = sorted(self.ratios(name))
         return {
             "case": self.case,
@@ -128,6 +152,7 @@ class Comparison:
             "ratio": statistics.median(ratios),
             "spread": [ratios[0], ratios[-1]],
             "first_loss": self.rounds[name][0].get("loss"),
+            "utilisation": self.utilisation(name),
         }
 
 
@@ -136,14 +161,21 @@ def compare(case: str, contenders: Mapping[str, Contender], rounds: int, warm_up
     found: dict[str, list[Round]] = {name: [] for name in contenders}
     names = list(contenders)
     for i in range(warm_up + rounds):
-        for name in names if i % 2 == 0 else reversed(names):
-            done = contenders[name].round()
+        for name in names[:] if i % 2 == 0 else names[::-1]:
+            try:
+                done = contenders[name].round()
+            except OutOfMemoryError:
+                print(f"{case}: {name} ran out of memory", flush=True)
+                names.remove(name)
+                found[name] = []
+                continue
             if i >= warm_up:
                 found[name].append(done)
             print(f"{case}: {name}: {'warm-up' if i < warm_up else f'round {i - warm_up + 1}'} {done}", flush=True)
     for contender in contenders.values():
         contender.stop()
-    return Comparison(case, found)
+    peaks = {name: c.about["peak"] for name, c in contenders.items() if "peak" in c.about}
+    return Comparison(case, found, peaks)
 
 
 def report(
@@ -152,12 +184,16 @@ def report(
     """A dated Markdown table and everything as JSON, in `out`."""
     rows = [c.row(contender) for c in comparisons for contender in c.rounds]
     text = [f"# {title}", "", machine(), "", "Settings: " + ", ".join(f"{k} {v}" for k, v in settings.items()), ""]
-    text += ["| case | contender | real tokens / round | real tokens / s | peak MB | ours is faster by |"]
-    text += ["| --- | --- | ---: | ---: | ---: | --- |"]
+    text += ["| case | contender | real tokens / round | real tokens / s | utilisation | peak MB | ours is faster by |"]
+    text += ["| --- | --- | ---: | ---: | ---: | ---: | --- |"]
     for row in rows:
+        if "ratio" not in row:
+            text.append(f"| {row['case']} | {row['contender']} | | | | out of memory | |")
+            continue
+        used = f"{row['utilisation']:.0%}" if row["utilisation"] else ""
         ratio = f"{row['ratio']:.2f} × ({row['spread'][0]:.2f}–{row['spread'][1]:.2f})"
         text.append(
-            f"| {row['case']} | {row['contender']} | {row['tokens']:.0f} | {row['rate']:.0f} | "
+            f"| {row['case']} | {row['contender']} | {row['tokens']:.0f} | {row['rate']:.0f} | {used} | "
             f"{row['megabytes']:.0f} | {'' if row['contender'] == next(iter(comparisons[0].rounds)) else ratio} |"
         )
     text += [
@@ -174,7 +210,12 @@ def report(
     stem = out / f"{date.today()}-{name}"
     stem.with_suffix(".md").write_text("\n".join(text))
     rounds = [{"case": c.case, "rounds": c.rounds} for c in comparisons]
-    content = {"machine": machine(), "settings": dict(settings), "rows": rows, "rounds": rounds}
+    content = {
+        "machine": machine(),
+        "settings": {k: str(v) for k, v in settings.items()},
+        "rows": rows,
+        "rounds": rounds,
+    }
     stem.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
 
 

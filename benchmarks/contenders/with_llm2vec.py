@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from datasets import Dataset
 from llm2vec.models import LlamaBiForMNTP
 from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer
 from transformers import (
     DataCollatorForLanguageModeling,
     PreTrainedTokenizerFast,
@@ -54,12 +56,18 @@ class Rounds(TrainerCallback):
         gate.done(trainer.tokens, loss=trainer.seen)
 
 
+def old_tokenizer(file: Path) -> PreTrainedTokenizerFast:
+    """Written by newer tokenizers: merges were strings once."""
+    content = json.loads(file.read_text())
+    content["model"]["merges"] = [" ".join(m) if isinstance(m, list) else m for m in content["model"]["merges"]]
+    tokenizer = Tokenizer.from_str(json.dumps(content))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="_", pad_token="<|im_end|>")
+
+
 def mntp() -> None:
     global trainer
     torch.manual_seed(42)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(Path(SETTINGS["merged"]) / "tokenizer.json"), mask_token="_", pad_token="<|im_end|>"
-    )
+    tokenizer = old_tokenizer(Path(SETTINGS["merged"]) / "tokenizer.json")
     model = LlamaBiForMNTP.from_pretrained(
         SETTINGS["merged"], torch_dtype=getattr(torch, SETTINGS["dtype"]), attn_implementation="sdpa"
     )

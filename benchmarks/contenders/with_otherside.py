@@ -20,6 +20,8 @@ import torch
 
 from datamodules import Blocks, Pairs, Sentences, Source
 from lightning_modules import MNTP, Supervised
+from lightning_modules.callbacks.throughput import operations, peak
+from lightning_modules.sizing.shape import Shape
 from otherside.adapters import Lora
 from otherside.backbone import BackboneConfig
 from otherside.encoder import Encoder
@@ -29,11 +31,17 @@ from otherside.losses import InfoNCE
 class Rounds(pl.Callback):
     """A round is what lies between the ends of two steps."""
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        gate.ready()
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        lm = pl_module.encoder.backbone.lm
+        self.shape = Shape.from_config(lm.config.to_dict(), "the model")
+        self.adapter = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
+        gate.ready(peak=peak(pl_module.device, lm.dtype))
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        gate.done(int(batch.texts.lengths.sum()), loss=outputs["loss"].item())
+        lengths = batch.texts.lengths
+        tokens, squares = int(lengths.sum()), int((lengths**2).sum())
+        needed = operations(self.shape, self.adapter, tokens, squares, pl_module.predicted)
+        gate.done(tokens, loss=outputs["loss"].item(), operations=needed)
 
 
 def train(module: Any, data: Any) -> None:

@@ -1,0 +1,318 @@
+"""One command for a CUDA machine: is it right, and how fast is it?
+
+    python benchmarks/gpu.py [--shapes smollm2-135m sheared-llama-1.3b llama-3.1-8b] [--out benchmarks/reports]
+    python benchmarks/gpu.py --device cpu --shapes tiny --dtypes float32 --tokens 256 --steps 1      # tries it all
+
+Right: for each kernel the mask self-test, packed texts against single ones and against the same model in float32 on
+the CPU, and the adapter's gradients. Fast: real tokens a second, share of the measured matmul peak and peak memory of
+MNTP and contrastive steps, chunked or not, with and without activation checkpointing; sentence-transformers' loss on
+the same weights and texts in the same run. Weights are random: shapes need no download.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.util
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from copy import deepcopy
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import machine
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig, LlamaForCausalLM
+
+from lightning_modules.callbacks.throughput import operations, peak
+from lightning_modules.sizing.shape import Shape
+from otherside import adapters, mntp, pooling
+from otherside.adapters import Lora
+from otherside.backbone import Backbone
+from otherside.batching import Packed
+from otherside.lineage import Lineage
+from otherside.losses import InfoNCE
+from otherside.mntp import Masking
+
+SHAPES = Path(__file__).parent / "shapes"
+KERNELS = ("eager", "sdpa", "varlen", "flash_attention_2")
+FIRST = 100  # token ids below are left to special tokens
+Row = dict[str, Any]
+
+
+def build(shape: str, dtype: torch.dtype, device: str, dropout: float = 0.0, kernel: Any = "auto") -> Backbone:
+    """A Llama with random weights and an adapter that does something."""
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(SHAPES / shape, dtype=dtype)
+    with torch.device(device):
+        lm = LlamaForCausalLM(config).to(dtype).requires_grad_(False)
+    adapters.attach(lm, Lora(dropout=dropout))
+    for name, parameter in lm.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    return Backbone(lm.to(device), Lineage("random"), kernel=kernel).train()
+
+
+def texts_of(lengths: list[int], vocabulary: int, device: str) -> Packed:
+    """Texts of random tokens."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(min(FIRST, vocabulary // 2), vocabulary, (sum(lengths),), generator=generator)
+    return Packed(ids, torch.tensor(lengths), torch.zeros(len(lengths), dtype=torch.long)).to(device)
+
+
+def mixed(tokens: int, longest: int) -> list[int]:
+    """Lengths of a quarter of `longest` to `longest`, about `tokens` together; an even number of texts."""
+    draw, lengths = random.Random(0), []
+    while sum(lengths) < tokens or len(lengths) % 2:
+        lengths.append(draw.randint(longest // 4, longest))
+    return lengths
+
+
+def gradients(backbone: Backbone, texts: Packed) -> tuple[Tensor, Tensor]:
+    """Vectors (N, D), and the adapter's gradient of a loss on them as one long vector; float32 on the CPU."""
+    backbone.zero_grad()
+    vectors = pooling.pool(backbone(texts), texts, "mean")
+    weights = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(1)).to(vectors.device)
+    (torch.nn.functional.normalize(vectors, dim=1) * weights).sum().backward()
+    flat = torch.cat([p.grad.float().flatten() for p in backbone.parameters() if p.grad is not None])
+    return vectors.detach().float().cpu(), flat.cpu()
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """Relative, in the 2-norm."""
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+def correctness(shape: str, dtype: torch.dtype, device: str) -> Iterator[Row]:
+    """A row for each kernel that runs here."""
+    reference = build(shape, dtype, "cpu", kernel="eager").float()
+    texts = texts_of([17, 5, 33, 64, 1, 40], reference.lm.config.vocab_size, "cpu")
+    expected, gradient = gradients(reference, texts)
+    for kernel in KERNELS:
+        row: Row = {"kernel": kernel, "dtype": str(dtype).removeprefix("torch.")}
+        if kernel == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+            continue
+        if kernel in ("varlen", "flash_attention_2") and (device == "cpu" or dtype == torch.float32):
+            continue
+        backbone = deepcopy(reference).to(dtype)
+        for name, parameter in backbone.named_parameters():
+            if "lora_" in name:
+                parameter.data = parameter.data.float()
+        backbone.to(device).kernel = kernel
+        backbone.self_test()
+        vectors, found = gradients(backbone, texts.to(device))
+        with torch.no_grad():
+            single = [backbone(texts.select(torch.tensor([i])).to(device)).float().mean(0) for i in range(len(texts))]
+        row["packed : single"] = difference(vectors, torch.stack(single).cpu())
+        row["vectors : CPU float32"] = difference(vectors, expected)
+        row["gradient : CPU float32"] = difference(found, gradient)
+        limit = 1e-4 if dtype == torch.float32 else 0.1
+        row["right"] = max(value for value in row.values() if isinstance(value, float)) < limit
+        yield row
+
+
+def mntp_step(backbone: Backbone, texts: Packed, budget: int | None) -> Tensor:
+    """As the stage does, in chunks of `budget` tokens that are recomputed."""
+    on_cpu = texts.to("cpu")
+    rows, vocabulary = torch.arange(len(texts)), backbone.lm.config.vocab_size
+    hidden, labels = mntp.mask(on_cpu, rows, Masking(), FIRST, vocabulary, seed=0)
+    device = texts.input_ids.device
+    hidden, marked = hidden.to(device), Packed(labels, texts.lengths, texts.skip).to(device)
+    chunks = texts.chunks(budget)
+
+    def states(chunk: Tensor) -> Tensor:
+        return mntp.predicting(backbone(hidden.select(chunk)), marked.select(chunk).input_ids)
+
+    targets = torch.cat([marked.select(chunk).input_ids for chunk in chunks])
+    return mntp.loss(torch.cat(_chunked(states, chunks)), targets[targets != -100], backbone.logits)
+
+
+def contrastive_step(backbone: Backbone, texts: Packed, budget: int | None) -> Tensor:
+    """As the stage does; the first half of the texts are queries."""
+
+    def vectors(chunk: Tensor) -> Tensor:
+        part = texts.select(chunk)
+        return pooling.pool(backbone(part), part, "mean")
+
+    chunks = texts.chunks(budget)
+    found = torch.cat(_chunked(vectors, chunks))[torch.cat(chunks).argsort().to(texts.input_ids.device)]
+    queries, positives = found.chunk(2)
+    return InfoNCE()(queries, positives, queries[:0])
+
+
+def _chunked(run: Callable[[Tensor], Tensor], chunks: list[Tensor]) -> list[Tensor]:
+    if len(chunks) == 1:
+        return [run(chunks[0])]
+    return [checkpoint(run, chunk, use_reentrant=False) for chunk in chunks]
+
+
+def measure(step: Callable[[], Tensor], device: str, steps: int) -> Row:
+    """Seconds of a step (median) and its peak memory on the device, in GB; the first two steps are not counted."""
+    seconds = []
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    for _ in range(steps + 2):
+        _wait(device)
+        begun = time.perf_counter()
+        step().backward()
+        _wait(device)
+        seconds.append(time.perf_counter() - begun)
+    memory = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0
+    return {"seconds": statistics.median(seconds[2:]), "GB": memory}
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def speed(shape: str, dtype: torch.dtype, settings: argparse.Namespace) -> Iterator[Row]:
+    """A row for each way to run a step."""
+    device = settings.device
+    top = peak(torch.device(device), dtype)
+    backbone = build(shape, dtype, device, settings.dropout)
+    sizes = Shape.from_config(backbone.lm.config.to_dict(), shape)
+    trained = sum(p.numel() for p in backbone.parameters() if p.requires_grad)
+    tasks = [("mntp", [512] * max(1, settings.tokens // 512), mntp_step)]
+    tasks += [(f"contrastive, up to {n}", mixed(settings.tokens, n), contrastive_step) for n in (128, 512)]
+    for name, lengths, step in tasks:
+        texts = texts_of(lengths, backbone.lm.config.vocab_size, device)
+        for checkpointing in (False, True):
+            for budget in (None, settings.tokens // 4):
+                if checkpointing and budget:
+                    continue  # a chunk is a checkpoint already
+                switch = backbone.lm.gradient_checkpointing_enable if checkpointing else None
+                (switch({"use_reentrant": False}) if switch else backbone.lm.gradient_checkpointing_disable())
+                row: Row = {"shape": shape, "task": name, "dtype": str(dtype).removeprefix("torch.")}
+                row["memory"] = (
+                    "layers recomputed" if checkpointing else f"chunks of {budget}" if budget else "all kept"
+                )
+                try:
+                    row |= measure(lambda s=step, t=texts, b=budget: s(backbone, t, b), device, settings.steps)
+                except torch.OutOfMemoryError:
+                    yield row | {"GB": "out of memory"}
+                    _free()
+                    continue
+                squares = sum(length**2 for length in lengths)
+                needed = operations(sizes, trained, sum(lengths), squares, 0.2 if name == "mntp" else 0.0)
+                row["tokens / s"] = sum(lengths) / row["seconds"]
+                row["utilisation"] = needed / row["seconds"] / top
+                yield row
+        if name != "mntp" and sizes.base * 2 < settings.peer_up_to * 1e9:
+            backbone.lm.gradient_checkpointing_disable()
+            yield from peer(backbone, shape, name, texts, dtype, settings)
+
+
+def peer(
+    backbone: Backbone, shape: str, name: str, texts: Packed, dtype: torch.dtype, settings: argparse.Namespace
+) -> Iterator[Row]:
+    """sentence-transformers' loss and model on the same weights and texts."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = sentence_transformer(backbone, Path(folder), dtype, settings)
+    from sentence_transformers.losses import MultipleNegativesRankingLoss
+
+    loss = MultipleNegativesRankingLoss(model)
+    queries = torch.arange(len(texts)).chunk(2)
+    columns = [padded(texts.select(part)) for part in queries]
+    row: Row = {"shape": shape, "task": name, "dtype": str(dtype).removeprefix("torch.")}
+    row["memory"] = "sentence-transformers, all kept"
+    with suppress(torch.OutOfMemoryError):
+        row |= measure(lambda: loss([dict(column) for column in columns], None), settings.device, settings.steps)
+    tokens = int(texts.lengths.sum())
+    yield row | ({"tokens / s": tokens / row["seconds"]} if "seconds" in row else {"GB": "out of memory"})
+    del model
+    _free()
+
+
+def sentence_transformer(backbone: Backbone, folder: Path, dtype: torch.dtype, settings: argparse.Namespace) -> Any:
+    """The same base, bidirectional, with a new adapter of the same settings."""
+    from peft import LoraConfig
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling, Transformer
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    config = deepcopy(backbone.lm.config)
+    config.is_causal = False
+    with torch.device(settings.device):
+        LlamaForCausalLM(config).to(dtype).base_model.save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))).save_pretrained(
+        folder
+    )
+    transformer = Transformer(str(folder), model_kwargs={"dtype": dtype})
+    model = SentenceTransformer(modules=[transformer, Pooling(config.hidden_size)], device=settings.device)
+    lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=settings.dropout, target_modules=list(adapters.PROJECTIONS))
+    model.add_adapter(lora)
+    return model.train()
+
+
+def padded(texts: Packed) -> dict[str, Tensor]:
+    """What a collator would give."""
+    parts = texts.input_ids.split(texts.lengths.tolist())
+    ids = torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
+    mask = torch.arange(ids.shape[1])[None] < texts.lengths[:, None]
+    return {"input_ids": ids, "attention_mask": mask.long().to(ids.device)}
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def table(rows: list[Row]) -> list[str]:
+    """Markdown."""
+    if not rows:
+        return []
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = ["| " + " | ".join(names) + " |", "| " + " | ".join("---" for _ in names) + " |"]
+    for row in rows:
+        cells = (row.get(name, "") for name in names)
+        lines.append("| " + " | ".join(f"{c:.3g}" if isinstance(c, float) else str(c) for c in cells) + " |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", nargs="+", default=["smollm2-135m", "sheared-llama-1.3b", "llama-3.1-8b"])
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="of correctness; speed: the last")
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--tokens", type=int, default=16384, help="of a step")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--dropout", type=float, default=0.0, help="of LoRA")
+    parser.add_argument("--peer-up-to", type=float, default=8, help="GB of weights beside sentence-transformers")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/reports"))
+    settings = parser.parse_args()
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("error: --device cuda needs a GPU that torch sees; got none. --device cpu tries the script.")
+    device = torch.cuda.get_device_name() if settings.device == "cuda" else "CPU"
+    text, found = [f"# {device}", "", machine(), ""], {"right": [], "fast": []}
+    for dtype in settings.dtypes:
+        found["right"] += list(correctness(settings.shapes[0], getattr(torch, dtype), settings.device))
+    text += [f"## Right ({settings.shapes[0]})", "", *table(found["right"]), ""]
+    print("\n".join(text), flush=True)
+    for shape in settings.shapes:
+        for row in speed(shape, getattr(torch, settings.dtypes[-1]), settings):
+            found["fast"].append(row)
+            print(row, flush=True)
+        _free()
+    text += ["## Fast", "", *table(found["fast"]), "", "Command: `python benchmarks/gpu.py`", ""]
+    print("\n".join(text))
+    settings.out.mkdir(parents=True, exist_ok=True)
+    stem = settings.out / f"{date.today()}-{settings.device}"
+    stem.with_suffix(".md").write_text("\n".join(text))
+    stem.with_suffix(".json").write_text(json.dumps({"machine": machine(), **found}, indent=1) + "\n")
+    if not all(row["right"] for row in found["right"]):
+        raise SystemExit("error: a kernel is not right here; see the table")
+
+
+if __name__ == "__main__":
+    main()
