@@ -67,6 +67,7 @@ lint: $(READY_DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy slurm/submit
 	$(BIN)/shellcheck .ci/run slurm/stage.sbatch
 
 clean:

@@ -29,11 +29,13 @@ class Environment(pl.Callback):
 
     def __init__(self) -> None:
         self._began = 0.0
+        self._earlier: list[dict[str, Any]] = []
         self._entry: dict[str, Any] = {}
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._began = time.monotonic()
+        self._earlier = starts(Path(trainer.default_root_dir))
         self._entry = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "first_step": trainer.global_step,
@@ -66,10 +68,8 @@ class Environment(pl.Callback):
         if not trainer.is_global_zero or not self._entry or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self._entry |= {"last_step": trainer.global_step, "seconds": round(time.monotonic() - self._began, 1)}
-        path = Path(trainer.default_root_dir) / ENVIRONMENT
-        earlier = [start for start in starts(path.parent) if start["started"] != self._entry["started"]]
-        with atomic(path) as temporary:
-            temporary.write_text(json.dumps({"starts": [*earlier, self._entry]}, indent=1) + "\n")
+        with atomic(Path(trainer.default_root_dir) / ENVIRONMENT) as temporary:
+            temporary.write_text(json.dumps({"starts": [*self._earlier, self._entry]}, indent=1) + "\n")
 
 
 def versions() -> dict[str, str]:
