@@ -8,8 +8,6 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import get_type_hints
 
-from otherside.memory import keep_pages
-
 HELP = """usage: lightning COMMAND [OPTIONS]
 
 Turns decoder-only Llamas into bidirectional text encoders, stage by stage.
@@ -47,7 +45,6 @@ def main(args: list[str] | None = None) -> None:
     Raises:
         SystemExit: with a status other than 0 if it fails.
     """
-    keep_pages()
     arguments = sys.argv[1:] if args is None else args
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if command in ("-h", "--help"):

@@ -27,30 +27,41 @@ HALF = (torch.float16, torch.bfloat16)
 EAGER_UP_TO = 128  # tokens; for short texts in half precision the backward of torch's CPU kernel is far slower
 
 
+def _spread(x: Tensor, slots: Tensor, rows: int) -> Tensor:
+    """The first rows of x, as many as there are `slots`, to these rows of a zero tensor."""
+    return x.new_zeros(rows, *x.shape[1:]).index_copy_(0, slots, x[: len(slots)])
+
+
+def _collect(x: Tensor, slots: Tensor, rows: int) -> Tensor:
+    """The rows `slots` of x, and behind them zeros up to `rows` rows."""
+    found = x.index_select(0, slots)
+    return found if len(found) == rows else torch.cat([found, x.new_zeros(rows - len(found), *x.shape[1:])])
+
+
 class _Spread(torch.autograd.Function):
-    """Rows of x to the rows `slots` of a zero tensor. Each slot is used once, so backward only reads them back."""
+    """`_spread`. Each slot is used once, so backward only reads them back."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, slots: Tensor, rows: int) -> Tensor:
-        ctx.slots = slots
-        return x.new_zeros(rows, *x.shape[1:]).index_copy_(0, slots, x)
+        ctx.slots, ctx.rows = slots, len(x)
+        return _spread(x, slots, rows)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad.index_select(0, ctx.slots), None, None
+        return _collect(grad, ctx.slots, ctx.rows), None, None
 
 
 class _Collect(torch.autograd.Function):
-    """The rows `slots` of x. PyTorch's own backward adds up where this one, each slot being read once, copies."""
+    """`_collect`. PyTorch's own backward adds up where this one, each slot being read once, copies."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, slots: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, slots: Tensor, rows: int) -> Tensor:
         ctx.slots, ctx.rows = slots, len(x)
-        return x.index_select(0, slots)
+        return _collect(x, slots, rows)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad.new_zeros(ctx.rows, *grad.shape[1:]).index_copy_(0, ctx.slots, grad), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _spread(grad, ctx.slots, ctx.rows), None, None
 
 
 @dataclass(frozen=True)
@@ -61,8 +72,9 @@ class Borders:
         starts: (N + 1,) int32, cumulative lengths.
         slots: (T,) int64, each token's place in a padded (N, L) grid.
         count: N.
-        longest: L.
-        even: whether all texts are equally long (the grid has no holes).
+        longest: L, or more.
+        even: whether all texts are that long (the grid has no holes).
+        filler: tokens behind the last text that take no part in attention.
     """
 
     starts: Tensor
@@ -70,11 +82,12 @@ class Borders:
     count: int
     longest: int
     even: bool
+    filler: int = 0
 
     @classmethod
-    def of(cls, texts: Packed) -> Borders:
-        """Borders of a packed batch."""
-        longest = int(texts.lengths.max())
+    def of(cls, texts: Packed, longest: int | None = None, filler: int = 0) -> Borders:
+        """Borders of a packed batch with `filler` tokens behind it; `longest` makes its grid wider."""
+        longest = longest or int(texts.lengths.max())
         first_slots = torch.arange(len(texts)) * longest
         slots = first_slots.repeat_interleave(texts.lengths) + texts.positions
         device = texts.input_ids.device
@@ -84,18 +97,19 @@ class Borders:
             count=len(texts),
             longest=longest,
             even=int(texts.lengths.min()) == longest,
+            filler=filler,
         )
 
     def pad(self, x_THd: Tensor) -> Tensor:
         """(T, H, d) -> (N, H, L, d), holes zero."""
-        if not self.even:
+        if not self.even or self.filler:
             x_THd = _Spread.apply(x_THd, self.slots, self.count * self.longest)
         return x_THd.unflatten(0, (self.count, self.longest)).transpose(1, 2)
 
     def unpad(self, x_NHLd: Tensor) -> Tensor:
         """(N, H, L, d) -> (T, H, d)."""
         flat = x_NHLd.transpose(1, 2).flatten(0, 1)
-        return flat if self.even else _Collect.apply(flat, self.slots)
+        return _Collect.apply(flat, self.slots, len(self.slots) + self.filler) if not self.even or self.filler else flat
 
     @cached_property
     def key_mask(self) -> Tensor | None:

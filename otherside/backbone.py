@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -19,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from otherside import adapters, sharding, weights
 from otherside.adapters import Lora
 from otherside.attention import ATTENTION, HALF, Borders, Kernel, check_kernel
-from otherside.batching import Packed
+from otherside.batching import Packed, rounded
 from otherside.lineage import Card, Lineage
 from otherside.sharding import Shard
 
@@ -144,20 +145,24 @@ class Backbone(nn.Module):
 
     def forward(self, texts: Packed) -> Tensor:
         """Last hidden states (T, D) of packed texts; no text sees another."""
-        return self._run(texts).last_hidden_state[0]
+        return self._run(texts).last_hidden_state[0, : len(texts.input_ids)]
 
     def hidden_states(self, texts: Packed) -> list[Tensor]:
         """Hidden states of all layers, embeddings first: layers + 1 tensors (T, D)."""
-        return [states[0] for states in self._run(texts, output_hidden_states=True).hidden_states]
+        return [
+            states[0, : len(texts.input_ids)] for states in self._run(texts, output_hidden_states=True).hidden_states
+        ]
 
     def _run(self, texts: Packed, **options: Any) -> Any:
-        device = texts.input_ids.device
+        device, longest, filler = texts.input_ids.device, int(texts.lengths.max()), 0
+        if device.type == "cpu" and self.lm.dtype in HALF:  # oneDNN compiles, and keeps, kernels for each new size
+            longest, filler = rounded(longest), rounded(len(texts.input_ids)) - len(texts.input_ids)
         with self._base_type(device):
             return self.lm.base_model(
-                input_ids=texts.input_ids[None],
-                position_ids=texts.positions[None].to(device, non_blocking=True),
+                input_ids=F.pad(texts.input_ids, (0, filler))[None],
+                position_ids=F.pad(texts.positions, (0, filler))[None].to(device, non_blocking=True),
                 use_cache=False,
-                borders=Borders.of(texts),
+                borders=Borders.of(texts, longest, filler),
                 causal=self.attention == "causal",
                 kernel=self.kernel,
                 **options,

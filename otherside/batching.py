@@ -104,6 +104,12 @@ class Packed:
         return replace(self, input_ids=self.input_ids.pin_memory())
 
 
+def rounded(n: int) -> int:
+    """n, or up to a sixteenth more (and a multiple of 8), so that there are few different sizes."""
+    step = max(8, 2 ** n.bit_length() // 32)
+    return -(-n // step) * step
+
+
 def tokenise(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int, instruction: str = ""
 ) -> list[Tokens]:

@@ -10,10 +10,7 @@ from typing import Any
 
 from gate import SETTINGS, TASK, Gate
 
-from otherside.memory import keep_pages
-
 gate = Gate()
-keep_pages()  # as the command line does
 
 import lightning.pytorch as pl
 import torch
@@ -22,10 +19,15 @@ from datamodules import Blocks, Pairs, Sentences, Source
 from lightning_modules import MNTP, Supervised
 from lightning_modules.callbacks.throughput import operations, peak
 from lightning_modules.sizing.shape import Shape
+from otherside import backbone, dropout
 from otherside.adapters import Lora
 from otherside.backbone import BackboneConfig
 from otherside.encoder import Encoder
 from otherside.losses import InfoNCE
+
+if SETTINGS.get("plain"):
+    dropout.dropout = torch.nn.functional.dropout
+    backbone.rounded = lambda n: n
 
 
 class Rounds(pl.Callback):
@@ -61,7 +63,9 @@ def train(module: Any, data: Any) -> None:
 
 def common() -> dict[str, Any]:
     return {
-        "backbone": BackboneConfig(SETTINGS["model"], dtype=SETTINGS["dtype"]),
+        "backbone": BackboneConfig(
+            SETTINGS["model"], dtype=SETTINGS["dtype"], kernel="sdpa" if SETTINGS.get("plain") else "auto"
+        ),
         "lora": Lora(r=16, alpha=32, dropout=SETTINGS["dropout"]),
         "chunk_tokens": SETTINGS["chunk_tokens"],
         "recompute": SETTINGS["recompute"],

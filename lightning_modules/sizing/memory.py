@@ -81,11 +81,6 @@ def gathered_weights(job: Job) -> float:
     return live if job.strategy == "fsdp2" else max(live, min(LIVE, job.shape.base) * job.element)
 
 
-def mask(job: Job) -> int:
-    """Bytes that dropout keeps for each value: CPUs multiply by a mask of numbers."""
-    return 1 if job.cuda else job.element
-
-
 def kept_by_attention(job: Job) -> float:
     """Kept per token of one layer by the attention kernel."""
     shape, size = job.shape, job.element
@@ -96,7 +91,7 @@ def kept_by_attention(job: Job) -> float:
     if job.attention == "math":  # in float32, keys and values repeated for each query head
         return 3 * shape.queries * FLOAT + scores * FLOAT * (3 if dropped else 1)
     half = size < FLOAT
-    shares = FLOAT + size * (half or dropped) + mask(job) * dropped  # softmax, its rounded or dropped copy, the mask
+    shares = FLOAT + size * (half or dropped) + dropped  # softmax, its rounded or dropped copy, the mask
     return (shape.queries + 2 * shape.keys) * size + scores * shares
 
 
@@ -111,8 +106,9 @@ def kept_by_adapter(job: Job) -> float:
             continue
         width = job.shape.projections[readers[0]][0]
         copies = len(readers) if dropped and not shared else 1
+        mask = 1 if shared or job.cuda else job.element  # bytes; torch's own dropout on CPUs keeps a mask of numbers
         is_attention = group == ("o_proj",) and job.unpadded and job.attention == "fused" and not dropped
-        total += copies * width * (job.element * (not is_attention) + mask(job) * dropped)
+        total += copies * width * (job.element * (not is_attention) + mask * dropped)
     return total
 
 

@@ -181,6 +181,35 @@ class TestPadding:
         alone = torch.cat([pool(backbone(text), text, "mean") for text in singles(texts)])
         assert torch.cosine_similarity(together, alone).min() >= 0.9997
 
+    @pytest.mark.parametrize(("dtype", "few"), [("bfloat16", True), ("float32", False)])
+    def test_half_precision_on_cpus_meets_few_sizes(self, tiny_llama, dtype, few):
+        """oneDNN compiles, and keeps, a kernel for each new size."""
+        backbone, sizes = load(tiny_llama, dtype=dtype), set()
+        for module in backbone.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.register_forward_hook(lambda _, args, out: sizes.add(tuple(args[0].shape)))
+        for longest in range(100, 128):
+            texts = random_texts([longest, 7])
+            assert len(backbone(texts)) == longest + 7
+            assert [len(states) for states in backbone.hidden_states(texts)] == [longest + 7] * 3
+        assert len({size[1] for size in sizes}) == (4 if few else 28)
+
+    @pytest.mark.parametrize("direction", DIRECTIONS)
+    @pytest.mark.parametrize("kernel", KERNELS)
+    def test_filling_up_changes_no_text(self, tiny_llama, monkeypatch, kernel, direction):
+        backbone = load(tiny_llama, Lora(dropout=0), dtype="bfloat16", kernel=kernel, attention=direction).train()
+        train_a_little(backbone.lm)
+        texts = random_texts([9, 50, 50, 44])
+        found = backbone(texts)
+        some_loss(found).backward()
+        gradients = adapter_gradients(backbone.lm)
+        monkeypatch.setattr("otherside.backbone.rounded", lambda n: n)
+        expected = backbone(texts)
+        some_loss(expected).backward()
+        assert distance(found, expected) < 0.02  # bfloat16
+        for name, gradient in adapter_gradients(backbone.lm).items():
+            assert torch.cosine_similarity(gradients[name].flatten(), gradient.flatten(), 0) > 0.999
+
 
 class TestAgainstTransformers:
     @pytest.mark.parametrize("direction", DIRECTIONS)

@@ -7,7 +7,7 @@ from tiny import random_texts
 from tokenizers import processors
 from transformers import AutoTokenizer
 
-from otherside.batching import Packed, PairBatch, TextBatch, Tokens, tokenise
+from otherside.batching import Packed, PairBatch, TextBatch, Tokens, rounded, tokenise
 
 LENGTHS = [4, 1, 7, 7, 2, 12, 3]
 
@@ -15,6 +15,13 @@ LENGTHS = [4, 1, 7, 7, 2, 12, 3]
 def as_lists(texts: Packed) -> list[list[int]]:
     """The texts as lists of ids, by a loop over the borders."""
     return [texts.input_ids[start:end].tolist() for start, end in pairwise(texts.borders.tolist())]
+
+
+def test_rounded_makes_few_sizes_of_many():
+    sizes = range(1, 5000)
+    assert all(n <= rounded(n) <= max(n + 7, n * 17 / 16) and rounded(rounded(n)) == rounded(n) for n in sizes)
+    assert len({rounded(n) for n in sizes}) < 110
+    assert rounded(512) == 512 and rounded(2048) == 2048
 
 
 class TestPacked:
