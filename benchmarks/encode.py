@@ -20,7 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--texts", type=int, default=2000, help="in all rounds together")
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--at-once", type=int, default=32, help="texts, both")
+    parser.add_argument("--at-once", type=int, help="texts, of both; default: each its own default")
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--model", default=BASE)
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])

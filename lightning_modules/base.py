@@ -20,8 +20,8 @@ from lightning_modules.schedules import Schedule
 from otherside import distributed
 from otherside.adapters import Lora
 from otherside.backbone import Backbone, BackboneConfig, load_tokenizer
-from otherside.batching import Packed, PairBatch, TextBatch
-from otherside.encoder import TOKENS_AT_ONCE, Encoder
+from otherside.batching import Packed, PairBatch, TextBatch, tokens_at_once
+from otherside.encoder import Encoder
 from otherside.pooling import Pooling
 from otherside.sharding import Shard, whole_shape
 
@@ -126,7 +126,7 @@ class EncoderModule(pl.LightningModule, ABC):
 
     @override
     def predict_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
-        return self.embed(batch.texts, TOKENS_AT_ONCE)
+        return self.embed(batch.texts, tokens_at_once(self.device))
 
     @override
     def test_step(self, batch: Any, batch_idx: int) -> None:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from otherside import adapters, pooling, weights
 from otherside.attention import Kernel
 from otherside.backbone import Attention, Backbone, BackboneConfig, DTypes, load_tokenizer
-from otherside.batching import Packed, tokenise
+from otherside.batching import Packed, tokenise, tokens_at_once
 from otherside.evaluation.model import Cosine, MTEBModel, model_meta
 from otherside.files import replace_folder
 from otherside.lineage import Card, Lineage
@@ -31,7 +31,7 @@ from otherside.pooling import Pooling
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TOKENS_AT_ONCE = 16_384  # encoding keeps no activations: this is a few hundred MB even for an 8B model
+TEXTS_AT_ONCE = 1024  # tokenised, and sorted into chunks
 
 
 class Encoder(Cosine, nn.Module):
@@ -109,7 +109,7 @@ class Encoder(Cosine, nn.Module):
         texts: Sequence[str],
         *,
         instruction: str = "",
-        batch_size: int = 64,
+        batch_size: int | None = None,
         normalize: bool = False,
         show_progress: bool = False,
     ) -> np.ndarray:
@@ -118,7 +118,7 @@ class Encoder(Cosine, nn.Module):
         Args:
             texts: N texts; sorted by length inside, so their order does not matter for speed.
             instruction: put before every text, as it is; takes part in attention, not in pooling.
-            batch_size: at most so many texts at once.
+            batch_size: at most so many texts at once; None: as many as make a good number of tokens for the device.
             normalize: scale vectors to length 1.
             show_progress: a progress bar with the time left.
 
@@ -128,21 +128,22 @@ class Encoder(Cosine, nn.Module):
         """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise TypeError("encode takes a list of strings; for one text, pass [text]")
-        if batch_size < 1:
+        if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}")
         vectors = torch.empty(len(texts), self.backbone.hidden_size, dtype=torch.float32)
         training = self.training
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
         self.eval()
         with tqdm(total=len(texts), unit="text", disable=not show_progress) as bar:
-            for first in range(0, len(texts), batch_size):
-                chosen = order[first : first + batch_size]
+            at_once = batch_size or TEXTS_AT_ONCE
+            for first in range(0, len(texts), at_once):
+                chosen = order[first : first + at_once]
                 batch = tokenise(self.tokenizer, [texts[i] for i in chosen], self.max_length, instruction)
                 packed = Packed.from_tokens(batch)
-                for part in packed.chunks(TOKENS_AT_ONCE):
+                for part in packed.chunks(tokens_at_once(self.device)):
                     rows = torch.tensor(chosen)[part]
                     vectors[rows] = self(packed.select(part).to(self.device)).cpu()
-                bar.update(len(chosen))
+                    bar.update(len(part))
         self.train(training)
         if normalize:
             vectors = nn.functional.normalize(vectors, dim=1)

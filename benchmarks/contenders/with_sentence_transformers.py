@@ -102,7 +102,7 @@ def encode() -> None:
             len(ids) for ids in model.tokenizer(batch, truncation=True, max_length=SETTINGS["max_length"])["input_ids"]
         )
         gate.begin()
-        vectors = model.encode(batch, batch_size=SETTINGS["at_once"], show_progress_bar=False)
+        vectors = model.encode(batch, batch_size=SETTINGS["at_once"] or 32, show_progress_bar=False)
         gate.done(tokens, norm=float((vectors**2).sum() ** 0.5))
 
 

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from otherside.batching import Packed, Tokens
+from otherside.batching import Packed, Tokens, tokens_at_once
 from otherside.encoder import Encoder
 from otherside.files import atomic
 from otherside.probing.tasks import Mention
 
 VERSION = 1  # raise it when the same settings would give other vectors: it renames what is kept
 Span = tuple[int, int]
-TOKENS_AT_ONCE = 4096  # counted with re-padding
+TOKENS_AT_ONCE = 4096  # at most: the states of all layers may be asked for
 
 
 def word_vectors(
@@ -82,7 +82,7 @@ def layer_vectors(
     training = encoder.training
     encoder.eval()
     try:
-        for chunk in packed.chunks(TOKENS_AT_ONCE):
+        for chunk in packed.chunks(min(TOKENS_AT_ONCE, tokens_at_once(encoder.device))):
             states = _states(encoder, packed.select(chunk).to(encoder.device), layers)
             rows = _means(states, packed.lengths[chunk], [tokens[i] for i in chunk.tolist()])
             yield from zip(chunk.tolist(), rows, strict=True)

@@ -71,7 +71,7 @@ class TestEncode:
 
     def test_long_batches_are_cut_into_chunks(self, encoder, monkeypatch):
         expected = encoder.encode(SENTENCES)
-        monkeypatch.setattr("otherside.encoder.TOKENS_AT_ONCE", 20)
+        monkeypatch.setattr("otherside.encoder.tokens_at_once", lambda device: 20)
         assert close(encoder.encode(SENTENCES), expected)
 
     def test_instruction_is_attended_but_not_pooled(self, tiny_llama, encoder):
