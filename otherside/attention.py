@@ -157,11 +157,11 @@ def packed_attention(
 
 
 def best_kernel(query: Tensor, longest: int, dropout: float) -> Kernel:
-    """What `auto` takes: SDPA; in half precision `varlen` on CUDA without dropout, `eager` for short texts on CPUs."""
+    """What `auto` takes: SDPA; in half precision on CUDA `varlen` without dropout, on CPUs `eager` to train short texts."""
     if query.dtype not in HALF:
         return "sdpa"
     if not query.is_cuda:
-        return "eager" if longest <= EAGER_UP_TO else "sdpa"
+        return "eager" if longest <= EAGER_UP_TO and torch.is_grad_enabled() else "sdpa"
     has_varlen = importlib.util.find_spec("torch.nn.attention.varlen") is not None
     return "varlen" if has_varlen and not dropout else "sdpa"
 

@@ -118,14 +118,16 @@ class TestAttach:
 
 
 class Masks:
-    """Records which inputs of `lora_A` were dropped, by layer name."""
+    """Records which inputs of `lora_A` were dropped, by layer name; not those of filler tokens behind the texts."""
 
     def __init__(self, lm: nn.Module) -> None:
         self.dropped: dict[str, list[torch.Tensor]] = {}
         for name, layer in lm.named_modules():
             if isinstance(layer, adapters.LoraLayer):
                 self.dropped[name.removeprefix("model.")] = seen = []
-                layer.lora_A["default"].register_forward_hook(lambda _, args, out, seen=seen: seen.append(args[0] == 0))
+                layer.lora_A["default"].register_forward_hook(
+                    lambda _, args, out, seen=seen: seen.append(args[0][:, : len(TEXTS.input_ids)] == 0)
+                )
 
     def __call__(self, name: str, forward: int = 0) -> torch.Tensor:
         return self.dropped[name][forward]
