@@ -157,7 +157,7 @@ def packed_attention(
 
 
 def best_kernel(query: Tensor, longest: int, dropout: float) -> Kernel:
-    """What `auto` takes: SDPA; in half precision on CUDA `varlen` without dropout, on CPUs `eager` to train short texts."""
+    """For `auto`: SDPA; in half precision `varlen` on CUDA without dropout, on CPUs `eager` to train short texts."""
     if query.dtype not in HALF:
         return "sdpa"
     if not query.is_cuda:
