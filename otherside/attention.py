@@ -100,16 +100,21 @@ class Borders:
             filler=filler,
         )
 
+    @property
+    def dense(self) -> bool:
+        """Whether the tokens fill the grid as they stand."""
+        return self.even and not self.filler
+
     def pad(self, x_THd: Tensor) -> Tensor:
         """(T, H, d) -> (N, H, L, d), holes zero."""
-        if not self.even or self.filler:
+        if not self.dense:
             x_THd = _Spread.apply(x_THd, self.slots, self.count * self.longest)
         return x_THd.unflatten(0, (self.count, self.longest)).transpose(1, 2)
 
     def unpad(self, x_NHLd: Tensor) -> Tensor:
         """(N, H, L, d) -> (T, H, d)."""
         flat = x_NHLd.transpose(1, 2).flatten(0, 1)
-        return _Collect.apply(flat, self.slots, len(self.slots) + self.filler) if not self.even or self.filler else flat
+        return flat if self.dense else _Collect.apply(flat, self.slots, len(self.slots) + self.filler)
 
     @cached_property
     def key_mask(self) -> Tensor | None:
