@@ -40,6 +40,13 @@ class SimCSE(EncoderModule):
         first, second = self.embed(Packed.cat([batch.texts, batch.texts])).chunk(2)
         return self.info_nce(first, second, negatives=first[:0])
 
+    @override
+    def validation_step(self, batch: TextBatch, batch_idx: int) -> None:
+        """With dropout, the same at every validation: without, the two views would be one, and the loss say nothing."""
+        self.encoder.train()
+        self.seed_step(batch_idx)
+        super().validation_step(batch, batch_idx)
+
 
 class Supervised(EncoderModule):
     """Contrastive learning on (query, positive, hard negatives), with all other texts of the batch as negatives.

@@ -10,6 +10,12 @@ from pathlib import Path
 OURS = tuple(str(Path(__file__).parents[1] / p) for p in ("otherside", "lightning_modules", "datamodules"))
 LONGEST = 700  # characters; some libraries answer with pages
 
+LESS_MEMORY = (
+    "A step must fit into memory: lower model.chunk_tokens with model.recompute: true, the batch or data.max_length, "
+    "or share weights with configs/trainer/zero3.yaml; `lightning size CONFIG` says what each takes. The same command "
+    "goes on from the newest checkpoint."
+)
+
 # jsonargparse's words -> ours
 WORDS = (
     (r"^Type .* expects a function or a callable class: ", ""),
@@ -43,6 +49,8 @@ def message(error: BaseException, command: str) -> str | None:
             return one_line(from_worker)
         if _about_the_trainer(link):
             return one_line(f"trainer: {link} Correct the settings under trainer.")
+        if command == "fit" and _out_of_memory(link):
+            return one_line(f"{str(link).split('Of the allocated')[0]} {LESS_MEMORY}")
         link = link.__cause__ if "jsonargparse" in _origin(link).filename else None  # it wraps what a class raises
     if isinstance(error, argparse.ArgumentError) or "jsonargparse" in _origin(error).filename:
         return _settings(str(error), command)
@@ -70,6 +78,11 @@ def _about_the_trainer(error: BaseException) -> bool:
     """Whether Lightning refuses a setting: this, too, is addressed to the user."""
     refused = "accelerator_connector" in _origin(error).filename
     return refused or type(error).__name__ == "MisconfigurationException"
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether an accelerator, or the host where it says so, had no more memory to give."""
+    return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: " in str(error)
 
 
 def _from_worker(text: str) -> str | None:

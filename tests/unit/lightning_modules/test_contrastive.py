@@ -44,6 +44,18 @@ def test_simcse_loss_without_dropout(tiny_llama: Path) -> None:
     assert distance(module.loss(stages.texts(module)), expected) < 1e-5
 
 
+def test_simcse_validates_with_the_same_dropout_each_time(tiny_llama: Path, tmp_path: Path) -> None:
+    runs.write_data(tmp_path, rows=20)
+    module = stages.build(SimCSE, tiny_llama, dropout=0.3, loss=InfoNCE(scale=5))
+    data = stages.data(module, tmp_path / "sentences.txt")
+    once, again = (stages.trainer(tmp_path).validate(module, data, verbose=False) for _ in range(2))
+    assert once == again
+    data.setup("validate")
+    with torch.no_grad():
+        without = [module.eval().loss(batch) for batch in data.val_dataloader()]
+    assert once[0]["val/loss"] > 1.02 * float(torch.stack(without).mean())
+
+
 @pytest.mark.parametrize("negatives", [0, 1, 5])
 def test_supervised_loss_with_any_number_of_negatives(negatives: int, tiny_llama: Path) -> None:
     module = stages.build(Supervised, tiny_llama, loss=InfoNCE(scale=5)).eval()

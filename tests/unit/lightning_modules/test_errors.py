@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from lightning_modules.errors import LONGEST, message
@@ -35,6 +36,11 @@ def test_a_bug_in_our_code_keeps_its_traceback() -> None:
 
 def test_an_error_of_a_library_keeps_its_traceback() -> None:
     assert said(lambda: Path("/no/such/file").read_text()) is None
+
+
+def test_lack_of_memory_is_said_with_its_remedy() -> None:
+    found = said(lambda: torch.empty(2**60))
+    assert found and "can't allocate memory" in found and "lower model.chunk_tokens" in found
 
 
 def test_what_a_worker_raises_is_said() -> None:
