@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
@@ -10,7 +11,7 @@ import numpy as np
 
 from otherside.probing.probes import Run, linear_probe, mlp_probes
 from otherside.probing.results import Row
-from otherside.probing.scores import Score, resamples, score
+from otherside.probing.scores import DRAWS, Score, count, resample, score
 from otherside.probing.tasks import SEED, Condition, Mlp, Task
 
 
@@ -66,21 +67,32 @@ def measure(
     trials = [*_linear(task, vectors, protocol)]
     if protocol.mlp:
         trials += _mlps(task, vectors, protocol, device)
-    draws: dict[tuple[Condition, bytes], np.ndarray] = {}
     rows = []
     for trial in trials:
-        for test in trial.tests:
-            key = (trial.condition, test.tobytes())
-            if key not in draws:
-                strata = None if task.regression else trial.targets[test]
-                draws[key] = resamples(len(test), task.groups[test], strata)
-        drawn = [draws[trial.condition, test.tobytes()] for test in trial.tests]
-        for target, metrics in _scores(task, trial, drawn):
+        for target, metrics in _scores(task, trial, _draws(task, trial)):
             rows += [
                 Row(task.name, trial.input, target, layer, trial.probe, trial.condition, metric, found)
                 for metric, found in metrics.items()
             ]
     return rows
+
+
+def _draws(task: Task, trial: _Trial) -> list[np.ndarray]:
+    """Per repeat (B, n) numbers of its test items. A draw has the same words in every repeat, whichever items test them."""
+    tested = np.unique(np.concatenate(trial.tests))
+    strata = None if task.regression else trial.targets
+    times = np.zeros((DRAWS, len(task.groups)), np.int32)
+    times[:, tested] = count(len(tested), task.groups[tested], None if strata is None else strata[tested], _seed(task))
+    drawn: dict[bytes, np.ndarray] = {}
+    for test in trial.tests:
+        if test.tobytes() not in drawn:
+            drawn[test.tobytes()] = resample(times[:, test], None if strata is None else strata[test], _seed(task))
+    return [drawn[test.tobytes()] for test in trial.tests]
+
+
+def _seed(task: Task) -> int:
+    """Of its draws: tasks do not share them, or their errors would seem to go together."""
+    return zlib.crc32(task.name.encode())
 
 
 def _trials(
@@ -126,10 +138,10 @@ def _scores(task: Task, trial: _Trial, draws: list[np.ndarray]) -> Iterator[tupl
     """Scores by target: of the one that there is, or of each rating and of their mean."""
     targets = [trial.targets[test] for test in trial.tests]
     if not task.regression:
-        yield "", score(trial.predicted, targets, draws)
+        yield "", score(trial.predicted, targets, draws, _seed(task))
         return
     by_aspect = {
-        aspect: score([p[:, i] for p in trial.predicted], [t[:, i] for t in targets], draws)
+        aspect: score([p[:, i] for p in trial.predicted], [t[:, i] for t in targets], draws, _seed(task))
         for i, aspect in enumerate(task.aspects)
     }
     if len(by_aspect) == 1:

@@ -31,7 +31,7 @@ from otherside.probing.tasks import Condition, Mention, Task
 from otherside.probing.templates import template_tasks
 from otherside.probing.variants import Variant, find_variants
 
-VERSION = 2  # raise it when the same settings would measure something else: it renames what is kept
+VERSION = 3  # raise it when the same settings would measure something else: it renames what is kept
 VARIANTS, FEATURES = "variants", "features"
 Layers = Literal["last", "all"] | list[int]
 Split = Literal["published", "random"]

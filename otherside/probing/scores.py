@@ -44,30 +44,55 @@ class Score:
 def bootstrap(
     values: np.ndarray, groups: np.ndarray | None = None, strata: np.ndarray | None = None, seed: int = 0
 ) -> Score:
-    """Mean of `values` (n,) and its interval; see `resamples`."""
-    return Score.of(values.mean(), values.astype(float)[resamples(len(values), groups, strata, seed)].mean(1))
+    """Mean of `values` (n,) and its interval; see `count` and `resample`."""
+    drawn = resample(count(len(values), groups, strata, seed), strata, seed)
+    return Score.of(values.mean(), values.astype(float)[drawn].mean(1))
 
 
-def resamples(n: int, groups: np.ndarray | None = None, strata: np.ndarray | None = None, seed: int = 0) -> np.ndarray:
-    """(B, n) item numbers drawn with replacement, each draw as large as the test set.
+def count(n: int, groups: np.ndarray | None = None, strata: np.ndarray | None = None, seed: int = 0) -> np.ndarray:
+    """(B, n) how often each draw has each item, before `resample` brings it to size.
 
     Args:
         n: number of items.
         groups: (n,) items of one group depend on each other and are drawn together; None: each item is a group.
-        strata: (n,) each stratum keeps its share of the items, as a test of fixed proportions has; None: one stratum.
+        strata: (n,) from each stratum as many groups are drawn as it has; None: one stratum.
         seed: of the draws.
     """
-    groups = np.arange(n) if groups is None else groups
-    strata = np.zeros(n) if strata is None else strata
+    groups, strata = _groups(n, groups), _strata(n, strata)
+    rng = np.random.default_rng(seed)
+    times = np.empty((DRAWS, n), np.int32)
+    for stratum in np.unique(strata):
+        items = np.flatnonzero(strata == stratum)
+        names, owner = np.unique(groups[items], return_inverse=True)
+        times[:, items] = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=DRAWS)[:, owner]
+    return times
+
+
+def resample(times: np.ndarray, strata: np.ndarray | None = None, seed: int = 0) -> np.ndarray:
+    """(B, n) item numbers, each draw as large as the test set.
+
+    Args:
+        times: (B, n) how often each draw has each item.
+        strata: (n,) each stratum keeps its share of the items, as a test of fixed proportions has; None: one stratum.
+        seed: of the order in which a draw that came out too long is cut, and one too short begins again.
+    """
+    strata = _strata(times.shape[1], strata)
     rng = np.random.default_rng(seed)
     parts = []
     for stratum in np.unique(strata):
         items = np.flatnonzero(strata == stratum)
-        names, owner = np.unique(groups[items], return_inverse=True)
-        times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=DRAWS)[:, owner]
-        # groups differ in size: a draw that came out too long is cut, one too short begins again
-        parts.append(np.stack([np.resize(rng.permutation(np.repeat(items, count)), len(items)) for count in times]))
+        drawn = times[:, items]
+        drawn = np.where(drawn.any(1, keepdims=True), drawn, 1)  # a draw without any of them has all
+        parts.append(np.stack([np.resize(rng.permutation(np.repeat(items, each)), len(items)) for each in drawn]))
     return np.concatenate(parts, axis=1)
+
+
+def _groups(n: int, groups: np.ndarray | None) -> np.ndarray:
+    return np.arange(n) if groups is None else groups
+
+
+def _strata(n: int, strata: np.ndarray | None) -> np.ndarray:
+    return np.zeros(n) if strata is None else strata
 
 
 def accuracy(predicted: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
@@ -108,7 +133,7 @@ def score(
     Args:
         predicted: per repeat (n,) classes or ratings.
         targets: per repeat (n,).
-        draws: per repeat (B, n), see `resamples`; repeats with one test set share their draws.
+        draws: per repeat (B, n), see `resample`; a draw has the same words in all repeats.
         seed: of the resampling of repeats.
     """
     measure = accuracy if np.issubdtype(targets[0].dtype, np.integer) else regression

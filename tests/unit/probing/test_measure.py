@@ -79,6 +79,18 @@ def test_ratings_and_their_mean() -> None:
     assert abs(values(rows, probe="mlp", metric="pearson")["wordTaste"]) < 0.4
 
 
+def test_repeats_on_other_items_of_the_same_words_do_not_narrow_the_interval() -> None:
+    labels = np.arange(400) % 2
+    misleading = np.arange(400) // 10 % 4 == 0  # ten of forty words, each wrong in every sentence
+    vectors = np.where(misleading, 1 - labels, labels)[:, None, None] + RNG.normal(size=(400, 1, 2)) * 0.01
+    made = task(labels, {"1": Input(lambda found: found[:, 0])}, 1, test=False)
+    widths = []
+    for repeats in (1, 5):
+        [row] = measure(made, {"context": vectors}, 0, Protocol(repeats, mlp=False, controls=False))
+        widths.append(row.score.high - row.score.low)
+    assert widths[1] > 0.75 * widths[0], "independent draws for each repeat would give 0.45"
+
+
 def test_only_what_is_asked_for() -> None:
     vectors = {"context": RNG.normal(size=(60, 5, 4))}
     rows = measure(task(np.arange(60) % 2, words(FAST)), vectors, 0, Protocol(1, mlp=False, controls=False))

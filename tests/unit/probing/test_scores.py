@@ -3,7 +3,7 @@ import pytest
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import mean_squared_error, r2_score
 
-from otherside.probing.scores import Score, bootstrap, regression, resamples, score
+from otherside.probing.scores import Score, bootstrap, count, regression, resample, score
 
 RNG = np.random.default_rng(0)
 
@@ -31,9 +31,17 @@ def test_a_balanced_design_stays_balanced_in_resampling() -> None:
 
 def test_draws_are_as_large_as_the_test_set_and_hold_whole_groups() -> None:
     groups = np.repeat(np.arange(20), RNG.integers(1, 6, size=20))
-    draws = resamples(len(groups), groups)
+    times = count(len(groups), groups)
+    assert all((times[:, groups == g] == times[:, groups == g][:, :1]).all() for g in range(20))
+    draws = resample(times)
     assert draws.shape == (1000, len(groups))
     assert abs(np.bincount(draws.ravel(), minlength=len(groups)) / 1000 - 1).max() < 0.25, "each item about once a draw"
+
+
+def test_a_draw_without_an_item_of_a_stratum_has_all_of_them() -> None:
+    times = np.zeros((1000, 4), np.int32)
+    times[:, :2] = 1
+    assert (np.sort(resample(times, strata=np.array([0, 0, 1, 1])), axis=1) == [0, 1, 2, 3]).all()
 
 
 def test_metrics_of_ratings_are_those_of_scikit_learn_and_scipy() -> None:
@@ -55,7 +63,7 @@ def test_a_constant_prediction_correlates_with_nothing() -> None:
 
 def test_repeats_are_averaged_and_resampled() -> None:
     targets = np.arange(200) % 2
-    draws = resamples(200)
+    draws = resample(count(200))
     good, bad = targets, 1 - targets
     found = score([good, bad], [targets, targets], [draws, draws])["accuracy"]
     assert found.value == 0.5
