@@ -25,12 +25,22 @@ from otherside.encoder import Encoder
 from otherside.pooling import Pooling
 from otherside.sharding import Shard, whole_shape
 
+LOADING = 3600.0  # seconds that ranks wait for the slowest to load the base; dead ones are found sooner
 Batch = TextBatch | PairBatch
 
 
 def adamw(parameters: Any) -> torch.optim.Optimizer:
     """The default optimizer."""
     return torch.optim.AdamW(parameters, lr=5e-5, weight_decay=0.0)
+
+
+def recomputed(run: Callable[[Tensor], Tensor], chunk: Tensor, device: torch.device) -> Tensor:
+    """`run(chunk)`, whose activations are computed again in backward.
+
+    torch keeps the random state of the devices that it sees among the arguments, and only theirs. Without the empty
+    tensor a GPU would draw another dropout when it computes again: gradients of a loss that nobody saw.
+    """
+    return checkpoint(lambda chunk, _: run(chunk), chunk, torch.empty(0, device=device), use_reentrant=False)
 
 
 class EncoderModule(pl.LightningModule, ABC):
@@ -52,6 +62,7 @@ class EncoderModule(pl.LightningModule, ABC):
 
     stage: ClassVar[str]
     predicted = 0.0  # share of tokens that go through the language model's head
+    views = 1  # how often each text goes through the model
 
     def __init__(
         self,
@@ -84,6 +95,7 @@ class EncoderModule(pl.LightningModule, ABC):
             torch.manual_seed(self.seed)  # the adapter's start
             backbone = Backbone.load(self.backbone_config, self.lora, self._shard)
             self.encoder = Encoder(backbone, self.tokenizer, self.pooling, self.max_length)
+            distributed.meet(LOADING)
 
     @property
     def _shard(self) -> Shard | None:
@@ -93,9 +105,18 @@ class EncoderModule(pl.LightningModule, ABC):
 
     @override
     def on_fit_start(self) -> None:
+        if self.backbone_config.dtype == "float16":
+            raise ValueError(
+                "backbone.dtype must be bfloat16 or float32 to train; got float16, in which small gradients become 0. "
+                "Set bfloat16; an encoder may still be used in float16."
+            )
         self.encoder.backbone.self_test()
 
-    on_test_start = on_predict_start = on_fit_start
+    @override
+    def on_test_start(self) -> None:
+        self.encoder.backbone.self_test()
+
+    on_predict_start = on_test_start
 
     @override
     def on_validation_start(self) -> None:
@@ -122,7 +143,7 @@ class EncoderModule(pl.LightningModule, ABC):
 
     @override
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self._log("val/loss", self.loss(batch), batch, on_epoch=True, prog_bar=True)
+        self._log_validation(self.loss(batch), batch)
 
     @override
     def predict_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
@@ -131,6 +152,11 @@ class EncoderModule(pl.LightningModule, ABC):
     @override
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Nothing: the callback `MTEB` evaluates."""
+
+    def _log_validation(self, loss: Tensor, batch: Any) -> None:
+        """Weighted by the texts of all ranks, as a rank's loss is its part of the global batch's already."""
+        texts = sum(distributed.counts(len(batch.texts), self.device))
+        self.log("val/loss", loss, batch_size=texts, sync_dist=True, on_epoch=True, prog_bar=True)
 
     def _log(self, name: str, value: Tensor, batch: Any, **options: Any) -> None:
         self.log(name, value.detach(), batch_size=len(batch.texts), sync_dist=True, **options)
@@ -150,7 +176,7 @@ class EncoderModule(pl.LightningModule, ABC):
         repeats = distributed.most(len(chunks), self.device) - len(chunks) if self._shard else 0
         todo = chunks + [chunks[-1][-1:]] * repeats
         if self.recompute and len(todo) > 1 and torch.is_grad_enabled():
-            done = [checkpoint(run, chunk, use_reentrant=False) for chunk in todo]
+            done = [recomputed(run, chunk, self.device) for chunk in todo]
         else:
             done = [run(chunk) for chunk in todo]
         for repeated in done[len(chunks) :]:

@@ -10,6 +10,7 @@ from torchmetrics.retrieval import RetrievalMRR
 from typing_extensions import override
 
 from lightning_modules.base import EncoderModule
+from otherside import distributed
 from otherside.batching import Packed, PairBatch, TextBatch
 from otherside.losses import InfoNCE
 
@@ -24,7 +25,7 @@ class SimCSE(EncoderModule):
         kwargs: see `EncoderModule`.
     """
 
-    stage = "simcse"
+    stage, views = "simcse", 2
 
     def __init__(self, loss: InfoNCE = InfoNCE(), **kwargs: Any) -> None:  # noqa: B008
         super().__init__(**kwargs)
@@ -73,14 +74,16 @@ class Supervised(EncoderModule):
 
     @override
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
-        """Loss, and the mean reciprocal rank of each query's positive among the batch's candidates."""
+        """Loss, and the mean reciprocal rank of each query's positive among the global batch's candidates."""
         queries, positives, negatives = self._roles(batch)
-        self._log("val/loss", self.info_nce(queries, positives, negatives), batch, on_epoch=True, prog_bar=True)
+        self._log_validation(self.info_nce(queries, positives, negatives), batch)
         normalize = torch.nn.functional.normalize
-        cosines = normalize(queries, dim=1) @ normalize(torch.cat([positives, negatives]), dim=1).T
-        wanted = torch.zeros_like(cosines, dtype=torch.bool).fill_diagonal_(True)
-        owner = torch.arange(len(queries), device=self.device)[:, None].expand_as(cosines) + (
-            (batch_idx * self.trainer.world_size + self.global_rank) * 10**6
-        )
+        mine = normalize(torch.cat([positives, negatives]), dim=1)
+        sizes = distributed.counts(len(mine), self.device)
+        cosines = normalize(queries, dim=1) @ distributed.gather(mine, sizes).T
+        rows = torch.arange(len(queries), device=self.device)
+        wanted = torch.zeros_like(cosines, dtype=torch.bool)
+        wanted[rows, rows + sum(sizes[: self.global_rank])] = True
+        owner = rows[:, None].expand_as(cosines) + (batch_idx * self.trainer.world_size + self.global_rank) * 10**6
         self.mrr.update(cosines, wanted, indexes=owner)
         self.log("val/mrr", self.mrr, on_epoch=True, prog_bar=True, batch_size=batch.pairs)

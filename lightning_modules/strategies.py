@@ -138,6 +138,7 @@ class ZeRO(Sharded, DeepSpeedStrategy):
                 f"trainer.precision must be 32-true with ZeRO, or DeepSpeed would round the adapter; got {precision}. "
                 "Remove trainer.precision: the backbone computes in model.backbone.dtype."
             )
+        self.precision_plugin.convert_module = _as_it_is  # type: ignore[method-assign]  # it would make all float32
         if isinstance(self.accelerator, CPUAccelerator):
             self._setup_on_cpu()
         else:
@@ -292,6 +293,10 @@ class FSDP2(Sharded, ModelParallelStrategy):
                 for i, entry in saved["state"].items()
             }
             optimizer.load_state_dict({**saved, "state": state})
+
+
+def _as_it_is(module: nn.Module) -> nn.Module:
+    return module
 
 
 def _has_shape(value: Any) -> bool:

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import datasets
 import transformers
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -88,6 +88,7 @@ class TrainingCLI(LightningCLI):
                 "use_distributed_sampler": False,  # the data plan does the sharding
                 "log_every_n_steps": 10,
                 "num_sanity_val_steps": 0,
+                "inference_mode": False,  # weights that are sharded are gathered in validation as in training
                 "enable_model_summary": False,  # its table of one row says less than our line
             },
         )
@@ -122,7 +123,7 @@ class TrainingCLI(LightningCLI):
         if self.subcommand == "fit" and is_finished(self.root, trainer["max_steps"], trainer["max_epochs"]):
             print(f"{self.root} is finished: its encoder is in {self.root / 'encoder'}. Nothing to do.")
             sys.exit(0)
-        if self.subcommand == "fit" and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        if self.subcommand == "fit" and is_first():
             self.lock = lock(self.root)
 
     @override
@@ -139,7 +140,7 @@ class TrainingCLI(LightningCLI):
     def _callbacks(self, bar: bool) -> list[Callback]:
         settings: Checkpoints = self._get(self.config_init, "checkpoints")
         progress = RunProgressBar() if bar else ProgressLines()
-        checkpoint = ModelCheckpoint(
+        checkpoint = LastToo(
             dirpath=self.root / "checkpoints",
             filename="{step}",
             monitor="step",
@@ -151,7 +152,7 @@ class TrainingCLI(LightningCLI):
         mteb: MTEBSettings = self._get(self.config_init, "mteb")
         evaluation = [MTEB(mteb)] if mteb.tasks else []
         notes = [Environment(), EncoderFolder()]
-        return [Watchdog(), progress, Throughput(), *evaluation, checkpoint, Requeue(), *notes, Embeddings()]
+        return [Watchdog(), progress, Throughput(), *evaluation, checkpoint, Requeue(), *notes]
 
     @override
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -161,10 +162,26 @@ class TrainingCLI(LightningCLI):
         if options.get("ckpt_path") in (None, "last"):
             found = options["ckpt_path"] = newest(self.root / "checkpoints")
             verb, nothing = ("resumes from", "no checkpoint yet") if subcommand == "fit" else ("reads", UNTRAINED)
-            if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            if is_first():
                 print(f"{subcommand} in {self.root}: {f'{verb} {found}' if found else nothing}", file=sys.stderr)
-        self.trainer.callbacks.append(SameStart(options["ckpt_path"]))  # type: ignore[attr-defined]
+        found = options["ckpt_path"]
+        self.trainer.callbacks += [SameStart(found), Embeddings(found)]  # type: ignore[attr-defined]
         return options
+
+
+class LastToo(ModelCheckpoint):
+    """`ModelCheckpoint`, and a checkpoint of the last step, whatever its number: the weights of `encoder/`."""
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._last_global_step_saved != trainer.global_step:
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+def is_first() -> bool:
+    """Whether this is the first process of all; before there is a trainer, and whatever launched it."""
+    node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
+    return rank_zero_only.rank == 0 and int(node) == 0  # type: ignore[attr-defined]
 
 
 def _quieten() -> None:

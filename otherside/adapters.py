@@ -111,7 +111,8 @@ def matching_layers(lm: nn.Module, targets: list[str]) -> list[str]:
 
 def _inject(lm: nn.Module, config: LoraConfig) -> None:
     lm.requires_grad_(False)
-    inject_adapter_in_model(config, lm, adapter_name=NAME)
+    with torch.device("cpu"):  # the same start on every device; it follows its layer there
+        inject_adapter_in_model(config, lm, adapter_name=NAME)
     for name, parameter in lm.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.float()

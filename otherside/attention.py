@@ -9,6 +9,7 @@ Shapes: T tokens of N packed texts, L the longest of them, H query heads, G key/
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -168,7 +169,8 @@ def best_kernel(query: Tensor, longest: int, dropout: float) -> Kernel:
     if not query.is_cuda:
         return "eager" if longest <= EAGER_UP_TO and torch.is_grad_enabled() else "sdpa"
     has_varlen = importlib.util.find_spec("torch.nn.attention.varlen") is not None
-    return "varlen" if has_varlen and not dropout else "sdpa"
+    ampere = torch.cuda.get_device_capability(query.device) >= (8, 0)  # what flash attention needs
+    return "varlen" if has_varlen and ampere and not dropout else "sdpa"
 
 
 def _repadded(
@@ -183,6 +185,8 @@ def _repadded(
     if kernel == "eager":
         return borders.unpad(_explicit(q, k, v, mask, causal, scaling, dropout))
     grouped: dict[str, Any] = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}
+    if grouped and mask is not None and q.is_cuda:  # no fused kernel takes both
+        k, v, grouped = (*(x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v)), {})
     out = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, scale=scaling, is_causal=causal, **grouped)
     return borders.unpad(out)
 
@@ -218,6 +222,8 @@ def _unpadded(
 
     window = (-1, 0) if causal else (-1, -1)
     grouped: dict[str, Any] = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}
+    if "enable_gqa" not in inspect.signature(varlen_attn).parameters:  # torch 2.11 groups without being asked
+        grouped = {}
     out: Any = varlen_attn(q, k, v, b, b, n, n, scale=scaling, window_size=window, **grouped)
     return out
 

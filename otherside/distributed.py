@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -34,6 +35,20 @@ def counts(n: int, device: torch.device) -> list[int]:
 def most(n: int, device: torch.device) -> int:
     """The largest number that any rank passed."""
     return max(counts(n, device))
+
+
+def meet(seconds: float) -> None:
+    """Wait until all ranks are here, longer than their collectives wait; to be called once in a process group's life.
+
+    Raises:
+        RuntimeError: one is not, after so many seconds.
+    """
+    if world_size() == 1:
+        return
+    store = dist.PrefixStore("meet", dist.distributed_c10d._get_default_store())
+    if store.add("ranks", 1) == world_size():
+        store.set("all", "here")
+    store.wait(["all"], timedelta(seconds=seconds))
 
 
 def from_first(value: T) -> T:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from typing import Any
 
@@ -24,3 +26,18 @@ class Pace(pl.Callback):
 
     def on_validation_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         time.sleep(self.seconds)
+
+
+class Ask(pl.Callback):
+    """Asks its own process to stop, by SIGUSR1, before a batch.
+
+    Args:
+        batch: its number.
+    """
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx == self.batch:
+            os.kill(os.getpid(), signal.SIGUSR1)

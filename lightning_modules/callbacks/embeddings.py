@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_modules.base import EncoderModule
+from otherside.backbone import lineage_of
 from otherside.batching import TextBatch
 from otherside.lineage import sha256
 
@@ -30,7 +32,13 @@ class Embeddings(pl.Callback):
 
     Each rank keeps its rows of a few batches, a part, in a file of its own; a run that was cut goes on behind the last
     part that all ranks have finished, if nothing has changed that decides vectors. At last the parts become one file.
+
+    Args:
+        checkpoint: whose weights are used; None: those that the backbone is loaded with.
     """
+
+    def __init__(self, checkpoint: Path | str | None = None) -> None:
+        self.checkpoint = checkpoint
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -54,13 +62,14 @@ class Embeddings(pl.Callback):
 
     def _settings(self, trainer: pl.Trainer, module: EncoderModule, data: Any) -> str:
         """All that decides vectors, as text."""
-        checkpoint = {
-            str(path.relative_to(trainer.ckpt_path)): sha256(path)
-            for path in sorted(Path(trainer.ckpt_path or "").rglob("*"))
-            if trainer.ckpt_path and path.is_file()
-        }
-        model = [vars(module.backbone_config), vars(module.lora), module.pooling, module.max_length]
-        return json.dumps([model, checkpoint, data.predict_settings(), trainer.world_size], default=str, indent=1)
+        config = module.backbone_config
+        files = sorted(Path(self.checkpoint).rglob("*")) if self.checkpoint else []
+        weights = [
+            asdict(lineage_of(config.model, config.revision)),
+            *(sha256(path) for path in files if path.is_file()),
+        ]
+        model = [vars(config), vars(module.lora), module.pooling, module.max_length, trainer.precision]
+        return json.dumps([model, weights, data.predict_settings(), trainer.world_size], default=str, indent=1)
 
     def _prepare(self, settings: str) -> None:
         note = self._work / SETTINGS

@@ -69,6 +69,10 @@ class MTEBSettings:
         return float(found[1]) * UNITS[found[2]]
 
 
+class StoppedError(Exception):
+    """The run was asked to stop while it was evaluated."""
+
+
 class MTEB(pl.Callback):
     """Logs `mteb/TASK` and, when all tasks were finished, `mteb/mean`, for `ModelCheckpoint` and `EarlyStopping` too.
 
@@ -109,22 +113,29 @@ class MTEB(pl.Callback):
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         trainer.callback_metrics.update(_tensors(self._last["metrics"]))  # of a run that is resumed
-        if self.settings.at_start and trainer.global_step == 0:
-            self._evaluate(trainer, pl_module, 0)
+        if self._due(trainer):  # or a run is resumed that was stopped while it was evaluated
+            self._evaluate(trainer, pl_module, trainer.global_step)
 
     @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if trainer.global_step > 0 and self._due(trainer):
+            self._evaluate(trainer, pl_module, trainer.global_step)
+
+    def _due(self, trainer: pl.Trainer) -> bool:
+        """Whether this step is one to evaluate; the last one is before `on_train_end`, so that ModelCheckpoint sees it."""
         step, every = trainer.global_step, self.settings.every_n_steps
-        due = step > 0 and every is not None and step % every == 0
-        if due or (self.settings.at_end and step == trainer.max_steps):  # now, so that ModelCheckpoint sees it
-            self._evaluate(trainer, pl_module, step)
+        if step == 0:
+            return self.settings.at_start
+        return (every is not None and step % every == 0) or (self.settings.at_end and step == trainer.max_steps)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.settings.at_end:
             self._evaluate(trainer, pl_module, trainer.global_step)
+
+    on_fit_end = on_train_end  # alone where a run is resumed behind its last step, which Lightning does not train
 
     @override
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -138,6 +149,8 @@ class MTEB(pl.Callback):
         began = time.perf_counter()
         with undisturbed(pl_module):
             scores = self._serving.run(lambda: self._lead(trainer, pl_module, step))
+        if scores is None:
+            return
         metrics = {f"mteb/{name}": score for name, score in scores.tasks.items()}
         if scores.mean is not None:
             metrics["mteb/mean"] = scores.mean
@@ -149,16 +162,23 @@ class MTEB(pl.Callback):
             print(report(scores, step), file=sys.stderr, flush=True)
         leave_out(trainer, time.perf_counter() - began)
 
-    def _lead(self, trainer: pl.Trainer, module: EncoderModule, step: int) -> Scores:
+    def _lead(self, trainer: pl.Trainer, module: EncoderModule, step: int) -> Scores | None:
+        """On rank 0; None if the run was asked to stop, as there is no time then."""
         budget, began = self.settings.seconds, time.monotonic()
 
         def in_time() -> None:
-            if signals.asked() or (budget is not None and time.monotonic() - began > budget):
+            if signals.asked():
+                raise StoppedError
+            if budget is not None and time.monotonic() - began > budget:
                 raise OutOfTimeError
 
         sources = [source.path for source in getattr(trainer.datamodule, "sources", [])]  # type: ignore[attr-defined]
         meta = model_meta(module.encoder, self.settings.instructions, module.stage, step, sources)
-        return self._evaluation.run(lambda texts, say: self._serving.encode(texts, say, in_time), meta, budget)
+        try:
+            return self._evaluation.run(lambda texts, say: self._serving.encode(texts, say, in_time), meta, budget)
+        except StoppedError:
+            print(f"mteb at step {step}: stopped; it begins anew when the run goes on", file=sys.stderr, flush=True)
+            return None
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
 
 import lightning.pytorch as pl
@@ -21,20 +22,23 @@ class Throughput(pl.Callback):
     - `tokens_per_second`: of real text, padding left out.
     - `utilisation`: the operations that this text needs, as a share of what the device did in the same time when it
       multiplied large matrices of the run's type at the start. What is computed twice to save memory counts once.
+      Left out where the base does not have a Llama's shape.
     - `waiting`: share of the time in which the next batch was not there.
     - `padding`: share of padded positions in attention's grid; other layers see no padding.
     """
 
     def __init__(self) -> None:
+        self._shape: Shape | None = None
         self._since, self._waited, self._step = 0.0, 0.0, 0
         self._tokens = self._slots = self._squares = 0
-        self._peak = 0.0
+        self._peak = self._validating = 0.0
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, EncoderModule)
         lm = pl_module.encoder.backbone.lm
-        self._shape = Shape.from_config(lm.config.to_dict(), "the model")
+        with suppress(ValueError):
+            self._shape = Shape.from_config(lm.config.to_dict(), "the model")
         self._adapter = sum(whole_shape(p).numel() for p in pl_module.parameters() if p.requires_grad)
         self._peak = peak(pl_module.device, lm.dtype)
         self._step = trainer.global_step
@@ -46,20 +50,29 @@ class Throughput(pl.Callback):
     ) -> None:
         assert isinstance(pl_module, EncoderModule)
         lengths = batch.texts.lengths
-        self._tokens += int(lengths.sum())
-        self._squares += int((lengths**2).sum())
+        self._tokens += int(lengths.sum()) * pl_module.views
+        self._squares += int((lengths**2).sum()) * pl_module.views
         for chunk in batch.texts.chunks(pl_module.chunk_tokens):
-            self._slots += len(chunk) * int(lengths[chunk].max())
+            self._slots += len(chunk) * int(lengths[chunk].max()) * pl_module.views
         step = trainer.global_step
         if step > self._step and step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._step = step  # with accumulated gradients several batches end at the same step
             seconds = time.perf_counter() - self._since
-            done = operations(self._shape, self._adapter, self._tokens, self._squares, pl_module.predicted)
             pl_module.log("tokens_per_second", self._tokens / seconds, prog_bar=True)
-            pl_module.log("utilisation", done / seconds / self._peak, prog_bar=True)
+            if self._shape:
+                done = operations(self._shape, self._adapter, self._tokens, self._squares, pl_module.predicted)
+                pl_module.log("utilisation", done / seconds / self._peak, prog_bar=True)
             pl_module.log("waiting", min((_waited(trainer) - self._waited) / seconds, 1.0), prog_bar=True)
             pl_module.log("padding", 1 - self._tokens / self._slots, prog_bar=True)
             self._reset(trainer)
+
+    @override
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._validating = time.perf_counter()
+
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.leave_out(time.perf_counter() - self._validating)
 
     def leave_out(self, seconds: float) -> None:
         """Time that was not spent on training."""

@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import time
+from collections import Counter
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing_extensions import override
 
 from lightning_modules.strategies import TIMEOUT
 
+PATIENCE = 0.75  # of the time-out, then it is said where all ranks are
 FAILED, WAITING, VERDICT = "failed", "waiting", "verdict"
 PACKAGES = ("lightning_modules", "otherside", "datamodules")
 BROKEN = ("closed by peer", "reset by peer", "Timed out", "timed out", "Broken pipe", "refused", "Socket Timeout")
@@ -34,6 +36,7 @@ class Watchdog(pl.Callback):
 
     - A rank that is silent for half the strategy's time-out (killed, stopped, its node gone) ends the run.
     - A rank at which others waited for the whole time-out is named by those that waited.
+    - Where nobody moves for most of the time-out, rank 0 says where the ranks are, those alone at a place first.
     - A rank that fails tells its error to the others, which would only see a closed connection.
     """
 
@@ -50,7 +53,7 @@ class Watchdog(pl.Callback):
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self._watch:
-            self._watch.stop()
+            self._watch.leave()
             self._watch = None
 
     @override
@@ -81,7 +84,9 @@ class Watch(threading.Thread):
         connection: Any = dist.distributed_c10d._get_default_store()
         self.store: Any = dist.PrefixStore("watchdog", connection.clone())  # one of its own: calls lock a connection
         self.store.set_timeout(timedelta(seconds=max(self.silence, 5)))
+        self.store.delete_key(f"left{self.rank}")  # of an earlier command in this process group
         self.heard: dict[int, tuple[str, float]] = {}  # by rank: last beat, and when it was new
+        self.places: tuple[dict[int, str], float] = ({}, 0.0)  # where all ranks are, and since when
         self._ended = threading.Event()
         self._beats = 0
 
@@ -89,6 +94,12 @@ class Watch(threading.Thread):
         """No more beats, and nobody is judged."""
         self._ended.set()
         self.join(timeout=self.silence)
+
+    def leave(self) -> None:
+        """Stop in good order: the others may have work left, and do not miss this rank."""
+        self.stop()
+        with suppress(RuntimeError):  # rank 0 left first, and the store with it
+            self.store.set(f"left{self.rank}", "")
 
     @override
     def run(self) -> None:
@@ -116,10 +127,10 @@ class Watch(threading.Thread):
 
     def _silent(self) -> str | None:
         """Rank 0 looks at all others, they look at rank 0: what is wrong, if anything."""
-        if self.store.check([VERDICT]):
-            return self.store.get(VERDICT).decode()
+        if said := self._said():
+            return said
         others = range(1, self.world_size) if self.rank == 0 else [0]
-        known = [rank for rank in others if self.store.check([f"beat{rank}"])]
+        known = [r for r in others if self.store.check([f"beat{r}"]) and not self.store.check([f"left{r}"])]
         now = time.monotonic()
         for rank, found in zip(known, self.store.multi_get([f"beat{rank}" for rank in known]), strict=True):
             beat, since = self.heard.get(rank, ("", now))
@@ -128,7 +139,21 @@ class Watch(threading.Thread):
                 verdict = f"{self._describe(rank)} was lost: nothing heard of it for {now - since:.0f} s"
                 self.store.set(VERDICT, verdict)
                 return verdict
+        if self.rank == 0:
+            self._note_standstill(now)
         return None
+
+    def _note_standstill(self, now: float) -> None:
+        """Say once where all ranks are when none has moved for long: NCCL then ends them without saying whose fault."""
+        places, since = {rank: json.loads(beat)["at"] for rank, (beat, _) in self.heard.items()}, self.places[1]
+        if places != self.places[0]:
+            self.places = (places, now)
+        elif now - since > PATIENCE * self.timeout:
+            self.places = (places, float("inf"))
+            rare = Counter(places.values())
+            odd = sorted(places, key=lambda rank: (rare[places[rank]], rank))[:8]
+            shown = "; ".join(self._describe(rank) for rank in odd)
+            print(f"no rank has moved for {now - since:.0f} s: {shown}", file=sys.stderr, flush=True)
 
     def tell(self, error: Exception) -> None:
         """Let the others know why this rank ends; the first one to tell is believed."""
@@ -140,9 +165,8 @@ class Watch(threading.Thread):
         try:
             self.store.append(WAITING, f"{self.rank},")
             time.sleep(min(3, self.silence))
-            for known in (FAILED, VERDICT):
-                if self.store.check([known]) and (said := self.store.get(known).decode()):
-                    return remedy(said)
+            if said := self._said():
+                return remedy(said)
             waiting = {int(rank) for rank in self.store.get(WAITING).decode().split(",") if rank}
             missing = sorted(set(range(self.world_size)) - waiting)
             if not missing:
@@ -152,6 +176,13 @@ class Watch(threading.Thread):
             )
         except RuntimeError:
             return remedy("rank 0 was lost: it no longer answers")
+
+    def _said(self) -> str | None:
+        """What a rank that failed, or rank 0, has told all."""
+        for known in (FAILED, VERDICT):
+            if self.store.check([known]) and (said := self.store.get(known).decode()):
+                return said
+        return None
 
     def _describe(self, rank: int) -> str:
         if not self.store.check([f"beat{rank}"]):

@@ -101,16 +101,16 @@ def mteb(runs: Sequence[Run]) -> Table | None:
     """Main scores of the first and the last evaluation of each run; None without any."""
     columns = []
     for run in runs:
-        steps = sorted({score.step for score in run.mteb})
-        columns += [(run, step) for step in dict.fromkeys([*steps[:1], *steps[-1:]])]
+        found = sorted({(score.step, score.file.parent) for score in run.mteb})
+        columns += [(run, *evaluation) for evaluation in dict.fromkeys([*found[:1], *found[-1:]])]
     if not columns:
         return None
-    scores = [{score.task: score.score for score in run.mteb if score.step == step} for run, step in columns]
+    scores = [{s.task: s.score for s in run.mteb if s.file.parent == folder} for run, _, folder in columns]
     tasks = sorted({task for column in scores for task in column})
     rows = [[task, *(_score(column.get(task)) for column in scores)] for task in tasks]
     means = [sum(column.values()) / len(column) if len(column) == len(tasks) else None for column in scores]
     rows += [["mean of all", *map(_score, means)]] if len(tasks) > 1 else []
-    return Table("MTEB, main scores × 100", ["task", *(f"{run.name}, step {step}" for run, step in columns)], rows)
+    return Table("MTEB, main scores × 100", ["task", *(f"{run.name}, step {step}" for run, step, _ in columns)], rows)
 
 
 def _score(value: float | None) -> str:

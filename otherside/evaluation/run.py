@@ -90,14 +90,14 @@ class Evaluation:
         Global random states are left as mteb leaves them.
 
         Args:
-            encode: (texts, instruction) -> vectors (N, D). It may raise `OutOfTimeError` at any time.
+            encode: (texts, instruction) -> vectors (N, D). It may raise `OutOfTimeError` at any time, to give up a
+                task, or another error, to give up all.
             meta: of the model, from `model_meta`.
             time_budget: seconds. Tasks that would not fit, judged by the last time they ran, are not begun.
         """
         import mteb
 
         model = MTEBModel(encode, meta, self.instructions)
-        cache = mteb.ResultCache(self.results) if self.results else None
         scores, begun = Scores(), time.monotonic()
         for task, state in zip(self.tasks, self._random, strict=True):
             name, started = task.metadata.name, time.monotonic()
@@ -111,16 +111,19 @@ class Evaluation:
                     found = mteb.evaluate(
                         model,
                         task,
-                        cache=cache,
-                        overwrite_strategy="always",
+                        cache=None,  # it would keep the first half of a task that is cut
                         co2_tracker=False,
                         show_progress_bar=False,
                         encode_kwargs={"batch_size": 64, "show_progress_bar": False},
                     )
             except OutOfTimeError:
                 scores.left_out.append(name)
+                self._took[name] = max(self._took.get(name, 0), time.monotonic() - started)  # at least that long
                 continue
-            scores.tasks[name] = float(found.task_results[0].get_score())
+            [result] = found.task_results
+            if self.results:
+                mteb.ResultCache(self.results).save_to_cache(result, meta)
+            scores.tasks[name] = float(result.get_score())
             self._took[name] = time.monotonic() - started
         scores.seconds = time.monotonic() - begun
         return scores

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import time
 from pathlib import Path
@@ -109,6 +110,7 @@ def test_a_hanging_rank_is_named(place: Path, tiny_llama: Path) -> None:
     assert status == 1
     assert "error: all ranks must stay in step; rank 1 (" in output
     assert "kept the others waiting" in output
+    assert re.search(r"no rank has moved for \d+ s: rank 1 \(", output)
 
 
 def test_a_failing_rank_tells_the_others(place: Path, tiny_llama: Path) -> None:

@@ -66,6 +66,20 @@ def test_tied_embeddings_are_sharded_once(strategy: str, place: Path) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["zero2", "zero3", "fsdp2"])
+def test_the_base_keeps_its_type(strategy: str, place: Path, tiny_llama: Path) -> None:
+    """A base turned into float32 on the way would give losses of its own, and take twice the memory."""
+    settings = {"model.init_args.backbone.dtype": "bfloat16"}
+    root = "half-ddp"
+    ddp = (
+        place / root if (place / root).exists() else train(place, tiny_llama, root, "Supervised", "ddp", 2, **settings)
+    )
+    found = train(place, tiny_llama, f"half-{strategy}", "Supervised", strategy, 2, **settings)
+    one, other = runs.metrics(found, "train/loss"), runs.metrics(ddp, "train/loss")
+    assert one[0] == other[0]
+    assert max(abs(one[step] / other[step] - 1) for step in other) < 1e-2  # ZeRO-3 has a backward of its own
+
+
+@pytest.mark.parametrize("strategy", ["zero2", "zero3", "fsdp2"])
 def test_strategies_draw_the_same_dropout(strategy: str, place: Path, tiny_llama: Path) -> None:
     settings = {"model.init_args.lora.dropout": 0.3}
     root = "dropout-ddp"
@@ -73,3 +87,22 @@ def test_strategies_draw_the_same_dropout(strategy: str, place: Path, tiny_llama
         place / root if (place / root).exists() else train(place, tiny_llama, root, "Supervised", "ddp", 2, **settings)
     )
     assert_same_training(train(place, tiny_llama, f"dropout-{strategy}", "Supervised", strategy, 2, **settings), ddp)
+
+
+def test_validation_does_not_depend_on_the_number_of_ranks(place: Path, tiny_llama: Path) -> None:
+    """Neither the loss nor the candidates that a reciprocal rank is among; 16 rows in batches of 6 are uneven shares."""
+    rows = (place / "pairs.jsonl").read_text().splitlines()
+    uneven = [row if i % 3 else row.replace('"negatives": [', '"negatives": ["Rain.", ') for i, row in enumerate(rows)]
+    (place / "validation.jsonl").write_text("\n".join(uneven[:16]) + "\n")
+    settings = {
+        "data.init_args.val_sources": [{"path": str(place / "validation.jsonl")}],
+        "trainer.val_check_interval": 2,
+    }
+    one, two = (
+        train(place, tiny_llama, f"validated-{ranks}", "Supervised", "ddp" if ranks > 1 else "auto", ranks, **settings)
+        for ranks in (1, 2)
+    )
+    for name in ("val/loss", "val/mrr"):
+        found, expected = runs.metrics(two, name), runs.metrics(one, name)
+        assert found and found == pytest.approx(expected, rel=1e-5)
+    assert min(runs.metrics(one, "val/mrr").values()) < 1

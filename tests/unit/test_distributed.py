@@ -48,6 +48,20 @@ def test_gather_of_nothing_from_anyone():
     assert run_ranks(2, gather) == [(0, 3), (0, 3)]
 
 
+def test_ranks_meet_though_one_takes_longer_than_collectives_may():
+    def meet():
+        if dist.get_rank() == 1:
+            time.sleep(1)
+        begun = time.monotonic()
+        distributed.meet(30)
+        return time.monotonic() - begun
+
+    waited, late = run_ranks(2, meet)
+    assert waited > 0.9 > late
+    with pytest.raises(RankError, match="(?i)timeout|timed out"):
+        run_ranks(2, lambda: distributed.meet(0.5) if dist.get_rank() == 0 else time.sleep(2))
+
+
 def test_mean_over_ranks_of_gathered_gradients_is_the_gradient_of_the_whole():
     """What the losses build on: with DDP's mean over ranks, no factor of the world size is needed."""
     rows, weight = torch.randn(6, 4), torch.randn(4, 4)

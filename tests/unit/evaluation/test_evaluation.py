@@ -18,6 +18,7 @@ from otherside import adapters
 from otherside.adapters import Lora
 from otherside.encoder import Encoder
 from otherside.evaluation import Evaluation, MTEBModel, Scores, model_meta
+from otherside.evaluation.run import OutOfTimeError
 from otherside.evaluation.tasks import load
 
 NAME = "STSBenchmark"
@@ -149,6 +150,19 @@ def test_what_took_too_long_last_time_is_not_begun(encoder: Encoder, data: Path)
     assert evaluation.run(encode, meta, time_budget=60).left_out == []
     pause[0] = 100
     assert evaluation.run(encode, meta, time_budget=0.5).left_out == [NAME]
+
+
+def test_what_never_fits_is_begun_once_and_leaves_no_half_result(encoder: Encoder, data: Path, tmp_path: Path) -> None:
+    evaluation, begun = Evaluation([NAME], ["eng"], data, results=tmp_path), []
+
+    def encode(texts: list[str], instruction: str) -> np.ndarray:
+        begun.append(len(texts))
+        time.sleep(0.3)
+        raise OutOfTimeError
+
+    for _ in range(2):
+        assert evaluation.run(encode, model_meta(encoder), time_budget=0.2).left_out == [NAME]
+    assert len(begun) == 1 and not list(tmp_path.rglob("*.json"))
 
 
 def test_the_mean_is_over_all_tasks_or_there_is_none() -> None:

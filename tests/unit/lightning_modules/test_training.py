@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import runs
 import yaml
+from safetensors.torch import load_file
+
+from lightning_modules.training import is_first
 
 
 @pytest.fixture
@@ -85,3 +88,25 @@ def test_a_logger_is_one_line(place: Path, tiny_llama: Path) -> None:
     runs.run("fit", "--config", config, cwd=place)
     [metrics] = (place / "logs").rglob("metrics.csv")
     assert {"train/loss", "lr", "grad_norm", "padding"} <= set(metrics.read_text().splitlines()[0].split(","))
+
+
+def test_the_last_step_has_a_checkpoint_whatever_its_number(place: Path, tiny_llama: Path) -> None:
+    config = runs.write_stage(place, "MNTP", tiny_llama, root="odd", steps=3)
+    runs.run("fit", "--config", config, cwd=place)
+    root = place / "odd"
+    assert sorted(path.name for path in (root / "checkpoints").iterdir()) == ["step=2.ckpt", "step=3.ckpt"]
+    kept = load_file(root / "checkpoints" / "step=3.ckpt" / "trainable.safetensors")
+    assert len(kept) == len(runs.adapter(root))
+
+
+def test_half_precision_without_loss_scaling_is_refused(place: Path, tiny_llama: Path) -> None:
+    dtype = {"model.init_args.backbone.dtype": "float16"}
+    config = runs.write_stage(place, "MNTP", tiny_llama, root="half", **dtype)
+    status, output = runs.start("fit", "--config", config, cwd=place).wait(60)
+    assert status == 1 and "error: backbone.dtype must be bfloat16 or float32 to train; got float16" in output
+
+
+def test_only_the_first_process_of_the_first_node_is_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_first()
+    monkeypatch.setenv("NODE_RANK", "1")  # all that Lightning's own launcher asks for on the second machine
+    assert not is_first()

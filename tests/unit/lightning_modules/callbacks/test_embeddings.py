@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import runs
 
-from lightning_modules.callbacks.embeddings import FILE
+from lightning_modules.callbacks.embeddings import FILE, Embeddings
 from otherside.encoder import Encoder
 
 
@@ -110,6 +111,35 @@ def test_parts_of_another_corpus_are_not_used(corpus: tuple[str | Path, ...], sm
     command.wait()
     more = ("--trainer.default_root_dir", "other", "--data.init_args.max_length", "8")
     assert "goes on" not in runs.run(*corpus, *more, cwd=folder)
+
+
+def test_parts_of_another_checkpoint_are_not_used(corpus: tuple[str | Path, ...], small_parts: None) -> None:
+    folder = Path(corpus[-1]).parent
+    there = ("--trainer.default_root_dir", "trained")
+    runs.run("fit", *corpus[1:], *there, "--trainer.max_steps", "2", cwd=folder)
+    command = runs.start(*corpus, *there, cwd=folder)
+    while not list((folder / "trained").rglob("*-0.parquet")):
+        time.sleep(0.005)
+    command.kill()
+    command.wait()
+    runs.run("fit", *corpus[1:], *there, "--trainer.max_steps", "4", cwd=folder)
+    assert "goes on" not in runs.run(*corpus, *there, cwd=folder)
+    assert "reads trained/checkpoints/step=4.ckpt" in runs.run(*corpus, *there, cwd=folder)
+
+
+def test_joining_may_take_longer_than_ranks_wait(
+    corpus: tuple[str | Path, ...], small_parts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    join = Embeddings._join
+
+    def slowly(self: Embeddings, *where: Any) -> None:  # as many gigabytes would take
+        time.sleep(8)
+        join(self, *where)
+
+    monkeypatch.setattr(Embeddings, "_join", slowly)
+    folder, there = Path(corpus[-1]).parent, ("--trainer.default_root_dir", "slow")
+    strategy = ("--trainer.strategy", "DDP", "--trainer.strategy.timeout", "6")
+    assert "800 vectors" in runs.run_ranks(2, *corpus, *there, *strategy, cwd=folder)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "zero3"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,16 @@ def test_tasks_that_do_not_fit_are_named_and_there_is_no_mean(place: Path, tiny_
     config = stage(place, tiny_llama, "MNTP", "late", 2, **{"mteb.time_budget": "0.001s"})
     output = runs.run_ranks(2, "fit", "--config", config, cwd=place)
     assert f"mteb at step 2:   left out, as mteb.time_budget is spent: {NAME}" in output and "mean" not in output
+
+
+@pytest.mark.parametrize("last", [2, 4])
+def test_an_evaluation_that_was_stopped_is_made_when_the_run_goes_on(last: int, place: Path, tiny_llama: Path) -> None:
+    asks = {"trainer.callbacks": [{"class_path": "pace.Ask", "init_args": {"batch": 1}}]}
+    config = stage(place, tiny_llama, "MNTP", f"asked{last}", last, **{"mteb.every_n_steps": 2, **asks})
+    status, output = runs.start("fit", "--config", config, cwd=place).wait(60)
+    assert status == 128 + signal.SIGUSR1 and "mteb at step 2: stopped" in output and list(said(output)) == [0]
+    output = runs.run("fit", "--config", config, "--trainer.callbacks", "[]", cwd=place)
+    assert list(said(output)) == list(range(2, last + 1, 2))
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10m", 600), ("1.5 h", 5400), ("7", 7)])
