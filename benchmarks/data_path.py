@@ -15,7 +15,7 @@ import time
 from datetime import date
 from pathlib import Path
 
-from harness import machine
+from harness import command, machine
 from texts import BASE, articles
 
 from datamodules import Pairs, Source
@@ -68,7 +68,7 @@ def main() -> None:
     for row in found:
         fed = " | ".join(f"{row['tokens'] / need:.1f}" for need in needs.values())
         text.append(f"| {row['workers']} | {row['pairs']:,.0f} | {row['tokens']:,.0f} | {fed} |")
-    text += ["", f"Command: `python benchmarks/data_path.py --batch {settings.batch}`", ""]
+    text += ["", f"Command: `{command()}`", ""]
     print("\n".join(text))
     settings.out.mkdir(parents=True, exist_ok=True)
     stem = settings.out / f"{date.today()}-data-path"

@@ -23,6 +23,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import transformers
+from harness import command
 from lightning.pytorch.loggers import CSVLogger
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -164,7 +165,7 @@ def write(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
         worst = [max(row[k] for row in both) for k in ("train/loss", "grad_norm", "change")]
         words = [name, ranks, chunk or "no", accumulate, clip or "no", *(f"{value:.1e}" for value in worst)]
         lines.append("| " + " | ".join(map(str, words)) + " |")
-    lines += ["", "Command: `python benchmarks/equality.py`", ""]
+    lines += ["", f"Command: `{command()}`", ""]
     args.out.mkdir(parents=True, exist_ok=True)
     stem = args.out / f"{date.today()}-equality-{args.device}-{args.dtype}"
     stem.with_suffix(".md").write_text("\n".join(lines))

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import machine
+from harness import command, machine
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, LlamaForCausalLM
@@ -115,8 +115,13 @@ def correctness(shape: str, dtype: torch.dtype, device: str) -> Iterator[Row]:
         row["vectors : CPU float32"] = difference(vectors, expected)
         row["gradient : CPU float32"] = difference(found, gradient)
         limit = 1e-4 if dtype == torch.float32 else 0.1
-        row["right"] = max(value for value in row.values() if isinstance(value, float)) < limit
+        row["right"] = all_below(limit, row)
         yield row
+
+
+def all_below(limit: float, row: Row) -> bool:
+    """Whether every difference is a number below `limit`; NaN is not."""
+    return all(value < limit for value in row.values() if isinstance(value, float))
 
 
 def mntp_step(backbone: Backbone, texts: Packed, budget: int | None) -> Tensor:
@@ -154,8 +159,8 @@ def _chunked(run: Callable[[Tensor], Tensor], chunks: list[Tensor]) -> list[Tens
     return [checkpoint(run, chunk, use_reentrant=False) for chunk in chunks]
 
 
-def measure(step: Callable[[], Tensor], device: str, steps: int) -> Row:
-    """Seconds of a step (median) and its peak memory on the device, in GB; the first two steps are not counted."""
+def measure(step: Callable[[], Tensor], device: str, steps: int, before: float) -> Row:
+    """Seconds of a step (median; the first two do not count) and peak GB on the device above those held `before`."""
     seconds = []
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -166,7 +171,12 @@ def measure(step: Callable[[], Tensor], device: str, steps: int) -> Row:
         _wait(device)
         seconds.append(time.perf_counter() - begun)
     memory = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0
-    return {"seconds": statistics.median(seconds[2:]), "GB": memory}
+    return {"seconds": statistics.median(seconds[2:]), "GB": memory - before}
+
+
+def held(device: str) -> float:
+    """GB of live tensors on the device."""
+    return torch.cuda.memory_allocated() / 1e9 if device == "cuda" else 0.0
 
 
 def _wait(device: str) -> None:
@@ -178,6 +188,7 @@ def speed(shape: str, dtype: torch.dtype, settings: argparse.Namespace) -> Itera
     """A row for each way to run a step."""
     device = settings.device
     top = peak(torch.device(device), dtype)
+    before = held(device)
     backbone = build(shape, dtype, device, settings.dropout)
     sizes = Shape.from_config(backbone.lm.config.to_dict(), shape)
     trained = sum(p.numel() for p in backbone.parameters() if p.requires_grad)
@@ -196,7 +207,7 @@ def speed(shape: str, dtype: torch.dtype, settings: argparse.Namespace) -> Itera
                     "layers recomputed" if checkpointing else f"chunks of {budget}" if budget else "all kept"
                 )
                 try:
-                    row |= measure(lambda s=step, t=texts, b=budget: s(backbone, t, b), device, settings.steps)
+                    row |= measure(lambda s=step, t=texts, b=budget: s(backbone, t, b), device, settings.steps, before)
                 except torch.OutOfMemoryError:
                     yield row | {"GB": "out of memory"}
                     _free()
@@ -209,27 +220,28 @@ def speed(shape: str, dtype: torch.dtype, settings: argparse.Namespace) -> Itera
         if name != "mntp" and sizes.base * 2 < settings.peer_up_to * 1e9:
             backbone.lm.gradient_checkpointing_disable()
             yield from peer(backbone, shape, name, texts, dtype, settings)
+            _free()
 
 
 def peer(
     backbone: Backbone, shape: str, name: str, texts: Packed, dtype: torch.dtype, settings: argparse.Namespace
 ) -> Iterator[Row]:
     """sentence-transformers' loss and model on the same weights and texts."""
-    with tempfile.TemporaryDirectory() as folder:
-        model = sentence_transformer(backbone, Path(folder), dtype, settings)
+    row: Row = {"shape": shape, "task": name, "dtype": str(dtype).removeprefix("torch.")}
+    if importlib.util.find_spec("sentence_transformers") is None:
+        yield row | {"memory": "sentence-transformers is not installed"}
+        return
     from sentence_transformers.losses import MultipleNegativesRankingLoss
 
-    loss = MultipleNegativesRankingLoss(model)
-    queries = torch.arange(len(texts)).chunk(2)
-    columns = [padded(texts.select(part)) for part in queries]
-    row: Row = {"shape": shape, "task": name, "dtype": str(dtype).removeprefix("torch.")}
     row["memory"] = "sentence-transformers, all kept"
+    columns = [padded(texts.select(part)) for part in torch.arange(len(texts)).chunk(2)]
+    before = held(settings.device)  # our model among it
     with suppress(torch.OutOfMemoryError):
-        row |= measure(lambda: loss([dict(column) for column in columns], None), settings.device, settings.steps)
+        with tempfile.TemporaryDirectory() as folder:
+            loss = MultipleNegativesRankingLoss(sentence_transformer(backbone, Path(folder), dtype, settings))
+        row |= measure(lambda: loss([dict(c) for c in columns], None), settings.device, settings.steps, before)
     tokens = int(texts.lengths.sum())
     yield row | ({"tokens / s": tokens / row["seconds"]} if "seconds" in row else {"GB": "out of memory"})
-    del model
-    _free()
 
 
 def sentence_transformer(backbone: Backbone, folder: Path, dtype: torch.dtype, settings: argparse.Namespace) -> Any:
@@ -280,6 +292,27 @@ def table(rows: list[Row]) -> list[str]:
     return lines
 
 
+def rows(settings: argparse.Namespace) -> Iterator[tuple[str, Row]]:
+    """Everything, as it is found: the part of the report and a row of it."""
+    for dtype in settings.dtypes:
+        for row in correctness(settings.shapes[0], getattr(torch, dtype), settings.device):
+            yield "right", row
+    for shape in settings.shapes:
+        for row in speed(shape, getattr(torch, settings.dtypes[-1]), settings):
+            yield "fast", row
+        _free()
+
+
+def write(stem: Path, device: str, shape: str, found: dict[str, list[Row]]) -> None:
+    """The report, as far as it goes."""
+    text = [f"# {device}", "", machine(), "", f"## Right ({shape})", "", *table(found["right"]), ""]
+    text += ["## Fast", "", *table(found["fast"]), ""]
+    text += ["GB: peak of a step above what the device held before the model was built.", ""]
+    text += [f"Command: `{command()}`", ""]
+    stem.with_suffix(".md").write_text("\n".join(text))
+    stem.with_suffix(".json").write_text(json.dumps({"machine": machine(), **found}, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="+", default=["smollm2-135m", "sheared-llama-1.3b", "llama-3.1-8b"])
@@ -293,23 +326,15 @@ def main() -> None:
     settings = parser.parse_args()
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("error: --device cuda needs a GPU that torch sees; got none. --device cpu tries the script.")
-    device = torch.cuda.get_device_name() if settings.device == "cuda" else "CPU"
-    text, found = [f"# {device}", "", machine(), ""], {"right": [], "fast": []}
-    for dtype in settings.dtypes:
-        found["right"] += list(correctness(settings.shapes[0], getattr(torch, dtype), settings.device))
-    text += [f"## Right ({settings.shapes[0]})", "", *table(found["right"]), ""]
-    print("\n".join(text), flush=True)
-    for shape in settings.shapes:
-        for row in speed(shape, getattr(torch, settings.dtypes[-1]), settings):
-            found["fast"].append(row)
-            print(row, flush=True)
-        _free()
-    text += ["## Fast", "", *table(found["fast"]), "", "Command: `python benchmarks/gpu.py`", ""]
-    print("\n".join(text))
     settings.out.mkdir(parents=True, exist_ok=True)
     stem = settings.out / f"{date.today()}-{settings.device}"
-    stem.with_suffix(".md").write_text("\n".join(text))
-    stem.with_suffix(".json").write_text(json.dumps({"machine": machine(), **found}, indent=1) + "\n")
+    device = torch.cuda.get_device_name() if settings.device == "cuda" else "CPU"
+    found: dict[str, list[Row]] = {"right": [], "fast": []}
+    for part, row in rows(settings):
+        found[part].append(row)
+        print(row, flush=True)
+        write(stem, device, settings.shapes[0], found)  # row by row: what follows may fail
+    print(stem.with_suffix(".md").read_text())
     if not all(row["right"] for row in found["right"]):
         raise SystemExit("error: a kernel is not right here; see the table")
 

@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import signal
 import statistics
 import subprocess
@@ -204,7 +205,7 @@ def report(
         "kernel's high-water mark above what the process held before its first round.",
         *([notes] if notes else []),
     ]
-    text += ["", f"Command: `python {' '.join([os.path.relpath(sys.argv[0]), *sys.argv[1:]])}`", ""]
+    text += ["", f"Command: `{command()}`", ""]
     print("\n".join(text))
     out.mkdir(parents=True, exist_ok=True)
     stem = out / f"{date.today()}-{name}"
@@ -217,6 +218,11 @@ def report(
         "rounds": rounds,
     }
     stem.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def command() -> str:
+    """What this run was started with."""
+    return shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
 
 
 def machine() -> str:

@@ -24,6 +24,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import transformers
+from harness import command
 from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -174,7 +175,7 @@ def main() -> None:
             each = most["seconds"] / batch
             lines.append(f"| {batch} | {most['mb']:.0f} | {most['seconds']:.1f} | {each:.4f} |")
             print(lines[-1], flush=True)
-    lines += ["", "Command: `python benchmarks/memory.py`", ""]
+    lines += ["", f"Command: `{command()}`", ""]
     settings.out.mkdir(parents=True, exist_ok=True)
     (settings.out / f"{date.today()}-memory.md").write_text("\n".join(lines))
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import transformers
+from harness import command
 
 from otherside import mntp
 from otherside.adapters import Lora
@@ -98,7 +99,7 @@ def main() -> None:
     lines += ["| --- | --- | --- | --- |"]
     lines += [f"| {n} | {m['seconds']:.2f} | {m['gigabytes']:.2f} | {m['loss']:.5f} |" for n, m in middle.items()]
     lines += [f"| ratio | {ratios['seconds']:.2f} | {ratios['gigabytes']:.2f} | |", "", "Medians of alternating runs."]
-    report = "\n".join([*lines, "", "Command: `python benchmarks/mntp_head.py`", ""])
+    report = "\n".join([*lines, "", f"Command: `{command()}`", ""])
     print(report)
     settings.out.mkdir(parents=True, exist_ok=True)
     (settings.out / f"{date.today()}-mntp-head.md").write_text(report)

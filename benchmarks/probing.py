@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from otherside.probing.findings import read_findings
+from otherside.probing.published import CONTEXT
 from otherside.probing.report import markdown
 
 Row = dict[str, str]
@@ -27,7 +28,6 @@ MODELS = {
     "simcse": f"{NEAREST}-Bi+MNTP+SimCSE",
     "supervised": f"{NEAREST}-Bi+MNTP+Supervised",
 }
-ASKED = {"subject_animacy": 2, "verb_causative": 3, "verb_dynamic": 3, "object_animacy": 5}
 WIC = ("absolute difference", "cosine", "concatenation")
 METRICS = ("mse", "r2", "pearson", "spearman")
 
@@ -59,7 +59,7 @@ class Results:
         return markdown(["variant", *header], body)
 
     def context(self, probe: str) -> Iterator[str]:
-        for task, asked in ASKED.items():
+        for task, asked in CONTEXT.items():
             yield f"### {task}, {probe}, accuracy from word 1 to 5 (asked about: word {asked})"
             published = self.paper["context_probes"][probe]
             cells = [{"task": task, "probe": probe, "input": word} for word in "12345"]
@@ -88,7 +88,7 @@ class Results:
         for variant in self.variants:
             for condition in ("context", "shuffled labels", "no context"):
                 line = [f"{variant}, {condition}"]
-                for task in (*ASKED, "telicity", "duration", "wic", "concreteness", "sensorimotor"):
+                for task in (*CONTEXT, "telicity", "duration", "wic", "concreteness", "sensorimotor"):
                     metric = "pearson" if task in ("concreteness", "sensorimotor") else "accuracy"
                     wanted = {
                         "variant": variant,
@@ -100,7 +100,7 @@ class Results:
                     values = [float(r["value"]) for r in self.rows if all(r[k] == v for k, v in wanted.items())]
                     line.append(f"{sum(values) / len(values):.3f}" if values else "")
                 body.append(line)
-        header = ["variant", *ASKED, "telicity", "duration", "wic", "concreteness (r)", "sensorimotor (r)"]
+        header = ["variant", *CONTEXT, "telicity", "duration", "wic", "concreteness (r)", "sensorimotor (r)"]
         return markdown(header, [row for row in body if any(row[1:])])
 
     def findings(self) -> Iterator[str]:

@@ -81,7 +81,7 @@ def main() -> None:
     settings = parser.parse_args()
     if settings.fit:
         return fit(settings.fit)
-    from harness import machine
+    from harness import command, machine
 
     rounds: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -110,7 +110,7 @@ def main() -> None:
     middle = {name: statistics.median(took[name] for took in rounds[1:]) for name in names}
     text = ["# Start-up", "", machine(), "", f"{BASE}, converted before.", "", "| what | seconds |", "| --- | ---: |"]
     text += [f"| {name} | {seconds:.2f} |" for name, seconds in middle.items()]
-    text += ["", f"Medians of {settings.rounds} rounds.", "", "Command: `python benchmarks/startup.py`", ""]
+    text += ["", f"Medians of {settings.rounds} rounds.", "", f"Command: `{command()}`", ""]
     print("\n".join(text))
     settings.out.mkdir(parents=True, exist_ok=True)
     stem = settings.out / f"{date.today()}-startup"

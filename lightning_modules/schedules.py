@@ -31,7 +31,9 @@ class Schedule:
         total = self.total_steps or run_steps
         if self.warmup_steps < 0 or (self.name != "constant" and self.warmup_steps >= total):
             raise ValueError(
-                f"model.schedule.warmup_steps must be less than the run's {total} steps; got {self.warmup_steps}"
+                f"model.schedule.warmup_steps must be less than the run's {total} steps; got {self.warmup_steps}. "
+                "Lower --model.schedule.warmup_steps or, for a trial run that stops early, set "
+                "--model.schedule.total_steps to the steps of the whole run."
             )
 
         def factor(step: int) -> float:

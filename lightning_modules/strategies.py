@@ -32,10 +32,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_modules.sizing.job import BUCKET
 from otherside.sharding import whole_shape
 
 TIMEOUT = 120.0
-BUCKET = 25_000_000  # elements that DeepSpeed reduces at once; its own 200M are more than most adapters, and 1.6 GB
 
 
 class DDP(DDPStrategy):

@@ -15,7 +15,8 @@ Stage = Literal["mntp", "simcse", "supervised"]
 SHARDED = ("zero3", "fsdp2")
 STAGES: dict[str, Stage] = {"MNTP": "mntp", "SimCSE": "simcse", "Supervised": "supervised"}
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-EAGER_UP_TO = 128  # tokens, on CPUs in half precision; see otherside.attention
+EAGER_UP_TO = 128  # tokens, on CPUs in half precision; otherside.attention has the same, but imports torch
+BUCKET = 25_000_000  # elements that our ZeRO reduces at once; DeepSpeed's 200M are more than most adapters, and 1.6 GB
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Job:
     moments: int = 2
     offload_optimizer: bool = False
     offload_base: bool = False
-    bucket: int = 200_000_000
+    bucket: int = BUCKET
     cuda: bool = True
 
     def __post_init__(self) -> None:
@@ -92,7 +93,7 @@ class Job:
         if self.global_batch < self.ranks:
             raise ValueError(
                 f"a global batch must have a row for each of the {self.ranks} ranks; got {self.global_batch} rows. "
-                "Raise --global_batch or use fewer GPUs."
+                f"Pass --global_batch {self.ranks} or more, or use fewer GPUs."
             )
         if self.dtype not in BYTES:
             raise ValueError(f"backbone.dtype must be one of {', '.join(BYTES)}; got {self.dtype!r}")
@@ -239,7 +240,7 @@ def _trainer(trainer: Mapping[str, Any], options: Overrides) -> dict[str, Any]:
         "strategy": strategy_named(name, arguments.get("stage", 2)),
         "offload_optimizer": bool(arguments.get("offload_optimizer")),
         "offload_base": bool(arguments.get("offload_parameters")),
-        "bucket": arguments.get("reduce_bucket_size", 200_000_000),
+        "bucket": arguments.get("reduce_bucket_size", BUCKET),
         "accumulate": trainer.get("accumulate_grad_batches") or 1,
         "cuda": trainer.get("accelerator") != "cpu",
     }

@@ -45,11 +45,18 @@ def test_stage_trains_two_steps(file: Path, place: Path, tiny_llama: Path) -> No
     root = name(file).replace("/", "-")
     runs.run(
         *("fit", "--config", file, "--model.backbone.model", tiny_llama, "--data.sources", yaml.safe_dump(source)),
-        *(*validation, "--model.schedule.total_steps", "1000", *on_this_machine(place, root)),
+        *(*validation, *on_this_machine(place, root)),
         cwd=place,
         timeout=200,
     )
     assert (place / root / "encoder" / "encoder.json").is_file()
+
+
+@pytest.mark.parametrize("file", STAGES, ids=name)
+def test_the_rate_is_not_0_before_the_end(file: Path) -> None:
+    content = yaml.safe_load(file.read_text())
+    steps = content["trainer"]["max_steps"]
+    assert content["model"]["init_args"]["schedule"].get("total_steps", steps) >= steps
 
 
 @pytest.mark.parametrize("file", TRAINERS, ids=name)

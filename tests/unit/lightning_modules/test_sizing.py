@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from lightning_modules.sizing.job import EAGER_UP_TO, Job, Overrides, read_job
 from lightning_modules.sizing.memory import READERS, activations, gathered_weights, kept_by_token, memory, vectors
 from lightning_modules.sizing.shape import Adapter, Shape, read_shape
 from lightning_modules.sizing.speed import Machine, operations, step_time, traffic
+from lightning_modules.strategies import ZeRO
 from otherside import adapters, attention
 from otherside.adapters import Lora, attach
 from otherside.backbone import Backbone, BackboneConfig
@@ -77,7 +79,8 @@ class TestParameters:
         assert sized.weights(shape) == sum(p.numel() for p in lm.parameters() if p.requires_grad)
 
     @pytest.mark.parametrize(
-        ("name", "billions"), [("sheared-llama-1.3b", 1.345), ("llama-3.1-8b", 8.030), ("llama-3.1-70b", 70.554)]
+        ("name", "billions"),
+        [("sheared-llama-1.3b", 1.345), ("llama-2-7b", 6.738), ("llama-3.1-8b", 8.030), ("llama-3.1-70b", 70.554)],
     )
     def test_of_the_published_shapes_are_as_published(self, name: str, billions: float) -> None:
         assert read_shape(str(SHAPES / name)).base == pytest.approx(billions * 1e9, rel=1e-3)
@@ -218,6 +221,12 @@ class TestSettings:
         assert (job.dtype, job.kernel, job.attention_dropout) == (config.dtype, config.kernel, config.attention_dropout)
         assert EAGER_UP_TO == attention.EAGER_UP_TO and READERS == adapters.READERS
 
+    def test_buckets_are_those_of_our_zero(self) -> None:
+        pytest.importorskip("deepspeed")
+        config = ZeRO().config
+        assert isinstance(config, dict)
+        assert config["zero_optimization"]["reduce_bucket_size"] == a_job().bucket
+
     def test_options_replace_the_yaml_and_reach_what_it_includes(self, tmp_path: Path, tiny_llama: Path) -> None:
         (tmp_path / "nodes.yaml").write_text("trainer: {num_nodes: 2, accumulate_grad_batches: 3}")
         stage = runs.write_stage(tmp_path, "Supervised", tiny_llama, **{"trainer.devices": 2, "include": "nodes.yaml"})
@@ -233,6 +242,14 @@ class TestSettings:
     def test_every_recipe_can_be_sized(self, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
         main(["size", str(file), "--model", str(SHAPES / "sheared-llama-1.3b"), "--gpus", "8"])
         assert "fit in 80 GB" in capsys.readouterr().out.replace("fits", "fit")
+
+    @pytest.mark.parametrize("file", STAGES, ids=lambda f: f"{f.parent.name}/{f.stem}")
+    def test_every_recipe_fits_where_its_header_says(self, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        shape = file.parent.name.replace("quickstart", "smollm2-135m")
+        [header] = re.findall("^# Hardware: .*", file.read_text(), re.MULTILINE)
+        gpus, memory_of_each = re.findall(r"(\d+) (?:GPUs|GB)", f"1 GPUs {header}")[-2:]
+        main(["size", str(file), "--model", str(SHAPES / shape), "--gpus", gpus, "--gpu_memory", memory_of_each])
+        assert capsys.readouterr().out.splitlines()[-1].startswith(f"fits in {memory_of_each} GB")
 
     def test_a_stage_not_trained_yet_has_its_recipes_base(self, tmp_path: Path, tiny_llama: Path) -> None:
         runs.write_stage(tmp_path, "MNTP", tiny_llama, root="runs/first")
@@ -277,7 +294,10 @@ class TestCommand:
             (["--lora_r", "0"], "--lora_r must be a whole number of at least 1; got 0"),
             (["--gpus", "many"], "gpus: must be int"),
             (["--strategy", "zero9"], "--strategy must be one of ddp, zero1, zero2, zero3, fsdp2; got 'zero9'"),
-            (["--nodes", "1024", "--gpus", "8"], "must have a row for each of the 8192 ranks; got 512 rows"),
+            (
+                ["--nodes", "1024", "--gpus", "8"],
+                "each of the 8192 ranks; got 512 rows. Pass --global_batch 8192 or more",
+            ),
             (["--model", "nowhere/at-all"], "could not be read from the hub. Pass --model FOLDER"),
             (["--model", "./nowhere"], "nothing is at nowhere"),
             (["--utilisation", "40"], "--utilisation must be a share of at most 1; got 40"),
