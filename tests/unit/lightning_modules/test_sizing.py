@@ -18,10 +18,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lightning_modules.base import EncoderModule
 from lightning_modules.cli import main
 from lightning_modules.sizing.job import EAGER_UP_TO, Job, Overrides, read_job
-from lightning_modules.sizing.memory import READERS, activations, gathered_weights, kept_by_token, memory, vectors
+from lightning_modules.sizing.memory import activations, gathered_weights, kept_by_token, memory, vectors
 from lightning_modules.sizing.shape import Adapter, Shape, read_shape
 from lightning_modules.sizing.speed import Machine, operations, step_time, traffic
-from otherside import adapters, attention
+from otherside import attention
 from otherside.adapters import Lora, attach
 from otherside.backbone import Backbone, BackboneConfig
 from otherside.lineage import Lineage
@@ -216,7 +216,7 @@ class TestSettings:
         assert (Job.masked, Job.symmetric) == (masking.probability, InfoNCE().symmetric)
         config = BackboneConfig("any")
         assert (job.dtype, job.kernel, job.attention_dropout) == (config.dtype, config.kernel, config.attention_dropout)
-        assert EAGER_UP_TO == attention.EAGER_UP_TO and READERS == adapters.READERS
+        assert EAGER_UP_TO == attention.EAGER_UP_TO
 
     def test_options_replace_the_yaml_and_reach_what_it_includes(self, tmp_path: Path, tiny_llama: Path) -> None:
         (tmp_path / "nodes.yaml").write_text("trainer: {num_nodes: 2, accumulate_grad_batches: 3}")
