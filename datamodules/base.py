@@ -37,14 +37,14 @@ class TextData(LightningDataModule):
     """Loaders over sources, planned by (seed, step); a subclass says what a row is and how rows become a batch.
 
     Args:
-        tokenizer: of the model that reads the batches.
+        tokenizer: of the model that reads the batches. The command line takes it from `model`.
         sources: training data.
         val_sources: validation data, read in file order.
         predict_sources: texts to embed, read in file order.
         global_batch_size: texts or pairs of one batch, all ranks together. With `trainer.accumulate_grad_batches: k`
             an optimizer step sees k such batches.
         max_length: most tokens of a text, instruction included; the rest is cut.
-        seed: another seed is another order.
+        seed: another seed is another order. The command line takes it from `seed_everything`.
         num_workers: processes that prepare batches, per rank. They never change the order.
         on_bad_row: "raise" stops at the first malformed row; "skip" leaves them out and counts them.
         streaming: read the one training source as a stream that is never stored. See `datamodules.streaming`.

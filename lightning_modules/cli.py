@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import import_module
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 HELP = """usage: lightning COMMAND [OPTIONS]
 
@@ -37,6 +38,8 @@ FUNCTIONS: dict[str, tuple[str, dict[str, str | None]]] = {  # where they are, a
     "export": ("otherside.export:export", {"encoder": None, "out": None}),
     "size": ("lightning_modules.sizing:size", {"config": None}),
 }
+LISTS = ("--layers", "--tasks")  # options that take lists
+WORDS = ("all", "last", "null")  # and what they take besides
 
 
 def main(args: list[str] | None = None) -> None:
@@ -80,27 +83,45 @@ def _recipe(arguments: list[str]) -> None:
 
 def _call(command: str, arguments: list[str]) -> None:
     """Call a plain function: its docstring is the help, its type hints check the arguments."""
+    import docstring_parser
     from jsonargparse import ArgumentParser
 
     (address, positional) = FUNCTIONS[command]
     module, _, name = address.partition(":")
     function = getattr(import_module(module), name)
-    description = function.__doc__.split("Args:")[0]
-    parser = ArgumentParser(prog=f"lightning {command}", description=description, exit_on_error=False)
+    docs, hints = docstring_parser.parse(function.__doc__), get_type_hints(function)
+    says = {param.arg_name: param.description for param in docs.params}
+    parser = ArgumentParser(prog=f"lightning {command}", description=docs.description, exit_on_error=False)
     for argument, count in positional.items():
-        kind = get_type_hints(function)[argument]
-        parser.add_argument(argument, nargs=count, type=str if count else kind)
+        parser.add_argument(argument, nargs=count, type=str if count else hints[argument], help=says[argument])
     parser.add_function_arguments(function, skip=set(positional), as_group=False)
-    function(**vars(parser.instantiate(parser.parse_args(arguments))))
+    function(**vars(parser.instantiate(parser.parse_args(list(_spelled_out(arguments, hints))))))
+
+
+def _spelled_out(arguments: list[str], hints: dict[str, Any]) -> Iterator[str]:
+    """What people type, as jsonargparse reads it: `--json` as `--json=true`, `--layers 3,4` as `--layers [3,4]`."""
+    flags = [f"--{name}" for name, kind in hints.items() if kind is bool]
+    for before, argument, after in zip(["", *arguments], arguments, [*arguments[1:], ""], strict=False):
+        option, _, value = argument.rpartition("=")
+        if (option or before) in LISTS and value not in WORDS and not value.startswith("["):
+            yield f"{argument.removesuffix(value)}[{value}]"
+        elif argument in flags and after not in ("true", "false"):
+            yield f"{argument}=true"
+        else:
+            yield argument
 
 
 def _plainly(command: str, run: Callable[[], None]) -> None:
     """Run; an error that is addressed to the user becomes one line."""
     try:
         run()
+        sys.stdout.flush()
     except Exception as error:
         from lightning_modules.errors import message
 
+        if isinstance(error, BrokenPipeError) and command in FUNCTIONS:  # such as `lightning size CONFIG | head -1`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails once more as it ends
+            sys.exit(128 + signal.SIGPIPE)
         if os.environ.get("OTHERSIDE_DEBUG") or not (said := message(error, command)):
             raise
         sys.exit(f"error: {said}")

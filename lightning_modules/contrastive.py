@@ -21,7 +21,7 @@ class SimCSE(EncoderModule):
     Llama has no dropout of its own: the two views differ by `backbone.attention_dropout` and `lora.dropout`.
 
     Args:
-        loss: see `InfoNCE`.
+        loss: InfoNCE, cross-entropy of each text's positive against all other texts of the global batch.
         kwargs: see `EncoderModule`.
     """
 
@@ -53,7 +53,7 @@ class Supervised(EncoderModule):
     """Contrastive learning on (query, positive, hard negatives), with all other texts of the batch as negatives.
 
     Args:
-        loss: see `InfoNCE`.
+        loss: InfoNCE, cross-entropy of each text's positive against all other texts of the global batch.
         kwargs: see `EncoderModule`.
     """
 

@@ -6,6 +6,9 @@ import argparse
 import re
 import traceback
 from pathlib import Path
+from typing import get_args
+
+from lightning_modules.sizing.job import Strategy
 
 OURS = tuple(str(Path(__file__).parents[1] / p) for p in ("otherside", "lightning_modules", "datamodules"))
 LONGEST = 700  # characters; some libraries answer with pages
@@ -16,6 +19,7 @@ LESS_MEMORY = (
     "goes on from the newest checkpoint."
 )
 
+STRATEGY = r"(?s)You selected an invalid strategy name: `strategy=(.*?)`.*"  # Lightning goes on with all names it knows
 # jsonargparse's words -> ours
 WORDS = (
     (r"^Type .* expects a function or a callable class: ", ""),
@@ -48,7 +52,8 @@ def message(error: BaseException, command: str) -> str | None:
         if from_worker := _from_worker(str(link)):
             return one_line(from_worker)
         if _about_the_trainer(link):
-            return one_line(f"trainer: {link} Correct the settings under trainer.")
+            said = re.sub(STRATEGY, f"strategy must be one of {', '.join(get_args(Strategy))}; got \\1.", str(link))
+            return one_line(f"trainer: {said} Correct the settings under trainer.")
         if command == "fit" and _out_of_memory(link):
             return one_line(f"{str(link).split('Of the allocated')[0]} {LESS_MEMORY}")
         link = link.__cause__ if "jsonargparse" in _origin(link).filename else None  # it wraps what a class raises

@@ -19,12 +19,11 @@ from torch import Tensor, nn
 
 from otherside.dropout import SharedDropout
 from otherside.lineage import ADAPTER_WEIGHTS, Merged
+from otherside.llama import PROJECTIONS, READERS
 
 CONFIG = "adapter_config.json"
 NAME = "default"  # PEFT's name for a model's one adapter
 PREFIX = "base_model.model."  # of keys in PEFT's files, which are named as in `PeftModel`
-READERS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))  # of one tensor each
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass

@@ -106,7 +106,8 @@ class Backbone(nn.Module):
 
         Raises:
             FileNotFoundError: there is no such model or adapter.
-            ValueError: an adapter was changed or does not fit; a LoRA target matches nothing.
+            ValueError: an adapter was changed or does not fit; a LoRA target matches nothing; the model knows no
+                dropout of attention, and some is asked for.
         """
         lineage = lineage_of(config.model, config.revision)
         if shard is not None:
@@ -121,9 +122,7 @@ class Backbone(nn.Module):
             if lora is not None:
                 adapters.attach(lm, lora)
         lineage = replace(lineage, fingerprint=found or lineage.fingerprint)
-        for module in lm.modules():
-            if hasattr(module, "attention_dropout"):
-                module.attention_dropout = config.attention_dropout  # type: ignore[assignment]
+        set_attention_dropout(lm, config.attention_dropout)
         backbone = cls(lm, lineage, config.attention, config.kernel)
         if config.activation_checkpointing:
             lm.gradient_checkpointing_enable({"use_reentrant": False})
@@ -287,6 +286,22 @@ def check_fingerprint(found: str | None, lineage: Lineage, model: str) -> None:
             f"the adapters of {model} were trained on a base with fingerprint {lineage.fingerprint[:12]}…; "
             f"{lineage.base} has {found[:12]}…. The base's weights have changed: name the revision that was used."
         )
+
+
+def set_attention_dropout(lm: PreTrainedModel, share: float) -> None:
+    """In all layers of `lm`; it is in force in training only.
+
+    Raises:
+        ValueError: no layer would heed it.
+    """
+    layers: list[Any] = [module for module in lm.modules() if hasattr(module, "attention_dropout")]
+    if share and not layers:
+        raise ValueError(
+            f"backbone.attention_dropout must be 0 for a {type(lm).__name__}, whose layers have no such setting; got "
+            f"{share}. Use lora.dropout."
+        )
+    for layer in layers:
+        layer.attention_dropout = share
 
 
 def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokenizerBase:

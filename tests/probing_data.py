@@ -1,11 +1,16 @@
-"""Small data sets in the published layout."""
+"""Small data sets in the published layout, and vectors of words in the order of their texts."""
 
 from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
+from otherside.encoder import Encoder
+from otherside.probing.features import Span, layer_vectors
 from otherside.probing.published import NORMS
 
 NOUNS = ["cat", "dog", "sea", "teacher", "window", "letter", "street", "mat"]
@@ -38,6 +43,14 @@ def write_published(folder: Path) -> Path:
     put(folder / "Task5_Word-in-context/test.data.txt", *rows)
     put(folder / "Task5_Word-in-context/test.gold.txt", *("TF"[i % 2] for i in range(len(rows))))
     return folder
+
+
+def word_vectors(
+    encoder: Encoder, texts: Sequence[str], words: Sequence[Sequence[Span]], layer: int | None = None
+) -> list[np.ndarray]:
+    """Per text (W, D): each word's vector at one layer, None being the last."""
+    found = dict(layer_vectors(encoder, texts, words, [encoder.backbone.layers if layer is None else layer]))
+    return [found[i][:, 0] for i in range(len(texts))]
 
 
 def put(path: Path, *lines: str) -> None:

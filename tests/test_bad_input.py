@@ -178,7 +178,11 @@ case(
     "trainer.accumulate_grad_batches must not be more than",
     "got 1000",
 )
-case("no such strategy", lambda bad: bad.fit(**{"trainer.strategy": "zero9"}), "trainer:", "strategy='zero9'", "ddp")
+case(
+    "no such strategy",
+    lambda bad: bad.fit(**{"trainer.strategy": "zero9"}),
+    "trainer: strategy must be one of ddp, zero1, zero2, zero3, fsdp2; got 'zero9'",
+)
 case(
     "W&B without its package",
     lambda bad: bad.fit(**{"trainer.logger": {"class_path": "lightning.pytorch.loggers.WandbLogger"}}),
@@ -380,12 +384,13 @@ case(
 case("probe: no such option", lambda bad: ["probe", bad.llama, "--out", "a", "--depth", "3"], "no option --depth 3")
 case(
     "probe: no such task",
-    lambda bad: ["probe", bad.llama, "--out", "a", "--tasks", "[wic]"],
+    lambda bad: ["probe", bad.llama, "--out", "a", "--tasks", "wic,telicity"],
     "--tasks must be among subject_animacy",
-    "got wic",
+    "got wic, telicity",
     "--data=published",
 )
-case("probe: no such layer", lambda bad: ["probe", bad.llama, "--out", "a", "--layers", "[9]"], "0 … 2", "uni; got 9")
+case("probe: no such layer", lambda bad: ["probe", bad.llama, "--out", "a", "--layers", "1,9"], "0 … 2", "uni; got 9")
+case("probe: no layer", lambda bad: ["probe", bad.llama, "--out", "a", "--layers=x"], "layers: must be", "got x")
 case(
     "probe: no repeats", lambda bad: ["probe", bad.llama, "--out", "a", "--repeats", "0"], "--repeats must be at least"
 )

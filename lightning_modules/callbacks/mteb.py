@@ -124,7 +124,7 @@ class MTEB(pl.Callback):
             self._evaluate(trainer, pl_module, trainer.global_step)
 
     def _due(self, trainer: pl.Trainer) -> bool:
-        """Whether this step is one to evaluate; the last one is before `on_train_end`, so that ModelCheckpoint sees it."""
+        """Whether to evaluate at this step; at the last one now, not in `on_train_end`, for ModelCheckpoint to see."""
         step, every = trainer.global_step, self.settings.every_n_steps
         if step == 0:
             return self.settings.at_start

@@ -57,7 +57,7 @@ def size(
         bandwidth: of a device to another node, in GB/s.
         node_bandwidth: of a device to another of its node, in GB/s.
         latency: of one hop of a collective's ring, in seconds.
-        json: print JSON.
+        json: print JSON instead, for programs.
 
     Raises:
         FileNotFoundError: the YAML or the base model's config.json is not there.

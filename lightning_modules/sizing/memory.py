@@ -7,12 +7,12 @@ really keeps. h, i: hidden and inner size; Q, K: width of all query and key head
 from __future__ import annotations
 
 from lightning_modules.sizing.job import SHARDED, Job
+from otherside.llama import READERS
 
 FLOAT = 4
 LOGITS = 1024  # positions that MNTP's head runs on at once; see otherside.mntp.loss
 PERSISTENT = 100_000  # elements; DeepSpeed keeps smaller parameters on every rank
 LIVE = 1_000_000_000  # elements of the base that DeepSpeed keeps gathered at most
-READERS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))  # of one tensor each
 
 
 def memory(job: Job) -> dict[str, float]:

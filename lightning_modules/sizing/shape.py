@@ -10,6 +10,7 @@ from typing import Any
 
 from otherside import weights
 from otherside.lineage import Card
+from otherside.llama import PROJECTIONS
 
 CONFIG = "config.json"
 REMEDY = "Pass --model FOLDER, a folder that holds the base model's config.json."
@@ -128,7 +129,7 @@ class Adapter:
 
     r: int = 16
     dropout: float = 0.05
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    targets: tuple[str, ...] = PROJECTIONS
     dora: bool = False
     share_dropout: bool = True
 

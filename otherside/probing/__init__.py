@@ -37,10 +37,10 @@ def probe(
         data: builtin; published, which fetches the paper's data sets (2 MB, checked by SHA-256) into the user's
             cache; or a folder that has them in the published layout.
         tasks: some of subject_animacy, verb_causative, verb_dynamic, object_animacy, telicity, duration, concreteness,
-            sensorimotor, wic; none means all.
+            sensorimotor, wic, such as telicity,wic; none means all.
         split: of the context probes. published keeps the words asked about apart; random does not, so that probes may
             know a test word from training, as the paper's evidently did. Other tasks have a random split only.
-        layers: whose vectors are probed: last, all, or numbers from 0, the embeddings.
+        layers: whose vectors are probed: last, all, or numbers from 0, the embeddings, such as 8,16.
         repeats: how often, with seeds from 42 on: other starting weights and, where the data come without a test set,
             other splits. Intervals resample words and repeats.
         mlp: multilayer perceptrons with the paper's settings, too. The built-in sentences have linear probes only.

@@ -26,20 +26,6 @@ Span = tuple[int, int]
 TOKENS_AT_ONCE = 4096  # at most: the states of all layers may be asked for
 
 
-def word_vectors(
-    encoder: Encoder,
-    texts: Sequence[str],
-    words: Sequence[Sequence[Span]],
-    *,
-    layer: int | None = None,
-    progress: tqdm | None = None,
-) -> list[np.ndarray]:
-    """Per text (W, D) float32: each word's vector at one layer; see `layer_vectors`. None is the last layer."""
-    layers = [encoder.backbone.layers if layer is None else layer]
-    found = dict(layer_vectors(encoder, texts, words, layers, progress=progress))
-    return [found[i][:, 0] for i in range(len(texts))]
-
-
 @torch.no_grad()
 def layer_vectors(
     encoder: Encoder,

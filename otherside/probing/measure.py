@@ -78,7 +78,7 @@ def measure(
 
 
 def _draws(task: Task, trial: _Trial) -> list[np.ndarray]:
-    """Per repeat (B, n) numbers of its test items. A draw has the same words in every repeat, whichever items test them."""
+    """Per repeat (B, n) numbers of its test items; a draw has the same words in every repeat."""
     tested = np.unique(np.concatenate(trial.tests))
     strata = None if task.regression else trial.targets
     times = np.zeros((DRAWS, len(task.groups)), np.int32)

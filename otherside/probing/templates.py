@@ -7,13 +7,12 @@ other and of the verb, and no noun or verb of the test sentences occurs in the t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from otherside.probing.tasks import Mention, Task, word_spans, words
 
-TASKS = {"subject_animacy": 2, "object_animacy": 5}  # task -> the word it asks about, counted from 1
 TRAIN_SHARE = 0.6  # of nouns and of verbs
 
 
@@ -57,8 +56,20 @@ VERBS = _words(
 )
 
 
+def is_animate(noun: str) -> bool:
+    """Of `ANIMATE`."""
+    return noun in ANIMATE
+
+
+# Task -> the word that it asks about, counted from 1, and what it asks: the class of that word
+TASKS: dict[str, tuple[int, Callable[[str], int]]] = {
+    "subject_animacy": (2, is_animate),
+    "object_animacy": (5, is_animate),
+}
+
+
 def template_tasks(train: int = 600, test: int = 400, seed: int = 0) -> list[Task]:
-    """Two tasks, for linear probes, on the same sentences; the same seed gives the same sentences.
+    """The tasks, for linear probes, on the same sentences; the same seed gives the same sentences.
 
     Raises:
         ValueError: a number is not a positive multiple of 4, the number of (subject, object) combinations.
@@ -69,14 +80,14 @@ def template_tasks(train: int = 600, test: int = 400, seed: int = 0) -> list[Tas
     rng = np.random.default_rng(seed)
     parts = [_split(rng, words) for words in (ANIMATE, INANIMATE, VERBS)]
     first, second = zip(*parts, strict=True)
-    rows = [*_fill(rng, train, *first), *_fill(rng, test, *second)]
-    mentions = [[Mention(text, *span) for span in word_spans(text)] for text, _ in rows]
+    texts = [*_fill(rng, train, *first), *_fill(rng, test, *second)]
+    mentions = [[Mention(text, *span) for span in word_spans(text)] for text in texts]
     is_test = np.arange(train + test) >= train
     tasks = []
-    for i, (name, place) in enumerate(TASKS.items()):
-        nouns = np.array([text.split()[place - 1] for text, _ in rows])
-        animate = np.array([int(animacy[i]) for _, animacy in rows])
-        tasks.append(Task(name, mentions, animate, nouns, words(None), is_test))
+    for name, (place, label) in TASKS.items():
+        asked = [text.split()[place - 1] for text in texts]
+        labels = np.array([int(label(word)) for word in asked])
+        tasks.append(Task(name, mentions, labels, np.array(asked), words(None), is_test))
     return tasks
 
 
@@ -85,22 +96,18 @@ def _split(rng: np.random.Generator, words: list[str]) -> tuple[list[str], list[
     return shuffled[:border], shuffled[border:]
 
 
-def _fill(
-    rng: np.random.Generator, size: int, animate: list[str], inanimate: list[str], verbs: list[str]
-) -> list[tuple[str, tuple[bool, bool]]]:
-    """`size` sentences and the animacy of their nouns: every verb meets all four combinations, every noun is used about
-    equally often.
-    """
+def _fill(rng: np.random.Generator, size: int, animate: list[str], inanimate: list[str], verbs: list[str]) -> list[str]:
+    """`size` sentences: every verb meets all four combinations of animacy, every noun is used about equally often."""
     subjects = {True: _deal(rng, animate), False: _deal(rng, inanimate)}
     objects = {True: _deal(rng, animate), False: _deal(rng, inanimate)}
-    rows = []
+    texts = []
     for i in range(size):
-        animacy = (i % 4 < 2, i % 2 == 0)
-        subject, thing = next(subjects[animacy[0]]), next(objects[animacy[1]])
+        things = objects[i % 2 == 0]
+        subject, thing = next(subjects[i % 4 < 2]), next(things)
         if thing == subject:
-            thing = next(objects[animacy[1]])
-        rows.append((f"the {subject} {verbs[i // 4 % len(verbs)]} the {thing}", animacy))
-    return [rows[i] for i in rng.permutation(size)]
+            thing = next(things)
+        texts.append(f"the {subject} {verbs[i // 4 % len(verbs)]} the {thing}")
+    return [texts[i] for i in rng.permutation(size)]
 
 
 def _deal(rng: np.random.Generator, words: list[str]) -> Iterator[str]:

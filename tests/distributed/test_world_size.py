@@ -90,9 +90,10 @@ def test_strategies_draw_the_same_dropout(strategy: str, place: Path, tiny_llama
 
 
 def test_validation_does_not_depend_on_the_number_of_ranks(place: Path, tiny_llama: Path) -> None:
-    """Neither the loss nor the candidates that a reciprocal rank is among; 16 rows in batches of 6 are uneven shares."""
+    """Neither the loss nor the candidates of a reciprocal rank; 16 rows in batches of 6 are uneven shares."""
     rows = (place / "pairs.jsonl").read_text().splitlines()
-    uneven = [row if i % 3 else row.replace('"negatives": [', '"negatives": ["Rain.", ') for i, row in enumerate(rows)]
+    more = '"negatives": ["Rain.", '
+    uneven = [row if i % 3 else row.replace('"negatives": [', more) for i, row in enumerate(rows)]
     (place / "validation.jsonl").write_text("\n".join(uneven[:16]) + "\n")
     settings = {
         "data.init_args.val_sources": [{"path": str(place / "validation.jsonl")}],

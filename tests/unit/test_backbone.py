@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import adapter_gradients, distance, load, random_texts, singles, some_loss, train_a_little
-from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers import AttentionInterface, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from otherside.adapters import Lora
 from otherside.attention import ATTENTION, packed_attention
@@ -295,6 +295,11 @@ class TestTraining:
         assert torch.equal(backbone(texts), load(tiny_llama)(texts))
         backbone.train()
         assert not torch.equal(backbone(texts), backbone(texts))
+
+    def test_attention_dropout_that_no_layer_heeds(self, tmp_path):
+        GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=8, n_layer=1, n_head=2)).save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match=r"attention_dropout must be 0 for a GPT2LMHeadModel.*; got 0\.3"):
+            load(tmp_path, attention_dropout=0.3)
 
     def test_activation_checkpointing_keeps_gradients(self, tiny_llama):
         def gradients(**options):

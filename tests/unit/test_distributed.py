@@ -58,7 +58,7 @@ def test_ranks_meet_though_one_takes_longer_than_collectives_may():
 
     waited, late = run_ranks(2, meet)
     assert waited > 0.9 > late
-    with pytest.raises(RankError, match="(?i)timeout|timed out"):
+    with pytest.raises(RankError, match=r"(?i)timeout|timed out"):
         run_ranks(2, lambda: distributed.meet(0.5) if dist.get_rank() == 0 else time.sleep(2))
 
 

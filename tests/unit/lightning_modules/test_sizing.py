@@ -19,11 +19,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lightning_modules.base import EncoderModule
 from lightning_modules.cli import main
 from lightning_modules.sizing.job import EAGER_UP_TO, Job, Overrides, read_job
-from lightning_modules.sizing.memory import READERS, activations, gathered_weights, kept_by_token, memory, vectors
+from lightning_modules.sizing.memory import activations, gathered_weights, kept_by_token, memory, vectors
 from lightning_modules.sizing.shape import Adapter, Shape, read_shape
 from lightning_modules.sizing.speed import Machine, operations, step_time, traffic
 from lightning_modules.strategies import ZeRO
-from otherside import adapters, attention
+from otherside import attention
 from otherside.adapters import Lora, attach
 from otherside.backbone import Backbone, BackboneConfig
 from otherside.lineage import Lineage
@@ -219,7 +219,7 @@ class TestSettings:
         assert (Job.masked, Job.symmetric) == (masking.probability, InfoNCE().symmetric)
         config = BackboneConfig("any")
         assert (job.dtype, job.kernel, job.attention_dropout) == (config.dtype, config.kernel, config.attention_dropout)
-        assert EAGER_UP_TO == attention.EAGER_UP_TO and READERS == adapters.READERS
+        assert EAGER_UP_TO == attention.EAGER_UP_TO
 
     def test_buckets_are_those_of_our_zero(self) -> None:
         pytest.importorskip("deepspeed")

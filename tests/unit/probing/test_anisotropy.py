@@ -3,10 +3,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from probing_data import word_vectors
 
 from otherside.encoder import Encoder
 from otherside.probing.anisotropy import INSIDE, RANDOM, anisotropy, mean_cosine, sample
-from otherside.probing.features import word_vectors
 from otherside.probing.tasks import Mention, word_spans
 
 TEXTS = ["the cat sat on the mat .", "a dog barked", "snow fell all night", "Rain ."]

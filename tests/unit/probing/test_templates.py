@@ -41,12 +41,21 @@ def test_nothing_but_the_noun_tells_its_animacy(test: bool) -> None:
 
 
 def test_labels_belong_to_the_word_asked_about() -> None:
-    for task, place in zip(template_tasks(), TASKS.values(), strict=True):
+    for task, (place, _) in zip(template_tasks(), TASKS.values(), strict=True):
         for words, noun, label in zip(task.mentions, task.groups, task.targets, strict=True):
             assert len(words) == 5
             asked = words[place - 1]
             assert asked.text[asked.start : asked.end] == noun == asked.text.split()[place - 1]
             assert label == (noun in ANIMATE)
+
+
+def test_an_entry_is_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = [task.digest() for task in template_tasks()]
+    monkeypatch.setitem(TASKS, "verb_length", (3, len))
+    *others, task = template_tasks()
+    assert [other.digest() for other in others] == before
+    assert task.name == "verb_length" and set(task.groups) == set(VERBS)
+    assert task.targets.tolist() == [len(verb) for verb in task.groups]
 
 
 def test_test_sentences_have_new_nouns_and_verbs() -> None:
