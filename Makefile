@@ -2,6 +2,7 @@
 #:
 #:   make quickstart    a 135M Llama becomes an encoder in three stages, is probed and reported; in runs/quickstart
 #:   make test          the tests (ARGS="tests/unit -k pooling" for some of them)
+#:   make install       nothing but the virtual environment; then `source .venv/bin/activate`
 #:   make lint          ruff, mypy and shellcheck
 #:   make clean         remove .venv and caches; runs/ stays
 #:
@@ -42,7 +43,7 @@ LOCK := $(VENV)/constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test lint clean FORCE
+.PHONY: help install quickstart test lint clean FORCE
 
 help:
 	@sed -n 's/^#: \{0,1\}//p' Makefile
@@ -59,6 +60,8 @@ quickstart: $(READY)
 	$(BIN)/lightning probe runs/quickstart/mntp/encoder runs/quickstart/simcse/encoder runs/quickstart/supervised/encoder --retrieval runs/quickstart/data/heldout.jsonl --data $(PROBING) --out runs/quickstart
 	@echo '== 4/4 the report'
 	$(BIN)/lightning report runs/quickstart --out runs/quickstart/report
+
+install: $(READY)
 
 test: $(READY_DEV)
 	$(BIN)/python -m pytest $(ARGS)

@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any, Literal
 import datasets
 from datasets import Features, Value
 from datasets.exceptions import DatasetGenerationError
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from datamodules.rows import (
     READERS,
@@ -246,9 +249,10 @@ def load_remote(source: Source, streaming: bool) -> Any:
         if match is None:
             builder, options = BUILDERS[file_type(path)]
             return datasets.load_dataset(builder, data_files=path, split="train", streaming=streaming, **options)
-        return datasets.load_dataset(
-            match["path"], source.name or name, split=source.split, revision=source.revision, streaming=streaming
-        )
+        options = {"name": source.name or name, "split": source.split, "streaming": streaming}
+        if folder := downloaded(match["path"], source.revision):
+            return datasets.load_dataset(folder, **options)
+        return datasets.load_dataset(match["path"], revision=source.revision, **options)
     except KeyError:
         raise ValueError(f"path must be a URL of a file of type {', '.join(BUILDERS)}; got {path!r}") from None
     except (OSError, ValueError) as error:
@@ -257,6 +261,18 @@ def load_remote(source: Source, streaming: bool) -> Any:
             f"path {path!r} must name a file here, a URL or a dataset on the hub; there is no such file here, and the "
             f"answer from outside is: {error}.{offline} Check path, name, split and revision."
         ) from error
+
+
+def downloaded(name: str, revision: str | None) -> str | None:
+    """Where `hf download --repo-type dataset` has put a hub dataset; None if it has not, or the hub can be asked.
+
+    With the hub switched off `datasets` looks among its own tables only, not among downloaded files.
+    """
+    if not datasets.config.HF_HUB_OFFLINE:
+        return None
+    with suppress(LocalEntryNotFoundError):
+        return snapshot_download(name, repo_type="dataset", revision=revision, local_files_only=True)
+    return None
 
 
 def remote_records(rows: Any, name: str) -> Iterator[Record]:

@@ -26,7 +26,7 @@ All stages, and what they did:
   export    ENCODER OUT                       a folder that sentence-transformers opens; parity is checked
 
 Before a large run:
-  size      configs/R/mntp.yaml --nodes 8 --gpus 8      memory, communication and time of a step; loads no weights
+  size      configs/R/mntp.yaml --nodes 2 --gpus 8      memory, communication and time of a step; loads no weights
 
 `lightning COMMAND --help` says more. Errors are one line; OTHERSIDE_DEBUG=1 shows where they arose.
 """

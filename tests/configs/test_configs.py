@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -63,8 +65,27 @@ def test_the_rate_is_not_0_before_the_end(file: Path) -> None:
 def test_trainer_trains_two_steps(file: Path, place: Path, tiny_llama: Path) -> None:
     stage = runs.write_stage(place, "Supervised", tiny_llama)
     root = name(file).replace("/", "-")
-    runs.run("fit", "--config", stage, "--config", file, *on_this_machine(place, root), cwd=place)
+    timeout = ["--trainer.strategy.init_args.timeout", "60"] if "strategy" in file.read_text() else []
+    runs.run("fit", "--config", stage, "--config", file, *timeout, *on_this_machine(place, root), cwd=place)
     assert (place / root / "encoder" / "encoder.json").is_file()
+
+
+def test_the_readme_s_stage_trains_two_steps(place: Path, tiny_llama: Path) -> None:
+    """As printed, but for the model, its size, the machine, and where the rows are."""
+    [example] = re.findall(r"```yaml\n(include: .*?)```", (CONFIGS.parent / "README.md").read_text(), re.DOTALL)
+    content = yaml.safe_load(example)
+    rows = [json.loads(line) for line in (place / "pairs.jsonl").read_text().splitlines()]
+    for number, source in enumerate(content["data"]["init_args"]["sources"]):
+        column = {"query": "query", "positive": "positive"} | source.get("fields", {})
+        renamed = [{column[key]: row[key] for key in column} for row in rows]
+        (place / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in renamed))
+        source["path"] = str(place / f"{number}.jsonl")
+    content["include"] = str(CONFIGS / "R" / content["include"])
+    content["model"]["init_args"]["loss"]["matryoshka"] = [8]
+    (place / "readme.yaml").write_text(yaml.safe_dump(content))
+    model = ("--model.backbone.model", tiny_llama)
+    runs.run("fit", "--config", place / "readme.yaml", *model, *on_this_machine(place, "readme"), cwd=place)
+    assert (place / "readme" / "encoder" / "encoder.json").is_file()
 
 
 @pytest.mark.parametrize("file", EVALUATIONS, ids=name)

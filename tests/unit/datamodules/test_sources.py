@@ -17,7 +17,7 @@ import pytest
 import zstandard
 
 from datamodules.rows import BadFile, BadRow
-from datamodules.sources import Kind, Source, Table, open_table
+from datamodules.sources import Kind, Source, Table, load_remote, open_table
 
 TEXTS = ["One.", 'Two, with "quotes".', "Three: ünï ✓", "Four"]
 
@@ -264,6 +264,26 @@ def test_hub_errors_are_clear_offline(monkeypatch: pytest.MonkeyPatch) -> None:
         open_table(Source("no-one/nothing:en"), "text")
     with pytest.raises(ValueError, match="must agree on the configuration"):
         open_table(Source("no-one/nothing:en", name="de"), "text")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_downloaded_hub_dataset_is_read_offline(
+    streaming: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the layout that `hf download --repo-type dataset` leaves."""
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository, commit = tmp_path / "datasets--acme--words", "0123456789abcdef0123456789abcdef01234567"
+    folder = repository / "snapshots" / commit / "plain"
+    folder.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    write(folder / "train.jsonl", content(".jsonl"))
+    card = "configs:\n- config_name: plain\n  data_files: plain/*.jsonl\n"
+    (folder.parent / "README.md").write_text(f"---\n{card}---\n")
+    source = Source("acme/words:plain")
+    found = [row["text"] for row in load_remote(source, True)] if streaming else texts_of(open_table(source, "text"))
+    assert found == TEXTS
 
 
 def test_urls_are_read_through_datasets(tmp_path: Path) -> None:
