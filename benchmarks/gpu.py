@@ -4,9 +4,10 @@
     python benchmarks/gpu.py --device cpu --shapes tiny --dtypes float32 --tokens 256 --steps 1      # tries it all
 
 Right: for each kernel the mask self-test, packed texts against single ones and against the same model in float32 on
-the CPU, and the adapter's gradients. Fast: real tokens a second, share of the measured matmul peak and peak memory of
-MNTP and contrastive steps, chunked or not, with and without activation checkpointing; sentence-transformers' loss on
-the same weights and texts in the same run. Weights are random: shapes need no download.
+the CPU, the adapter's gradients, and dropout where chunks are computed again. Fast: real tokens a second, share of the
+measured matmul peak and peak memory of MNTP and contrastive steps, chunked or not, with and without activation
+checkpointing; sentence-transformers' loss on the same weights and texts in the same run. Weights are random: shapes
+need no download.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from typing import Any
 import torch
 from harness import command, machine
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, LlamaForCausalLM
 
+from lightning_modules.base import recomputed
 from lightning_modules.callbacks.throughput import operations, peak
 from lightning_modules.sizing.shape import Shape
 from otherside import adapters, mntp, pooling
@@ -119,6 +120,21 @@ def correctness(shape: str, dtype: torch.dtype, device: str) -> Iterator[Row]:
         yield row
 
 
+def replayed(shape: str, dtype: torch.dtype, device: str) -> Row:
+    """Whether chunks that are computed again draw the dropout that they drew before."""
+    backbone = build(shape, dtype, device, dropout=0.3)
+    texts = texts_of([17, 5, 33, 64, 1, 40], backbone.lm.config.vocab_size, device)
+    found = []
+    for again in (False, True):
+        torch.manual_seed(0)
+        backbone.zero_grad()
+        contrastive_step(backbone, texts, 64, again).backward()
+        found.append(torch.cat([p.grad.flatten() for p in backbone.parameters() if p.grad is not None]).cpu())
+    row: Row = {"kernel": "auto, dropout", "dtype": str(dtype).removeprefix("torch.")}
+    row["recomputed : kept"] = difference(*found)
+    return row | {"right": all_below(1e-3 if dtype == torch.float32 else 0.02, row)}
+
+
 def all_below(limit: float, row: Row) -> bool:
     """Whether every difference is a number below `limit`; NaN is not."""
     return all(value < limit for value in row.values() if isinstance(value, float))
@@ -137,10 +153,10 @@ def mntp_step(backbone: Backbone, texts: Packed, budget: int | None) -> Tensor:
         return mntp.predicting(backbone(hidden.select(chunk)), marked.select(chunk).input_ids)
 
     targets = torch.cat([marked.select(chunk).input_ids for chunk in chunks])
-    return mntp.loss(torch.cat(_chunked(states, chunks)), targets[targets != -100], backbone.logits)
+    return mntp.loss(torch.cat(_chunked(states, chunks, device)), targets[targets != -100], backbone.logits)
 
 
-def contrastive_step(backbone: Backbone, texts: Packed, budget: int | None) -> Tensor:
+def contrastive_step(backbone: Backbone, texts: Packed, budget: int | None, again: bool = True) -> Tensor:
     """As the stage does; the first half of the texts are queries."""
 
     def vectors(chunk: Tensor) -> Tensor:
@@ -148,15 +164,17 @@ def contrastive_step(backbone: Backbone, texts: Packed, budget: int | None) -> T
         return pooling.pool(backbone(part), part, "mean")
 
     chunks = texts.chunks(budget)
-    found = torch.cat(_chunked(vectors, chunks))[torch.cat(chunks).argsort().to(texts.input_ids.device)]
+    found = torch.cat(_chunked(vectors, chunks, texts.input_ids.device, again))[
+        torch.cat(chunks).argsort().to(texts.input_ids.device)
+    ]
     queries, positives = found.chunk(2)
     return InfoNCE()(queries, positives, queries[:0])
 
 
-def _chunked(run: Callable[[Tensor], Tensor], chunks: list[Tensor]) -> list[Tensor]:
-    if len(chunks) == 1:
-        return [run(chunks[0])]
-    return [checkpoint(run, chunk, use_reentrant=False) for chunk in chunks]
+def _chunked(
+    run: Callable[[Tensor], Tensor], chunks: list[Tensor], device: torch.device, again: bool = True
+) -> list[Tensor]:
+    return [recomputed(run, chunk, device) if again and len(chunks) > 1 else run(chunk) for chunk in chunks]
 
 
 def measure(step: Callable[[], Tensor], device: str, steps: int, before: float) -> Row:
@@ -297,6 +315,7 @@ def rows(settings: argparse.Namespace) -> Iterator[tuple[str, Row]]:
     for dtype in settings.dtypes:
         for row in correctness(settings.shapes[0], getattr(torch, dtype), settings.device):
             yield "right", row
+        yield "right", replayed(settings.shapes[0], getattr(torch, dtype), settings.device)
     for shape in settings.shapes:
         for row in speed(shape, getattr(torch, settings.dtypes[-1]), settings):
             yield "fast", row

@@ -86,6 +86,13 @@ def test_a_sweep_is_an_array_and_each_task_waits_for_its_own(recipe: Path) -> No
     ) in printed.splitlines()
 
 
+def test_outside_of_its_environment_it_says_so(recipe: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-I", "-S", REPOSITORY / "slurm" / "submit", recipe], capture_output=True, text=True
+    )
+    assert ended.returncode == 1 and "source .venv/bin/activate" in ended.stderr and "Trace" not in ended.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
