@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from lightning_modules.report.paper import Published
 from lightning_modules.report.runs import Curve, Run
 from otherside.probing import figures as probing
-from otherside.probing.findings import PLACES, STRATEGIES, Cell, find
+from otherside.probing.findings import STRATEGIES, Cell, find
+from otherside.probing.published import CONTEXT
 from otherside.probing.results import Measured, Result, Row
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def of_probing(results: Sequence[Result], tasks: Sequence[Measured], paper: Publ
     """The paper's Figures 3, 5, 6, 7 and 8, as far as measured; then what the paper does not have."""
     measured = {task.name: task for task in tasks}
     theirs = [paper.result(result.name) for result in results]
-    words = [panel for name in PLACES if name in measured for panel in _words(results, theirs, measured[name], paper)]
+    words = [panel for name in CONTEXT if name in measured for panel in _words(results, theirs, measured[name], paper)]
     yield Group(
         "Figure 3: context probes",
         "A probe reads one word of “the NOUN VERBed the NOUN” and is asked about the shaded one. Ours with 95 % "

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from otherside.files import atomic
+from otherside.probing.published import CONTEXT
 from otherside.probing.results import Result, Row
 from otherside.probing.scores import Score
 
@@ -22,7 +23,6 @@ Verdict = Literal["holds", "holds in part", "does not hold", "cannot tell", "not
 Direction = Literal["more", "less", "alike"]
 FILE, FORMAT = "findings.json", 1
 MARGIN = 0.05  # how far apart two correlations may be and still count as alike
-PLACES = {"subject_animacy": 2, "verb_causative": 3, "verb_dynamic": 3, "object_animacy": 5}
 ASPECT, RATINGS = ("telicity", "duration"), ("concreteness", "sensorimotor")
 STRATEGIES = ("absolute difference", "cosine", "concatenation")
 CONTRASTIVE = ("simcse", "supervised")
@@ -70,12 +70,12 @@ class Claim:
 
 def ahead() -> tuple[Cell, ...]:
     """Accuracy of words in front of the one that is asked about: it is their subsequent context."""
-    return tuple(Cell(task, str(i), "accuracy") for task, place in PLACES.items() for i in range(1, place))
+    return tuple(Cell(task, str(i), "accuracy") for task, place in CONTEXT.items() for i in range(1, place))
 
 
 def behind() -> tuple[Cell, ...]:
     """Accuracy of words behind the one that is asked about: it is their preceding context."""
-    return tuple(Cell(task, str(i), "accuracy") for task, place in PLACES.items() for i in range(place + 1, 6))
+    return tuple(Cell(task, str(i), "accuracy") for task, place in CONTEXT.items() for i in range(place + 1, 6))
 
 
 def claims(others: Sequence[str] = ()) -> Iterator[Claim]:

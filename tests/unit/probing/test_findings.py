@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from otherside.probing.findings import (
-    PLACES,
     STRATEGIES,
     ahead,
     behind,
@@ -22,6 +21,7 @@ from otherside.probing.findings import (
     read_findings,
     write_findings,
 )
+from otherside.probing.published import CONTEXT
 from otherside.probing.results import Result, Row
 from otherside.probing.scores import Score
 
@@ -42,7 +42,7 @@ def variant(name: str, levels: Levels, spread: float = 0.01, seed: int = 0, base
         return Row(task, place, target, 2, "mlp", "context", metric, score)
 
     rows = []
-    for task, place in PLACES.items():
+    for task, place in CONTEXT.items():
         for i in range(1, 6):
             kind = "front" if i < place else "back" if i > place else "at"
             rows.append(row(task, str(i), "accuracy", kind))
