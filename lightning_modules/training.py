@@ -174,7 +174,7 @@ class LastToo(ModelCheckpoint):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._last_global_step_saved != trainer.global_step:
+        if not self._should_skip_saving_checkpoint(trainer):  # it is there already
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
 
