@@ -47,7 +47,7 @@ OPTIMIZERS = {
 def strategy(name: str) -> Any:
     """A fresh one; under ZeRO-3 nothing stays whole, though all is small."""
     if name == "zero3":
-        zero = {"stage": 3, "stage3_param_persistence_threshold": 0}
+        zero = {"stage": 3, "stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
         return ZeRO(3, config={"zero_allow_untested_optimizer": True, "zero_optimization": zero})
     if name.startswith("zero"):
         return ZeRO(int(name[-1]))

@@ -65,7 +65,8 @@ def test_several_ranks(strategy: str, tiny_llama: Path, tmp_path: Path) -> None:
     runs.write_data(tmp_path)
     extra: dict[str, Any] = {"trainer.strategy": "ddp"}
     if strategy == "zero3":
-        config = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}
+        zero = {"stage": 3, "stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
+        config = {"zero_optimization": zero}
         init = {"stage": 3, "config": config, "process_group_backend": "gloo"}
         extra = {"trainer.strategy": {"class_path": "lightning_modules.strategies.ZeRO", "init_args": init}}
     alone = runs.write_stage(tmp_path, "MNTP", tiny_llama, root="one", steps=2, **probing(every_n_steps=1))
