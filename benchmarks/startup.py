@@ -100,8 +100,8 @@ def main() -> None:
             took["everything else"] = took["to the first step"] - known
             for arguments in HELP:
                 begun = time.perf_counter()
-                command = [sys.executable, "-m", "lightning_modules.cli", *arguments]
-                subprocess.run(command, check=True, capture_output=True)
+                run = [sys.executable, "-m", "lightning_modules.cli", *arguments]
+                subprocess.run(run, check=True, capture_output=True)
                 took[f"`lightning {' '.join(arguments)}`"] = time.perf_counter() - begun
             print(took, flush=True)
             rounds.append(took)
