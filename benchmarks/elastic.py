@@ -50,7 +50,7 @@ def main() -> None:
     text = [
         "# Going on with other ranks",
         "",
-        f"{date.today()}, {machine()}",
+        machine(),
         "",
         *lines,
         "",
