@@ -100,6 +100,8 @@ class Probing(pl.Callback):
                 if trainer.is_global_zero:
                     found = self._fit(vectors)
         except Exception as error:
+            if not trainer.is_global_zero:
+                raise  # the watchdog tells the others
             found = f"{type(error).__name__}: {error}"
         found = trainer.strategy.broadcast(found)
         if isinstance(found, str):

@@ -19,7 +19,7 @@ from otherside.sharding import whole_shape
 class Throughput(pl.Callback):
     """Logs, of this rank and since the last log:
 
-    - `tokens_per_second`: of real text, padding left out.
+    - `tokens_per_second`: of real text, padding left out; as often as it goes through the model.
     - `utilisation`: the operations that this text needs, as a share of what the device did in the same time when it
       multiplied large matrices of the run's type at the start. What is computed twice to save memory counts once.
       Left out where the base does not have a Llama's shape.

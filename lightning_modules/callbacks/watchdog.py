@@ -86,7 +86,7 @@ class Watch(threading.Thread):
         self.store.set_timeout(timedelta(seconds=max(self.silence, 5)))
         self.store.delete_key(f"left{self.rank}")  # of an earlier command in this process group
         self.heard: dict[int, tuple[str, float]] = {}  # by rank: last beat, and when it was new
-        self.places: tuple[dict[int, str], float] = ({}, 0.0)  # where all ranks are, and since when
+        self.places: tuple[dict[int, str], float] = ({}, float("inf"))  # where the others are, and since when
         self._ended = threading.Event()
         self._beats = 0
 
