@@ -19,7 +19,7 @@ from harness import command, machine
 from texts import BASE, articles
 
 from datamodules import Pairs, Source
-from otherside.backbone import load_tokenizer
+from otherside.tokenizer import load_tokenizer
 
 SHAPES = {"1.3B": 1.3e9, "8B": 8.0e9}
 HALF_OF_A_GPU = 0.5 * 990e12

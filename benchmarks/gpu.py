@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from copy import deepcopy
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,8 @@ def texts_of(lengths: list[int], vocabulary: int, device: str) -> Packed:
     """Texts of random tokens."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(min(FIRST, vocabulary // 2), vocabulary, (sum(lengths),), generator=generator)
-    return Packed(ids, torch.tensor(lengths), torch.zeros(len(lengths), dtype=torch.long)).to(device)
+    none = torch.zeros(len(lengths), dtype=torch.long)
+    return Packed(ids, torch.tensor(lengths), none, none).to(device)
 
 
 def mixed(tokens: int, longest: int) -> list[int]:
@@ -146,7 +148,7 @@ def mntp_step(backbone: Backbone, texts: Packed, budget: int | None) -> Tensor:
     rows, vocabulary = torch.arange(len(texts)), backbone.lm.config.vocab_size
     hidden, labels = mntp.mask(on_cpu, rows, Masking(), FIRST, vocabulary, seed=0)
     device = texts.input_ids.device
-    hidden, marked = hidden.to(device), Packed(labels, texts.lengths, texts.skip).to(device)
+    hidden, marked = hidden.to(device), replace(texts, input_ids=labels).to(device)
     chunks = texts.chunks(budget)
 
     def states(chunk: Tensor) -> Tensor:

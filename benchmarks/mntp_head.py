@@ -78,7 +78,8 @@ def main() -> None:
     backbone = Backbone.load(BackboneConfig(settings.model, dtype=settings.dtype), Lora(dropout=0.0)).train()
     count = settings.tokens // 128
     ids = torch.randint(100, 5000, (count * 128,), generator=torch.Generator().manual_seed(0))
-    plain = Packed(ids, torch.full((count,), 128), torch.zeros(count, dtype=torch.long))
+    none = torch.zeros(count, dtype=torch.long)
+    plain = Packed(ids, torch.full((count,), 128), none, none)
     texts, labels = mntp.mask(plain, torch.arange(count), Masking(), 5, backbone.lm.config.vocab_size, seed=0)
 
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}

@@ -57,7 +57,8 @@ def profile(dtype: str) -> None:
     draw = random.Random(0)
     lengths = sorted((draw.randint(8, 64) for _ in range(64)), reverse=True)
     ids = torch.randint(100, 5000, (sum(lengths),), generator=torch.Generator().manual_seed(0))
-    texts = Packed(ids, torch.tensor(lengths), torch.zeros(len(lengths), dtype=torch.long))
+    none = torch.zeros(len(lengths), dtype=torch.long)
+    texts = Packed(ids, torch.tensor(lengths), none, none)
     for warm in (True, False):
         with profiler() as found:
             backbone(texts).float().pow(2).mean().backward()

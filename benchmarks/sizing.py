@@ -110,7 +110,7 @@ def measure(config: Path) -> dict[str, float]:
 
 def length_of_pairs(data: Path) -> float:
     """Mean tokens of a text of the pairs, at most 64."""
-    from otherside.backbone import load_tokenizer
+    from otherside.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(MODEL)
     rows = [json.loads(line) for line in (data / "pairs.jsonl").read_text().splitlines()[:2000]]

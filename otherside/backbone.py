@@ -5,30 +5,39 @@ Shapes: T tokens of packed texts, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from otherside import adapters, sharding, weights
 from otherside.adapters import Lora
 from otherside.attention import ATTENTION, HALF, Borders, Kernel, check_kernel
 from otherside.batching import Packed, rounded
-from otherside.lineage import Card, Lineage
+from otherside.lineage import Lineage
 from otherside.sharding import Shard
+from otherside.tokenizer import AUTO
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 Attention = Literal["bidirectional", "causal"]
 DTypes = Literal["float32", "bfloat16", "float16"]
+AnyDType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def fast_dtype() -> DTypes:
+    """What `dtype: auto` means here. Without instructions for it, a CPU takes ten times longer in bfloat16."""
+    if torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    known: Mapping[str, Any] = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return "bfloat16" if any(there for name, there in known.items() if "bf16" in name) else "float32"
 
 
 class MaskError(RuntimeError):
@@ -44,26 +53,31 @@ class BackboneConfig:
             adapters are merged first.
         revision: of a hub id.
         attention: bidirectional or causal.
-        dtype: of the frozen weights. Adapters are always float32.
+        dtype: of the frozen weights. Adapters are always float32. auto: bfloat16 where this machine multiplies in it
+            fast, else float32.
         kernel: auto takes torch's variable-length kernel on CUDA in half precision without dropout, else SDPA.
         attention_dropout: on attention probabilities, in training. Llama has none; SimCSE needs some.
         activation_checkpointing: recompute each layer in backward: less memory, about a third more time.
+        start_token: the first token of every text, on which attention rests. auto: that of an encoder folder; of a
+            base model, what its tokenizer puts first, else its document boundary. A token by name; null: none.
     """
 
     model: str
     revision: str | None = None
     attention: Attention = "bidirectional"
-    dtype: DTypes = "bfloat16"
+    dtype: AnyDType = "auto"
     kernel: Kernel = "auto"
     attention_dropout: float = 0.0
     activation_checkpointing: bool = False
+    start_token: str | None = AUTO
 
     def __post_init__(self) -> None:
         check_kernel(self.kernel)
         if self.attention not in get_args(Attention):
             raise ValueError(f"backbone.attention must be bidirectional or causal; got {self.attention!r}")
-        if self.dtype not in get_args(DTypes):
-            raise ValueError(f"backbone.dtype must be one of {', '.join(get_args(DTypes))}; got {self.dtype!r}")
+        if self.dtype not in get_args(AnyDType):
+            raise ValueError(f"backbone.dtype must be one of {', '.join(get_args(AnyDType))}; got {self.dtype!r}")
+        self.dtype = fast_dtype() if self.dtype == "auto" else self.dtype
         if not 0 <= self.attention_dropout < 1:
             raise ValueError(f"backbone.attention_dropout must lie in [0, 1); got {self.attention_dropout}")
         if self.kernel == "varlen" and self.attention_dropout:
@@ -225,7 +239,8 @@ class Backbone(nn.Module):
         device: Any = self.lm.get_input_embeddings().weight.device
         vocabulary = self.lm.config.vocab_size
         ids = torch.tensor([5, 6, 7, 8, 9, 10, 11, 12], device=device) % vocabulary
-        texts = Packed(ids, lengths=torch.tensor([5, 3]), skip=torch.tensor([0, 0]))
+        none = torch.tensor([0, 0])
+        texts = Packed(ids, lengths=torch.tensor([5, 3]), skip=none, start=none)
         changed = ids.clone()
         changed[4] = 13 % vocabulary
         states = []
@@ -304,27 +319,6 @@ def set_attention_dropout(lm: PreTrainedModel, share: float) -> None:
         layer.attention_dropout = share
 
 
-def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a base model or of an encoder folder.
-
-    Raises:
-        FileNotFoundError: it is neither here nor on the hub.
-    """
-    place = weights.locate(model)
-    if isinstance(place, Path) and Card.is_at(place):
-        return AutoTokenizer.from_pretrained(place)
-    place = weights.resolve(model)
-    if isinstance(place, Path) and not any(place.glob("tokenizer*")):
-        raise FileNotFoundError(f"backbone.model must be a folder with a model and its tokenizer; {place} has none")
-    try:
-        return AutoTokenizer.from_pretrained(place, revision=revision)
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"backbone.model must be a folder here or a model on the hub, with a tokenizer; that of {model} "
-            f"could not be loaded: {error}"
-        ) from error
-
-
 def lineage_of(model: str, revision: str | None = None) -> Lineage:
     """The lineage that `model` stands for: an encoder folder's, or the base model alone.
 
@@ -332,8 +326,8 @@ def lineage_of(model: str, revision: str | None = None) -> Lineage:
         FileNotFoundError: nothing is there.
         ValueError: an encoder folder's description is broken.
     """
+    if card := weights.card_of(model):
+        return card.lineage
     place = weights.locate(model)
-    if isinstance(place, Path) and Card.is_at(place):
-        return Card.read(place).lineage
     base = model if isinstance(place, str) or model.startswith(weights.PACKAGE) else str(place.resolve())
     return Lineage(base, revision)

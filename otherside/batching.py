@@ -6,11 +6,13 @@ Shapes: T tokens of all texts together, N texts, B texts of one chunk.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from otherside.tokenizer import start_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,11 +24,14 @@ class Tokens:
 
     Args:
         ids: token ids.
-        skip: how many leading tokens (an instruction) take part in attention but not in pooling.
+        skip: how many leading tokens are not of the text itself: start token and instruction. They take part in
+            attention, not in pooling (the start token: as `pool_start` says).
+        start: how many of these are the start token: 0 or 1.
     """
 
     ids: list[int]
     skip: int = 0
+    start: int = 0
 
 
 @dataclass
@@ -36,12 +41,14 @@ class Packed:
     Args:
         input_ids: (T,) int64.
         lengths: (N,) int64, on the CPU.
-        skip: (N,) int64, on the CPU; leading tokens of each text left out of pooling.
+        skip: (N,) int64, on the CPU; start token and instruction of each text. See `Tokens`.
+        start: (N,) int64, on the CPU; 1 where a text has a start token.
     """
 
     input_ids: Tensor
     lengths: Tensor
     skip: Tensor
+    start: Tensor
 
     @classmethod
     def from_tokens(cls, texts: Sequence[Tokens]) -> Packed:
@@ -52,13 +59,14 @@ class Packed:
             input_ids=torch.tensor([token for text in texts for token in text.ids]),
             lengths=torch.tensor([len(text.ids) for text in texts]),
             skip=torch.tensor([text.skip for text in texts]),
+            start=torch.tensor([text.start for text in texts]),
         )
 
     @classmethod
     def cat(cls, parts: Iterable[Packed]) -> Packed:
         """Several batches as one."""
         parts = list(parts)
-        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in ("input_ids", "lengths", "skip")))
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -78,7 +86,8 @@ class Packed:
         lengths, starts = self.lengths[texts], self.borders[texts]
         firsts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])[:-1]
         tokens = (starts - firsts).repeat_interleave(lengths) + torch.arange(int(lengths.sum()))
-        return Packed(self.input_ids[tokens.to(self.input_ids.device)], lengths, self.skip[texts])
+        ids = self.input_ids[tokens.to(self.input_ids.device)]
+        return Packed(ids, lengths, self.skip[texts], self.start[texts])
 
     def chunks(self, budget: int | None) -> list[Tensor]:
         """Text numbers of each chunk: sorted by length, at most `budget` tokens a chunk counted with re-padding.
@@ -122,15 +131,18 @@ def rounded(n: int) -> int:
 def tokenise(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int, instruction: str = ""
 ) -> list[Tokens]:
-    """Token ids of `instruction + text`, cut after `max_length` tokens.
+    """Token ids of start token, instruction and text, cut after `max_length` tokens.
 
     Where the instruction ends is found by character offsets: a token that reaches into the text belongs to the text.
-    With an instruction, special tokens before it are left out of pooling too. A text without any token becomes the
-    end-of-text token, so that it has a vector.
+    A text without any token becomes the end-of-text token, so that it has a vector.
 
     Raises:
-        ValueError: `max_length` leaves no room for the text behind the instruction.
+        ValueError: `max_length` leaves no room for the text behind the instruction, or the instruction spells a special
+            token, which would be read as text.
     """
+    start = 0 if start_id(tokenizer) is None else 1
+    if instruction and tokenizer.split_special_tokens:
+        _check_instruction(instruction, tokenizer)
     encoded = tokenizer(
         [instruction + text for text in texts],
         truncation=True,
@@ -141,7 +153,7 @@ def tokenise(
     )
     if not instruction:
         filler = [token for token in (tokenizer.eos_token_id, tokenizer.bos_token_id, 0) if token is not None][:1]
-        return [Tokens(ids or filler) for ids in encoded["input_ids"]]
+        return [Tokens(ids, min(start, len(ids) - 1), start) if ids else Tokens(filler) for ids in encoded["input_ids"]]
     batch = []
     for ids, offsets, text in zip(encoded["input_ids"], encoded["offset_mapping"], texts, strict=True):
         skip = next((i for i, (_, end) in enumerate(offsets) if end > len(instruction)), len(ids))
@@ -150,8 +162,17 @@ def tokenise(
                 f"max_length must leave room for text behind the instruction; got max_length={max_length} and an "
                 f"instruction of {skip} tokens. Raise max_length or shorten the instruction {instruction[:60]!r}."
             )
-        batch.append(Tokens(ids, min(skip, len(ids) - 1)))
+        batch.append(Tokens(ids, min(skip, len(ids) - 1), start))
     return batch
+
+
+def _check_instruction(instruction: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    spelled = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    if found := [token for token in spelled if token in instruction]:
+        raise ValueError(
+            f"instruction must be text; {instruction[:60]!r} spells the special token {found[0]}, which has no effect "
+            "in texts. The start token is put before it by itself (backbone.start_token): leave it out."
+        )
 
 
 @dataclass

@@ -21,12 +21,13 @@ from tqdm import tqdm
 
 from otherside import adapters, pooling, weights
 from otherside.attention import Kernel
-from otherside.backbone import Attention, Backbone, BackboneConfig, DTypes, load_tokenizer
+from otherside.backbone import AnyDType, Attention, Backbone, BackboneConfig
 from otherside.batching import Packed, tokenise, tokens_at_once
 from otherside.evaluation.model import Cosine, MTEBModel, model_meta
 from otherside.files import replace_folder
 from otherside.lineage import Card, Lineage
 from otherside.pooling import Pooling
+from otherside.tokenizer import AUTO, load_tokenizer, start_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,9 +43,10 @@ class Encoder(Cosine, nn.Module):
 
     Args:
         backbone: see `Backbone`.
-        tokenizer: of the base model.
+        tokenizer: of the base model, with its start token; see `load_tokenizer`.
         pooling: mean, weighted_mean or last_token.
         max_length: longer texts are cut after so many tokens.
+        pool_start: whether the start token is pooled; see `pooling.weights`.
     """
 
     def __init__(
@@ -53,12 +55,14 @@ class Encoder(Cosine, nn.Module):
         tokenizer: PreTrainedTokenizerBase,
         pooling: Pooling = "mean",
         max_length: int = 512,
+        pool_start: bool | None = True,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.tokenizer = tokenizer
         self.pooling: Pooling = pooling
         self.max_length = max_length
+        self.pool_start = pool_start
 
     @classmethod
     def load(
@@ -68,26 +72,30 @@ class Encoder(Cosine, nn.Module):
         attention: Attention | None = None,
         pooling: Pooling | None = None,
         max_length: int | None = None,
-        dtype: DTypes = "float32",
+        start_token: str | None = AUTO,
+        pool_start: bool | None = None,
+        dtype: AnyDType = "float32",
         kernel: Kernel = "auto",
         device: str | torch.device = "cpu",
     ) -> Encoder:
         """Open an encoder folder, or any base model (hub id, folder, .gguf, pkg://) as an untrained encoder.
 
-        Settings that are None come from the folder; for a base model they are bidirectional, mean and 512.
+        Settings that are not given come from the folder; for a base model they are bidirectional, mean, 512, the start
+        token of `BackboneConfig`, and pooled.
 
         Raises:
             FileNotFoundError: there is no such model.
             ValueError: an adapter was changed or does not fit.
             MaskError: the kernel does not compute the attention asked for.
         """
-        place = weights.locate(str(model))
-        card = Card.read(place) if isinstance(place, Path) and Card.is_at(place) else None
-        if card:
+        if card := weights.card_of(str(model)):
             attention, pooling = attention or card.attention, pooling or card.pooling  # type: ignore[assignment]
             max_length = max_length or card.max_length
+        if pool_start is None:
+            pool_start = card.pool_start if card else True
         config = BackboneConfig(str(model), attention=attention or "bidirectional", dtype=dtype, kernel=kernel)
-        encoder = cls(Backbone.load(config), load_tokenizer(str(model)), pooling or "mean", max_length or 512)
+        tokenizer = load_tokenizer(str(model), start_token=start_token)
+        encoder = cls(Backbone.load(config), tokenizer, pooling or "mean", max_length or 512, pool_start)
         encoder.to(device).eval()
         encoder.backbone.self_test()
         return encoder
@@ -100,7 +108,7 @@ class Encoder(Cosine, nn.Module):
 
     def forward(self, texts: Packed) -> Tensor:
         """(N, D) float32 vectors of packed texts, with gradients."""
-        return pooling.pool(self.backbone(texts), texts, self.pooling)
+        return pooling.pool(self.backbone(texts), texts, self.pooling, self.pool_start)
 
     @singledispatchmethod
     @torch.no_grad()
@@ -117,7 +125,7 @@ class Encoder(Cosine, nn.Module):
 
         Args:
             texts: N texts; sorted by length inside, so their order does not matter for speed.
-            instruction: put before every text, as it is; takes part in attention, not in pooling.
+            instruction: put between start token and text, as it is; takes part in attention, not in pooling.
             batch_size: at most so many texts at once; None: as many as make a good number of tokens for the device.
             normalize: scale vectors to length 1.
             show_progress: a progress bar with the time left.
@@ -185,8 +193,8 @@ class Encoder(Cosine, nn.Module):
             self.tokenizer.backend_tokenizer.no_truncation()  # `encode` left it there
             self.tokenizer.save_pretrained(work)
             lineage = self._save_adapters(work, stage, weights)
-            card = Card(lineage, stage, steps, self.backbone.attention, self.pooling, self.max_length)
-            card.write(work)
+            kept = (self.backbone.attention, self.pooling, self.max_length, start_name(self.tokenizer), self.pool_start)
+            Card(lineage, stage, steps, *kept).write(work)
             replace_folder(work, folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)

@@ -16,12 +16,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from otherside import pooling
 from otherside.backbone import DTypes
 from otherside.batching import Packed, tokenise
 from otherside.encoder import Encoder
 from otherside.files import replace_folder
+from otherside.tokenizer import start_id
 
 Kind = Literal["sentence-transformers", "merged"]
 TOLERANCE = 1e-5  # largest relative difference of a vector in float32; padded and packed kernels differ by less
@@ -53,6 +55,7 @@ TEXTS = [
     "A dog barked at the postman all morning long, as dogs do; the postman, for his part, barked back.",
     "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20",
     "The committee could not agree on a date for the next meeting. " * 6,
+    "A text that spells <|endoftext|>, <s>, </s> and <|begin_of_text|> is text all the same.",
     "One long text that every encoder has to cut somewhere, after as many tokens as it may take. " * 400,
 ]
 # Ends in a line break, because a space would join the text's first word
@@ -72,18 +75,35 @@ class Reference:
         prompted: (N, D) vectors of `TEXTS` with `PROMPT` before them.
         pooling: the encoder's.
         max_length: the encoder's.
+        pool_start: the encoder's; None where it has no start token.
     """
 
     plain: np.ndarray
     prompted: np.ndarray
     pooling: pooling.Pooling
     max_length: int
+    pool_start: bool | None
 
     @classmethod
     def of(cls, encoder: Encoder) -> Reference:
         """Encode the texts."""
         plain, prompted = encoder.encode(TEXTS), encoder.encode(TEXTS, instruction=PROMPT)
-        return cls(plain, prompted, encoder.pooling, encoder.max_length)
+        pool_start = encoder.pool_start if start_id(encoder.tokenizer) is not None else None
+        return cls(plain, prompted, encoder.pooling, encoder.max_length, pool_start)
+
+    @property
+    def unequal_prompts(self) -> str:
+        """Why sentence-transformers pools behind a prompt otherwise than the encoder; empty: it does not."""
+        if self.pooling == "weighted_mean":
+            return "it weights positions from the prompt on, not from the text"
+        if self.pooling == "mean" and self.pool_start:
+            return "it leaves the start token out of the mean together with the prompt"
+        return ""
+
+    @property
+    def unit(self) -> bool:
+        """Whether the vectors exported have length 1, as leaving out the start token makes necessary."""
+        return self.pooling == "mean" and self.pool_start is False
 
 
 def export(
@@ -125,10 +145,10 @@ def export(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     print(f"{out}: vectors equal the encoder's, largest relative difference {difference:.0e}")
-    if kind == "sentence-transformers" and reference.pooling == "weighted_mean":
-        print(
-            "With a prompt they differ: sentence-transformers weights positions from the prompt on, not from the text."
-        )
+    if kind == "sentence-transformers" and (why := reference.unequal_prompts):
+        print(f"With a prompt sentence-transformers gives other vectors: {why}.")
+    if kind == "sentence-transformers" and reference.unit:
+        print("sentence-transformers gives them with length 1.")
 
 
 def _check_target(encoder: Path, out: Path, force: bool) -> None:
@@ -180,8 +200,22 @@ def _complete_config(path: Path, causal: bool) -> None:
 
 
 def _write_modules(folder: Path, encoder: Encoder) -> None:
-    """The files that say: Llama, then pooling. Under names that sentence-transformers 2 to 6 know."""
+    """The files that say: Llama, then pooling. Under names that sentence-transformers 2 to 6 know.
+
+    A start token that is not pooled has the weight 0. With a prompt, the other weights then no longer sum to the number
+    of tokens pooled, so vectors are scaled to length 1.
+    """
     names = {"Transformer": "", "Pooling": "1_Pooling"}
+    start = start_id(encoder.tokenizer)
+    if start is not None and encoder.pool_start is False and encoder.pooling != "last_token":
+        if encoder.pooling == "weighted_mean":
+            raise ValueError(
+                "sentence-transformers cannot leave a start token out of weighted_mean; this encoder does (pool_start: "
+                "false). Train it with pool_start: true, or export --kind=merged."
+            )
+        names = {"Transformer": "", "WordWeights": "1_WordWeights", "Pooling": "2_Pooling", "Normalize": "3_Normalize"}
+        _write_weights(folder / "1_WordWeights", start, encoder)
+        (folder / "3_Normalize").mkdir()
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
         for i, (name, path) in enumerate(names.items())
@@ -197,10 +231,19 @@ def _write_modules(folder: Path, encoder: Encoder) -> None:
         "lasttoken": encoder.pooling == "last_token",
     }
     config = {"word_embedding_dimension": encoder.backbone.hidden_size, "include_prompt": False}
-    (folder / "1_Pooling").mkdir()
-    _dump(
-        folder / "1_Pooling" / "config.json", {**config, **{f"pooling_mode_{mode}": on for mode, on in modes.items()}}
-    )
+    (folder / names["Pooling"]).mkdir()
+    modes = {f"pooling_mode_{mode}": on for mode, on in modes.items()}
+    _dump(folder / names["Pooling"] / "config.json", {**config, **modes})
+
+
+def _write_weights(folder: Path, start: int, encoder: Encoder) -> None:
+    """Weight 0 for the start token, 1 for every other; tokens are told apart by their place in `vocab` alone."""
+    weights = torch.ones(encoder.backbone.lm.config.vocab_size, 1)
+    weights[start] = 0
+    vocab = ["" if weight else "start" for weight in weights]
+    folder.mkdir()
+    _dump(folder / "config.json", {"vocab": vocab, "word_weights": {"start": 0.0}, "unknown_word_weight": 1.0})
+    save_file({"emb_layer.weight": weights}, folder / "model.safetensors")
 
 
 def _dump(path: Path, content: Any) -> None:
@@ -210,8 +253,8 @@ def _dump(path: Path, content: Any) -> None:
 def check_parity(folder: Path, reference: Reference, kind: Kind) -> float:
     """Open an exported folder as its user will and compare vectors, in float32, with and without a prompt.
 
-    sentence-transformers counts positions from the prompt on where weighted-mean pooling here counts from the text
-    on, so with that pooling prompts are not compared (and not equal).
+    Where sentence-transformers cannot give equal vectors behind a prompt (`Reference.unequal_prompts`), those are not
+    compared.
 
     Returns:
         The largest relative difference of a vector.
@@ -222,11 +265,13 @@ def check_parity(folder: Path, reference: Reference, kind: Kind) -> float:
     as_user = kind == "sentence-transformers" and importlib.util.find_spec("sentence_transformers") is not None
     vectors = _by_sentence_transformers if as_user else _by_transformers
     prompts = {"": reference.plain, PROMPT: reference.prompted}
-    if as_user and reference.pooling == "weighted_mean":
+    if as_user and reference.unequal_prompts:
         del prompts[PROMPT]
     worst = 0.0
     for prompt, found in zip(prompts, vectors(folder, list(prompts), reference), strict=True):
         expected = prompts[prompt]
+        if as_user and reference.unit:
+            expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
         if found.shape != expected.shape:
             raise ParityError(f"exported vectors must have shape {expected.shape}; got {found.shape}")
         differences = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
@@ -263,6 +308,10 @@ def _by_transformers(folder: Path, prompts: Sequence[str], reference: Reference)
             padded = tokenizer.pad({"input_ids": [text.ids for text in texts]}, return_tensors="pt")
             hidden_NLD = model(**padded, use_cache=False).last_hidden_state
             packed = Packed.from_tokens(texts)
-            rows.append(pooling.pool(hidden_NLD[padded["attention_mask"].bool()], packed, reference.pooling))
+            rows.append(
+                pooling.pool(
+                    hidden_NLD[padded["attention_mask"].bool()], packed, reference.pooling, reference.pool_start
+                )
+            )
         found.append(torch.cat(rows).numpy())
     return found

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 CARD = "encoder.json"
-FORMAT = 1
+FORMAT = 2
+OWN = "own"  # of format 1, which had no start token: whatever the tokenizer puts first, pooled without instruction only
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
@@ -71,6 +72,8 @@ class Card:
         attention: bidirectional or causal.
         pooling: see `pooling.Pooling`.
         max_length: longest text, in tokens.
+        start_token: see `BackboneConfig`; by name, None for none.
+        pool_start: see `pooling.weights`.
     """
 
     lineage: Lineage
@@ -79,6 +82,8 @@ class Card:
     attention: str
     pooling: str
     max_length: int
+    start_token: str | None
+    pool_start: bool | None
 
     @staticmethod
     def is_at(folder: Path) -> bool:
@@ -95,7 +100,9 @@ class Card:
         path = folder / CARD
         try:
             content = json.loads(path.read_text())
-            if content.pop("format") != FORMAT:
+            if (found := content.pop("format")) == 1:
+                content |= {"start_token": OWN, "pool_start": None}
+            elif found != FORMAT:
                 raise ValueError(f"its format must be {FORMAT}")
             lineage = content.pop("lineage")
             merged = [Merged(**{**a, "folder": str((folder / a["folder"]).resolve())}) for a in lineage.pop("adapters")]

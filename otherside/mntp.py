@@ -5,8 +5,8 @@ Source: BehnamGhader et al., 2024 (LLM2Vec). Shapes: T tokens, M masked tokens, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -64,12 +64,18 @@ class Masking:
 
 
 def mask(
-    texts: Packed, rows: Tensor, masking: Masking, mask_id: int, vocabulary: int, seed: int
+    texts: Packed,
+    rows: Tensor,
+    masking: Masking,
+    mask_id: int,
+    vocabulary: int,
+    seed: int,
+    special: Sequence[int] = (),
 ) -> tuple[Packed, Tensor]:
     """Hide tokens; what is hidden depends only on (seed, row), not on batch, rank or worker.
 
-    The first token of a text is never hidden: nothing precedes it to predict it from. Every text of at least two
-    tokens has at least one hidden.
+    Never hidden are special tokens, such as the start token, and the first token of a text, which nothing precedes to
+    predict it from. Every text with another token has at least one hidden.
 
     Args:
         texts: N texts.
@@ -78,21 +84,24 @@ def mask(
         mask_id: from `Masking.token_id`.
         vocabulary: random replacements are drawn below this.
         seed: of the run.
+        special: ids of tokens that stand for no text.
 
     Returns:
         The texts with tokens replaced, and (T,) int64 labels: the hidden token's id, -100 elsewhere.
     """
     ids = texts.input_ids.numpy().copy()
     labels = np.full_like(ids, -100)
+    free = ~np.isin(ids, np.asarray(special, ids.dtype))
     borders = texts.borders.tolist()
     for row, start, end in zip(rows.tolist(), borders[:-1], borders[1:], strict=True):
-        if end - start < 2:
+        allowed = free[start + 1 : end]
+        if not allowed.any():
             continue
         random = np.random.Generator(np.random.Philox(key=[seed, row]))
         body = ids[start + 1 : end]
         draw = random.random(len(body))
-        hidden = draw < masking.probability
-        hidden[draw.argmin()] = True
+        hidden = (draw < masking.probability) & allowed
+        hidden[np.where(allowed, draw, 1).argmin()] = True
         labels[start + 1 : end][hidden] = body[hidden]
         kind = random.random(len(body))
         noise = random.integers(vocabulary, size=len(body))
@@ -102,7 +111,7 @@ def mask(
             body[hidden & (kind < 0.8)] = mask_id
             swapped = hidden & (kind >= 0.8) & (kind < 0.9)
             body[swapped] = noise[swapped]
-    return Packed(torch.from_numpy(ids), texts.lengths, texts.skip), torch.from_numpy(labels)
+    return replace(texts, input_ids=torch.from_numpy(ids)), torch.from_numpy(labels)
 
 
 def predicting(hidden_TD: Tensor, labels: Tensor) -> Tensor:

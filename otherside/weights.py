@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from otherside.lineage import sha256
+from otherside.lineage import Card, sha256
 
 PACKAGE = "pkg://"
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -36,6 +36,17 @@ def locate(model: str) -> str | Path:
             "If it is an earlier stage's encoder, train that stage first (`lightning recipe` keeps the order)."
         )
     return model
+
+
+def card_of(model: str) -> Card | None:
+    """The card of the encoder folder that `model` names; None: it names a base model.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: the card is broken.
+    """
+    place = locate(model)
+    return Card.read(place) if isinstance(place, Path) and Card.is_at(place) else None
 
 
 def resolve(model: str) -> str | Path:

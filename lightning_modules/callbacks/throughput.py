@@ -19,7 +19,7 @@ from otherside.sharding import whole_shape
 class Throughput(pl.Callback):
     """Logs, of this rank and since the last log:
 
-    - `tokens_per_second`: of real text, padding left out; as often as it goes through the model.
+    - `tokens_per_second`: of real text, padding and start tokens left out; as often as it goes through the model.
     - `utilisation`: the operations that this text needs, as a share of what the device did in the same time when it
       multiplied large matrices of the run's type at the start. What is computed twice to save memory counts once.
       Left out where the base does not have a Llama's shape.
@@ -30,7 +30,7 @@ class Throughput(pl.Callback):
     def __init__(self) -> None:
         self._shape: Shape | None = None
         self._since, self._waited, self._step = 0.0, 0.0, 0
-        self._tokens = self._slots = self._squares = 0
+        self._tokens = self._slots = self._squares = self._starts = 0
         self._peak = self._validating = 0.0
 
     @override
@@ -52,13 +52,14 @@ class Throughput(pl.Callback):
         lengths = batch.texts.lengths
         self._tokens += int(lengths.sum()) * pl_module.views
         self._squares += int((lengths**2).sum()) * pl_module.views
+        self._starts += int(batch.texts.start.sum()) * pl_module.views
         for chunk in batch.texts.chunks(pl_module.chunk_tokens):
             self._slots += len(chunk) * int(lengths[chunk].max()) * pl_module.views
         step = trainer.global_step
         if step > self._step and step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._step = step  # with accumulated gradients several batches end at the same step
             seconds = time.perf_counter() - self._since
-            pl_module.log("tokens_per_second", self._tokens / seconds, prog_bar=True)
+            pl_module.log("tokens_per_second", (self._tokens - self._starts) / seconds, prog_bar=True)
             if self._shape:
                 done = operations(self._shape, self._adapter, self._tokens, self._squares, pl_module.predicted)
                 pl_module.log("utilisation", done / seconds / self._peak, prog_bar=True)
@@ -80,7 +81,7 @@ class Throughput(pl.Callback):
 
     def _reset(self, trainer: pl.Trainer) -> None:
         self._since, self._waited = time.perf_counter(), _waited(trainer)
-        self._tokens = self._slots = self._squares = 0
+        self._tokens = self._slots = self._squares = self._starts = 0
 
 
 def operations(shape: Shape, adapter: int, tokens: int, squares: int, predicted: float) -> float:

@@ -97,14 +97,16 @@ def of_probing(results: Sequence[Result], tasks: Sequence[Measured], paper: Publ
     kinds = sorted({row.input for row in results[0].find(task="anisotropy")})
     panels = [Panel(f"figure8-{k.replace(' ', '-')}", _alt_cosines(results, k), _anisotropy(results, k)) for k in kinds]
     yield Group("Figure 8: anisotropy", "Mean cosine of pairs of word vectors, by layer; 0 is the embeddings.", panels)
-    found = results[0].find(task="retrieval", metric="MRR")
-    drawn = partial(probing.draw_retrieval, results=results)
-    panels = (
-        [Panel("retrieval", _alt("Retrieval, MRR", results, Cell("retrieval", found[0].input, "MRR")), drawn)]
-        if found
-        else []
+    panels = [
+        Panel(
+            task, _alt(title, results, Cell(task, "", metric)), partial(probing.draw_texts, results=results, task=task)
+        )
+        for task, (metric, title, _) in probing.TEXTS.items()
+        if results[0].find(task=task)
+    ]
+    yield Group(
+        "Whole texts", "Held-out texts: rank of a text's partner; order of pairs by cosine and by rating.", panels
     )
-    yield Group("Sentences: retrieval of held-out pairs", "Mean reciprocal rank of a text's partner.", panels)
     several = max(len(probing.layers_of(result)) for result in results) > 1
     layers = [
         Panel(
@@ -119,9 +121,9 @@ def of_probing(results: Sequence[Result], tasks: Sequence[Measured], paper: Publ
 
 
 def row_of(result: Result, cell: Cell) -> Row | None:
-    """A cell's row; of retrieval, too, which has no layer."""
-    if cell.task == "retrieval":
-        return next(iter(result.find(task="retrieval", metric=cell.metric)), None)
+    """A cell's row; of what is asked of whole texts, too, which has no layer."""
+    if cell.task in probing.TEXTS:
+        return next(iter(result.find(task=cell.task, metric=cell.metric)), None)
     return find(result, cell)
 
 

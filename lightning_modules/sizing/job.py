@@ -198,6 +198,8 @@ def read_job(config: Path, options: Overrides = Overrides()) -> Job:
     blocks = str(data.get("class_path")).endswith(".Blocks")
     length = (rows.get("block_size", 512) or rows.get("max_length")) if blocks else rows.get("max_length")
     taken = {key: backbone[key] for key in ("dtype", "kernel", "attention_dropout") if key in backbone}
+    if taken.get("dtype") == "auto":  # of the machine in question, not of this one
+        del taken["dtype"]
     taken |= {key: init[key] for key in ("recompute",) if key in init}
     return Job(
         stage=stage,

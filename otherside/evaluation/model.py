@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from otherside import adapters
 from otherside.sharding import whole_shape
+from otherside.tokenizer import start_name
 
 if TYPE_CHECKING:
     from mteb.models import ModelMeta
@@ -101,6 +102,7 @@ def model_meta(
     settings = {
         "lineage": {**asdict(lineage), "adapters": [adapter.sha256 for adapter in lineage.adapters]},
         "encoder": [backbone.attention, encoder.pooling, encoder.max_length, str(lm.dtype)],
+        "start": [start_name(encoder.tokenizer), encoder.pool_start],
         "instructions": dict(instructions or {}),
         "attached": _digest_of_adapter(encoder) if attached and step is None else None,
     }

@@ -19,7 +19,8 @@ def probe(
     controls: bool = True,
     baselines: bool = True,
     retrieval: Path | None = None,
-    dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16",
+    similarity: Path | None = None,
+    dtype: Literal["auto", "bfloat16", "float32", "float16"] = "auto",
     device: str = "auto",
 ) -> None:
     """Compare encoders: which words' vectors know what, and how well text vectors find their pair.
@@ -46,9 +47,10 @@ def probe(
         mlp: multilayer perceptrons with the paper's settings, too. The built-in sentences have linear probes only.
         controls: shuffled labels, and words without context, too.
         baselines: also the encoders' base model untrained, causal (uni) and bidirectional (bi).
-        retrieval: JSONL file with `query` and `positive` in each line; none measures words only.
-        dtype: of the weights. bfloat16 takes half the time of float32 where the processor knows it, and its
-            scores lie well within the intervals.
+        retrieval: JSONL file with `query` and `positive` in each line; none leaves it out.
+        similarity: JSONL file with `sentence1`, `sentence2` and `score` in each line; none leaves it out.
+        dtype: of the weights. auto: bfloat16 where this machine multiplies in it fast, else float32. Scores of both lie
+            well within the intervals.
         device: auto (a GPU if there is one), cpu, cuda, cuda:1, …
     """
     from otherside.probing.measure import Protocol
@@ -64,6 +66,7 @@ def probe(
         protocol=Protocol(repeats, mlp, controls),
         baselines=baselines,
         retrieval=retrieval,
+        similarity=similarity,
         dtype=dtype,
         device=device,
     )

@@ -14,9 +14,10 @@ from transformers import AutoConfig, AutoModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from otherside import weights
-from otherside.backbone import Backbone, DTypes, load_tokenizer
+from otherside.backbone import Backbone, DTypes
 from otherside.batching import Packed
 from otherside.encoder import Encoder
+from otherside.tokenizer import load_tokenizer
 
 
 class BertBackbone(nn.Module):

@@ -64,7 +64,7 @@ def layer_vectors(
                 f"every text must fit into the model's {longest} positions; {text[:60]!r} … has {len(offsets)} tokens"
             )
         tokens.append([tokens_of(text, span, offsets) for span in spans])
-    packed = Packed.from_tokens([Tokens(ids) for ids in encoded["input_ids"]])
+    packed = Packed.from_tokens([Tokens(ids) for ids in encoded["input_ids"]])  # start tokens included
     training = encoder.training
     encoder.eval()
     try:

@@ -21,14 +21,17 @@ COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#5
 MARKERS = "osD^vPX"
 WORDS = ("the", "NOUN", "VERBed", "the", "NOUN")
 COLUMNS = 4
+TEXTS = {  # metric, title, label
+    "retrieval": ("MRR", "Retrieval of held-out pairs", "mean reciprocal rank"),
+    "similarity": ("spearman", "Similarity of held-out sentences", "Spearman's correlation"),
+}
 Draw = Callable[["Axes"], None]
 
 
 def write_figures(results: Sequence[Result], tasks: Sequence[Shape], out: Path) -> None:
     """Retrieval, every task and anisotropy, as far as measured; each file appears whole or not at all."""
     panels: list[Draw] = []
-    if results[0].find(task="retrieval"):
-        panels.append(partial(draw_retrieval, results=results))
+    panels += [partial(draw_texts, results=results, task=task) for task in TEXTS if results[0].find(task=task)]
     for task in tasks:
         draw = draw_words if len(task.inputs) == 5 else draw_inputs
         panels.append(partial(draw, results=results, task=task, probe=best_probe(results, task)))
@@ -87,18 +90,19 @@ def bars(panel: Axes, places: Sequence[float], rows: Sequence[Row], **style: Any
     panel.errorbar(places, values, [below, above], elinewidth=0.8, **style)
 
 
-def draw_retrieval(panel: Axes, results: Sequence[Result]) -> None:
-    """MRR per variant."""
+def draw_texts(panel: Axes, results: Sequence[Result], task: str) -> None:
+    """What is asked of vectors of whole texts, per variant."""
+    metric, title, label = TEXTS[task]
     for i, result in enumerate(results):
-        [row] = result.find(task="retrieval", metric="MRR")
+        [row] = result.find(task=task, metric=metric)
         bars(panel, [i], [row], label=result.name, capsize=3, **look(i))
         value = row.score.value
         panel.annotate(f"{value:.2f}", (i, value), (7, 0), textcoords="offset points", va="center", size=8)
     panel.set_xticks(range(len(results)), [result.name for result in results], rotation=30, ha="right")
     panel.set_xlim(-0.5, len(results) - 0.2)
     panel.set_ylim(0, 1)
-    panel.set_title("Retrieval of held-out pairs", size=10)
-    panel.set_ylabel("mean reciprocal rank")
+    panel.set_title(title, size=10)
+    panel.set_ylabel(label)
 
 
 def shown(result: Result, task: Shape, probe: str, metric: str) -> list[Row]:

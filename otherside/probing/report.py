@@ -24,7 +24,7 @@ def write_report(results: Sequence[Result], tasks: Sequence[Task], out: Path) ->
 
 def tables(results: Sequence[Result], tasks: Sequence[Task]) -> str:
     """Markdown, aligned so that it reads well in a terminal too."""
-    parts = [*_retrieval(results)]
+    parts = [*_texts(results)]
     for task in tasks:
         for probe, by in PROBES.items():
             parts += _task(results, task, probe, by)
@@ -33,11 +33,11 @@ def tables(results: Sequence[Result], tasks: Sequence[Task]) -> str:
     return "\n\n".join(parts) + "\n\n± is half of the 95 % bootstrap interval over words and repeats.\n"
 
 
-def _retrieval(results: Sequence[Result]) -> Iterator[str]:
-    metrics = [row.metric for row in results[0].find(task="retrieval")]
-    if metrics:
-        body = [[r.name, *(shown(row.score) for row in r.find(task="retrieval"))] for r in results]
-        yield "Retrieval among held-out pairs\n\n" + markdown(["variant", *metrics], body)
+def _texts(results: Sequence[Result]) -> Iterator[str]:
+    for task, title in (("retrieval", "Retrieval among pairs"), ("similarity", "Similarity of rated pairs")):
+        if metrics := [row.metric for row in results[0].find(task=task)]:
+            body = [[r.name, *(shown(row.score) for row in r.find(task=task))] for r in results]
+            yield f"{title}\n\n" + markdown(["variant", *metrics], body)
 
 
 def _task(results: Sequence[Result], task: Task, probe: str, by: str) -> Iterator[str]:

@@ -27,7 +27,7 @@ class Row:
     """One number.
 
     Args:
-        task: such as `telicity`; also `anisotropy` and `retrieval`.
+        task: such as `telicity`; also `anisotropy`, `retrieval` and `similarity`.
         input: what the probe read, such as the number of a word, or `cosine`.
         target: one of several ratings, `mean` for the mean of all; else empty.
         layer: 0 is the embeddings; None for vectors of texts.

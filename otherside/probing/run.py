@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 from transformers.utils import logging
 
-from otherside.backbone import DTypes
+from otherside.backbone import AnyDType, DTypes, fast_dtype
 from otherside.encoder import Encoder
 from otherside.lineage import sha256
 from otherside.probing.anisotropy import anisotropy, sample
@@ -27,12 +27,14 @@ from otherside.probing.published import read_tasks
 from otherside.probing.report import tables, write_report
 from otherside.probing.results import Result, Row, keep, kept, settings_of, write_results
 from otherside.probing.retrieval import Pair, read_pairs, retrieval
+from otherside.probing.similarity import Rated, read_rated, similarity
 from otherside.probing.tasks import Condition, Mention, Task
 from otherside.probing.templates import template_tasks
 from otherside.probing.variants import Variant, find_variants
 
 VERSION = 3  # raise it when the same settings would measure something else: it renames what is kept
 VARIANTS, FEATURES = "variants", "features"
+Measure = Callable[[Encoder, Any], list[Row]]
 Layers = Literal["last", "all"] | list[int]
 Split = Literal["published", "random"]
 
@@ -74,6 +76,7 @@ class Probing:
         tasks: see `load_tasks`.
         words: for anisotropy; none: it is left out.
         pairs: for retrieval; none: it is left out.
+        rated: for similarity; none: it is left out.
         protocol: of the probes.
         layers: numbers from 0 (embeddings), all, or the last.
         dtype: of the weights.
@@ -86,25 +89,29 @@ class Probing:
         tasks: list[Task],
         words: Sequence[Mention],
         pairs: list[Pair],
+        rated: list[Rated],
         protocol: Protocol,
         layers: Layers,
         dtype: DTypes,
         device: str,
         out: Path,
     ) -> None:
-        self.tasks, self.words, self.pairs, self.protocol = tasks, sample(words), pairs, protocol
+        self.tasks, self.words, self.protocol = tasks, sample(words), protocol
+        self.pairs, self.rated = pairs, rated
         self.layers, self.dtype, self.device, self.out = layers, dtype, device, out
 
     @property
     def work(self) -> int:
-        """Texts that go through each variant, vectors for anisotropy and retrieval included."""
+        """Texts that go through each variant, those of the measures that are no tasks included."""
         texts = sum(len(group_by_text(self._mentions(t, c))) for t in self.tasks for c in self._taken(t))
-        return texts + len(self.words) + 2 * len(self.pairs)
+        return texts + len(self.words) + 2 * len(self.pairs) + 2 * len(self.rated)
 
     def measure(self, variant: Variant, bar: tqdm) -> Result:
         """What was kept of a variant, and what is missing of it."""
         session = Session(variant, self)
-        parts = [*self._tasks(session, bar), self._anisotropy(session, bar), self._retrieval(session, bar)]
+        parts = [*self._tasks(session, bar), self._anisotropy(session, bar)]
+        parts += [self._texts(session, bar, "retrieval", self.pairs, retrieval)]
+        parts += [self._texts(session, bar, "similarity", self.rated, similarity)]
         rows = [row for part in parts for row in part]
         probed = session.chosen(self.layers)[-1]
         settings = {"model": variant.model, **session.settings, "layers": session.last, "probed": probed}
@@ -151,15 +158,16 @@ class Probing:
             keep(path, anisotropy(session.encoder, self.words, range(session.last + 1), bar))
         return kept(path)
 
-    def _retrieval(self, session: Session, bar: tqdm) -> list[Row]:
-        if not self.pairs:
+    def _texts(self, session: Session, bar: tqdm, name: str, pairs: list[Any], measure: Measure) -> list[Row]:
+        """What is asked of vectors of whole texts."""
+        if not pairs:
             return []
         card = session.variant.card
-        path = session.path("retrieval", self.pairs, card.pooling, card.max_length)
+        path = session.path(name, pairs, card.pooling, card.max_length, card.pool_start)
         if not path.exists():
-            bar.set_postfix_str("retrieval")
-            keep(path, retrieval(session.encoder, self.pairs))
-        bar.update(2 * len(self.pairs))
+            bar.set_postfix_str(name)
+            keep(path, measure(session.encoder, pairs))
+        bar.update(2 * len(pairs))
         return kept(path)
 
 
@@ -212,13 +220,14 @@ def run_probe(
     protocol: Protocol | None = None,
     baselines: bool = True,
     retrieval: Path | None = None,
-    dtype: DTypes = "bfloat16",
+    similarity: Path | None = None,
+    dtype: AnyDType = "auto",
     device: str = "auto",
 ) -> list[Result]:
     """Measure every variant and write the report; what `otherside.probing.probe` does, see there.
 
     Raises:
-        FileNotFoundError: no such encoder, data folder or retrieval file.
+        FileNotFoundError: no such encoder, data folder or file.
         ValueError: no encoders; a folder that is no encoder; with baselines, encoders of several bases; a malformed
             file; no such task or layer.
         ConnectionError: the published data cannot be fetched.
@@ -226,12 +235,14 @@ def run_probe(
     protocol = protocol or Protocol()
     variants = find_variants(encoders, baselines)
     pairs = read_pairs(retrieval) if retrieval else []
+    rated = read_rated(similarity) if similarity else []
     found, words = load_tasks(data, tasks)
     if split == "random":
         found = [replace(task, test=None) for task in found]
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    probing = Probing(found, words, pairs, protocol, layers, dtype, device, out)
+    dtype = fast_dtype() if dtype == "auto" else dtype
+    probing = Probing(found, words, pairs, rated, protocol, layers, dtype, device, out)
     (out / VARIANTS).mkdir(parents=True, exist_ok=True)
     logging.disable_progress_bar()  # one bar at a time
     results = []
@@ -245,8 +256,7 @@ def run_probe(
         "protocol": settings_of(protocol),
         "tasks": [describe(task) for task in found],
     }
-    if retrieval:
-        about["retrieval"] = sha256(retrieval)
+    about |= {name: sha256(file) for name, file in (("retrieval", retrieval), ("similarity", similarity)) if file}
     write_results(results, about, out)
     write_findings(results, out)
     write_report(results, found, out)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from otherside import adapters, weights
-from otherside.backbone import Attention, Backbone, BackboneConfig, DTypes, lineage_of, load_tokenizer
+from otherside.backbone import Attention, Backbone, BackboneConfig, DTypes, lineage_of
 from otherside.encoder import Encoder
 from otherside.lineage import Card, Lineage
 from otherside.probing.bert import is_bert, load_bert
+from otherside.tokenizer import AUTO, load_tokenizer
 
 Kind = Literal["encoder", "bert"]
 
@@ -39,8 +40,9 @@ class Variant:
         card = self.card
         attention: Attention = "causal" if card.attention == "causal" else "bidirectional"
         config = BackboneConfig(self.model, card.lineage.revision, attention, dtype)
-        tokenizer = load_tokenizer(self.model, card.lineage.revision)
-        encoder = Encoder(Backbone.load(config), tokenizer, card.pooling, card.max_length)  # type: ignore[arg-type]
+        tokenizer = load_tokenizer(self.model, card.lineage.revision, card.start_token)
+        read = (card.pooling, card.max_length, card.pool_start)
+        encoder = Encoder(Backbone.load(config), tokenizer, *read)  # type: ignore[arg-type]
         return encoder.to(device).eval()
 
     def settings(self) -> dict[str, Any]:
@@ -52,6 +54,7 @@ class Variant:
             "fingerprint": lineage.fingerprint or self._fingerprint(),
             "adapters": [adapter.sha256 for adapter in lineage.adapters],
             "attention": self.card.attention,
+            "start_token": self.card.start_token,
         }
 
     def _fingerprint(self) -> str | None:
@@ -101,13 +104,15 @@ def variants_of(model: str) -> list[Variant]:
         )
     lineage = lineage_of(model)
     if is_bert(model):
-        card = Card(lineage, place.name if isinstance(place, Path) else place, 0, "bidirectional", "mean", 512)
+        card = Card(
+            lineage, place.name if isinstance(place, Path) else place, 0, "bidirectional", "mean", 512, AUTO, True
+        )
         return [Variant(card.stage, model, card, "bert")]
-    return untrained([Card(lineage, "base", 0, "bidirectional", "mean", 512)])
+    return untrained([Card(lineage, "base", 0, "bidirectional", "mean", 512, AUTO, True)])
 
 
 def untrained(cards: list[Card]) -> list[Variant]:
-    """The base model as `uni` (causal) and `bi` (bidirectional), pooled as the first of its encoders."""
+    """The base model as `uni` (causal) and `bi` (bidirectional), read and pooled as by the first of its encoders."""
     bases = {(card.lineage.base, card.lineage.revision): card for card in reversed(cards)}
     if len(bases) > 1:
         names = ", ".join(base if revision is None else f"{base} @ {revision}" for base, revision in bases)

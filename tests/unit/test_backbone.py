@@ -11,9 +11,10 @@ from transformers import AttentionInterface, AutoModelForCausalLM, GPT2Config, G
 
 from otherside.adapters import Lora
 from otherside.attention import ATTENTION, packed_attention
-from otherside.backbone import BackboneConfig, MaskError, load_tokenizer
+from otherside.backbone import BackboneConfig, MaskError
 from otherside.encoder import Encoder
 from otherside.pooling import pool
+from otherside.tokenizer import load_tokenizer
 
 LENGTHS = [1, 9, 3, 17, 9, 2]
 DIRECTIONS = ["bidirectional", "causal"]

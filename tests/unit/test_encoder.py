@@ -11,9 +11,10 @@ from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 
 from otherside.adapters import Lora
 from otherside.attention import ATTENTION, packed_attention
-from otherside.backbone import Backbone, BackboneConfig, MaskError, load_tokenizer
+from otherside.backbone import Backbone, BackboneConfig, MaskError
 from otherside.encoder import Encoder
 from otherside.lineage import ADAPTER_WEIGHTS, Card, sha256
+from otherside.tokenizer import load_tokenizer
 
 INSTRUCTION = "Retrieve the other side: "
 
@@ -23,14 +24,15 @@ def close(found, expected, tolerance=1e-5) -> bool:
 
 
 def by_hand(folder, sentences, instruction="", skip=0) -> np.ndarray:
-    """Plain transformers, one text at a time, mean over the tokens behind `skip`."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    """Plain transformers, one text at a time: mean over the start token and all behind `skip` tokens of instruction."""
+    tokenizer = load_tokenizer(str(folder))
     lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     vectors = []
     for sentence in sentences:
         ids = tokenizer(instruction + sentence, return_tensors="pt")["input_ids"]
         with torch.no_grad():
-            vectors.append(lm.model(ids, is_causal=False).last_hidden_state[0, skip:].mean(0))
+            states = lm.model(ids, is_causal=False).last_hidden_state[0]
+        vectors.append(torch.cat([states[:1], states[1 + skip :]]).mean(0))
     return torch.stack(vectors).numpy()
 
 
@@ -95,9 +97,9 @@ class TestEncode:
     def test_instruction_after_a_beginning_of_text_token(self, tiny_llama_bos):
         opened = Encoder.load(tiny_llama_bos)
         found = opened.encode(["the street."], instruction=INSTRUCTION)
-        skip = len(AutoTokenizer.from_pretrained(tiny_llama_bos).encode(INSTRUCTION)) - 1
+        skip = len(AutoTokenizer.from_pretrained(tiny_llama_bos).encode(INSTRUCTION)) - 2
         assert close(found, by_hand(tiny_llama_bos, ["the street."], INSTRUCTION, skip))
-        assert close(opened.encode([""]), by_hand(tiny_llama_bos, [""]))
+        assert opened.encode([""]).shape == (1, 64)
 
     def test_truncation_never_leaves_the_instruction_alone(self, tiny_llama):
         short = Encoder.load(tiny_llama, max_length=4).train()
@@ -107,7 +109,7 @@ class TestEncode:
     def test_longer_texts_are_cut(self, tiny_llama):
         found = Encoder.load(tiny_llama, max_length=4).encode([SENTENCES[1]])
         tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
-        assert close(found, by_hand(tiny_llama, [tokenizer.decode(tokenizer.encode(SENTENCES[1])[:4])]))
+        assert close(found, by_hand(tiny_llama, [tokenizer.decode(tokenizer.encode(SENTENCES[1])[:3])]))
 
     @pytest.mark.parametrize("instruction", ["", INSTRUCTION])
     def test_empty_strings_have_a_vector(self, encoder, instruction):

@@ -1,6 +1,7 @@
 import json
 import stat
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +12,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from otherside import export as module
 from otherside.adapters import Lora
-from otherside.backbone import Backbone, BackboneConfig, load_tokenizer
+from otherside.backbone import Backbone, BackboneConfig
 from otherside.encoder import Encoder
 from otherside.export import ParityError, Reference, check_parity, export, write
 from otherside.pooling import Pooling
+from otherside.tokenizer import load_tokenizer
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
 TEXTS = ["The cat sat on the mat.", "Rain.", "A dog barked at the postman all morning long, as dogs do."]
 
 
-def trained(base: Path, folder: Path, pooling: Pooling = "mean", attention: str = "bidirectional") -> str:
+def trained(
+    base: Path, folder: Path, pooling: Pooling = "mean", attention: str = "bidirectional", pool_start: bool = True
+) -> str:
     """An encoder folder whose adapter is random."""
     config = BackboneConfig(str(base), attention=attention, dtype="float32")  # type: ignore[arg-type]
     backbone = Backbone.load(config, Lora(r=4))
@@ -28,7 +32,7 @@ def trained(base: Path, folder: Path, pooling: Pooling = "mean", attention: str 
     for name, parameter in backbone.lm.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    return str(Encoder(backbone, load_tokenizer(str(base)), pooling, max_length=64).save(folder, "mntp"))
+    return str(Encoder(backbone, load_tokenizer(str(base)), pooling, 64, pool_start).save(folder, "mntp"))
 
 
 @pytest.fixture(scope="module")
@@ -40,25 +44,35 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
     return float((np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)).max())
 
 
-@pytest.mark.parametrize("pooling", ["mean", "weighted_mean", "last_token"])
+@pytest.mark.parametrize(
+    ("pooling", "pool_start"),
+    [("mean", True), ("mean", False), ("weighted_mean", True), ("last_token", True), ("last_token", False)],
+)
 @pytest.mark.parametrize("base", ["tiny_llama", "tiny_llama_bos"])
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_opens_in_sentence_transformers(
-    base: str, pooling: Pooling, side: str, tmp_path: Path, request: pytest.FixtureRequest
+    base: str, pooling: Pooling, pool_start: bool, side: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    folder = trained(request.getfixturevalue(base), tmp_path / "encoder", pooling)
+    folder = trained(request.getfixturevalue(base), tmp_path / "encoder", pooling, pool_start=pool_start)
     export(folder, tmp_path / "out")
     model = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
     assert model.tokenizer.padding_side == "right"
     model.tokenizer.padding_side = side
-    ours = Encoder.load(folder)
-    assert relative(model.encode(TEXTS), ours.encode(TEXTS)) < 1e-5
-    if pooling != "weighted_mean":
+    ours = partial(Encoder.load(folder).encode, normalize=pooling == "mean" and not pool_start)
+    assert relative(model.encode(TEXTS), ours(TEXTS)) < 1e-5
+    if (pooling, pool_start) not in [("weighted_mean", True), ("mean", True)]:
         prompted = model.encode(TEXTS, prompt="Find this:\n")
-        assert relative(prompted, ours.encode(TEXTS, instruction="Find this:\n")) < 1e-5
-        assert relative(prompted, ours.encode(TEXTS)) > 1e-3
-    assert relative(Encoder.load(folder, attention="causal").encode(TEXTS), ours.encode(TEXTS)) > 1e-3
+        assert relative(prompted, ours(TEXTS, instruction="Find this:\n")) < 1e-5
+        assert relative(prompted, ours(TEXTS)) > 1e-3
+    assert relative(Encoder.load(folder, attention="causal").encode(TEXTS), Encoder.load(folder).encode(TEXTS)) > 1e-3
     assert model.max_seq_length == 64
+
+
+def test_a_start_token_out_of_a_weighted_mean_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = trained(tiny_llama, tmp_path / "encoder", "weighted_mean", pool_start=False)
+    with pytest.raises(ValueError, match="cannot leave a start token out of weighted_mean"):
+        export(folder, tmp_path / "out")
+    export(folder, tmp_path / "out", kind="merged")
 
 
 def test_causal_encoder_stays_causal(tiny_llama: Path, tmp_path: Path) -> None:
@@ -135,7 +149,6 @@ SABOTAGE = {
     "one weight": nudge_weight,
     "attention": edit("config.json", "is_causal", True),
     "length": edit("sentence_bert_config.json", "max_seq_length", 32),
-    "prompt": edit("1_Pooling/config.json", "include_prompt", True),
     "pooling": edit("1_Pooling/config.json", "pooling_mode_mean_tokens", False),
     "norm": edit("config.json", "rms_norm_eps", 1e-2),
 }
@@ -159,6 +172,13 @@ def test_refuses_what_is_not_equal(what: str, encoder: str, tmp_path: Path, monk
     with pytest.raises(ParityError, match="must equal the encoder's"):
         export(encoder, tmp_path / "out")
     assert not list(tmp_path.iterdir()), "nothing may stay behind"
+
+
+def test_refuses_a_pooled_prompt(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = trained(tiny_llama, tmp_path / "encoder", pool_start=False)
+    sabotaged(monkeypatch, edit("2_Pooling/config.json", "include_prompt", True))
+    with pytest.raises(ParityError, match="with prompt 'Find a text"):
+        export(folder, tmp_path / "out")
 
 
 @pytest.mark.parametrize("what", ["one weight", "attention"])

@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny import distance, random_texts
 
-from otherside.batching import Packed
+from otherside.batching import Packed, Tokens
 from otherside.pooling import pool, weights
 
 LENGTHS, SKIP = [5, 1, 8, 3, 3], [0, 0, 3, 2, 1]
@@ -39,6 +39,26 @@ def test_shares_sum_to_one_and_skipped_tokens_have_none(pooling):
     for share, skip in zip(weights(texts, pooling).split(LENGTHS), SKIP, strict=True):
         assert share.sum().item() == pytest.approx(1)
         assert not share[:skip].any()
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("pool_start", [True, False, None])
+def test_start_token(pooling, pool_start):
+    """Pooled, it is as if the instruction between it and the text were not there."""
+    plain = Packed.from_tokens([Tokens([7, 1, 2, 3], 1, 1)])
+    asked = Packed.from_tokens([Tokens([7, 9, 9, 9, 1, 2, 3], 4, 1)])
+    bare = Packed.from_tokens([Tokens([1, 2, 3])])
+    alone, with_start = weights(bare, pooling), weights(Packed.from_tokens([Tokens([7, 1, 2, 3])]), pooling)
+    share = weights(plain, pooling, pool_start)
+    assert torch.equal(share, torch.cat([torch.zeros(1), alone]) if pool_start is False else with_start)
+    share = weights(asked, pooling, pool_start)
+    assert torch.equal(share[[0, 4, 5, 6]], with_start if pool_start else torch.cat([torch.zeros(1), alone]))
+    assert not share[1:4].any()
+
+
+def test_a_start_token_alone_is_the_vector():
+    for pool_start in (True, False, None):
+        assert weights(Packed.from_tokens([Tokens([7], 0, 1)]), "mean", pool_start).tolist() == [1.0]
 
 
 def test_gradient_reaches_only_pooled_tokens():

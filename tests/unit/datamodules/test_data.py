@@ -15,6 +15,7 @@ from datamodules import Blocks, Pairs, Sentences, Source
 from datamodules.loading import OrderedBatches, PlannedBatches
 from datamodules.sources import open_table
 from otherside.batching import Packed, PairBatch, TextBatch
+from otherside.tokenizer import load_tokenizer, start_id
 
 Write = Callable[..., str]
 
@@ -48,7 +49,7 @@ def test_row_ids_name_source_epoch_and_row(sentences_of: Callable[..., Sentences
 
 def _rows_only(step: int, source: int, rows: dict[str, list[Any]], ids: Any) -> TextBatch:
     none = torch.zeros(0, dtype=torch.int64)
-    return TextBatch(step, Packed(none, none, none), torch.from_numpy(ids))
+    return TextBatch(step, Packed(none, none, none, none), torch.from_numpy(ids))
 
 
 def test_blocks_join_texts_in_file_order(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
@@ -63,6 +64,30 @@ def test_blocks_join_texts_in_file_order(tokenizer: PreTrainedTokenizerBase, tmp
     assert data.open(data.sources[0]).rows.cache_files == table.rows.cache_files
     data.block_size = 12
     assert len(data.open(data.sources[0]).rows[0]["input_ids"]) == 12
+
+
+def test_every_block_and_every_text_in_it_begins_with_the_start_token(tiny_llama: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_llama))
+    start = start_id(tokenizer)
+    texts = [f"Sentence number {i}." for i in range(40)]
+    (tmp_path / "a.txt").write_text("\n".join(texts))
+    data = Blocks(tokenizer, [Source(str(tmp_path / "a.txt"))], global_batch_size=2, max_length=16, block_size=12)
+    data.num_workers = 0
+    data.setup("fit")
+    blocks = [list(block) for block in data.tables[0].rows["input_ids"]]
+    assert {len(block) for block in blocks} == {12}
+    assert {block[0] for block in blocks} == {start}
+    stream = [token for text in texts for token in tokenizer(text)["input_ids"]]
+    assert stream[0] == start
+    place = 0
+    for block in blocks:  # what is left when the starts that cutting put there are taken away is the texts
+        body = block if stream[place] == start else block[1:]
+        assert stream[place : place + len(body)] == body
+        place += len(body)
+    assert len(stream) - place < 12
+    batch = next(iter(data.train_dataloader()))
+    assert isinstance(batch, TextBatch)
+    assert batch.texts.start.tolist() == batch.texts.skip.tolist() == [1, 1]
 
 
 def test_blocks_make_batches_of_full_blocks(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
@@ -80,7 +105,7 @@ def test_blocks_make_batches_of_full_blocks(tokenizer: PreTrainedTokenizerBase, 
 
 
 def test_blocks_refuse_what_cannot_be(tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(ValueError, match="block_size must be between 1 and max_length=8; got 512"):
+    with pytest.raises(ValueError, match="block_size must be between 2 and max_length=8; got 512"):
         Blocks(tokenizer, global_batch_size=4, max_length=8)
 
 

@@ -9,12 +9,13 @@ import torch
 from probing_data import write_published
 
 from otherside.adapters import Lora
-from otherside.backbone import Backbone, BackboneConfig, load_tokenizer
+from otherside.backbone import Backbone, BackboneConfig
 from otherside.encoder import Encoder
 from otherside.probing import probe, probes
 from otherside.probing.measure import Protocol
 from otherside.probing.results import Result
 from otherside.probing.run import run_probe
+from otherside.tokenizer import load_tokenizer
 
 
 def trained(base: Path, folder: Path, stage: str, seed: int = 0) -> str:

@@ -1,0 +1,135 @@
+"""The tokenizer, and the start token that it puts before every text.
+
+Attention of a Llama rests on the first token of a text, whose state is nearly the same in all texts (an "attention
+sink"; Xiao et al., 2024). Without a token made for it, the first word is spent on it. So the tokenizer's own template
+puts one there: training, evaluation, probing and exports all get it without asking.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer
+
+from otherside import weights
+from otherside.lineage import OWN
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+AUTO = "auto"
+BOUNDARY = "<|endoftext|>"  # what GPT-2's successors put between two documents; an instructed model's EOS ends a turn
+
+
+def load_tokenizer(model: str, revision: str | None = None, start_token: str | None = AUTO) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base model or of an encoder folder, with its start token.
+
+    In texts, the spelling of a special token such as `<|endoftext|>` is text like any other.
+
+    Args:
+        model: see `BackboneConfig`.
+        revision: of a hub id.
+        start_token: see `BackboneConfig`.
+
+    Raises:
+        FileNotFoundError: it is neither here nor on the hub.
+        ValueError: it is not a fast tokenizer, or cannot have this start token.
+    """
+    card = weights.card_of(model)
+    place = weights.locate(model) if card else weights.resolve(model)
+    if isinstance(place, Path) and not any(place.glob("tokenizer*")):
+        raise FileNotFoundError(f"backbone.model must be a folder with a model and its tokenizer; {place} has none")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=None if card else revision)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"backbone.model must be a folder here or a model on the hub, with a tokenizer; that of {model} "
+            f"could not be loaded: {error}"
+        ) from error
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"backbone.model must have a fast tokenizer (tokenizer.json), which knows where words are; that of {model} "
+            f"is a {type(tokenizer).__name__}"
+        )
+    if start_token == OWN or (card and start_token in (AUTO, card.start_token)):
+        return tokenizer  # as it came
+    tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = True  # the latter is saved
+    set_start(tokenizer, default_start(tokenizer) if start_token == AUTO else start_token)
+    return tokenizer
+
+
+def default_start(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """What `auto` means for a base model: the token that its tokenizer puts first, else the document boundary."""
+    if (own := start_id(tokenizer)) is not None:
+        return str(tokenizer.convert_ids_to_tokens(own))
+    known = tokenizer.get_vocab()
+    named = (BOUNDARY, tokenizer.bos_token, tokenizer.eos_token)
+    return next((token for token in named if token in known), None)
+
+
+def start_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Id of the special token that the tokenizer puts before a text; None: it puts none."""
+    encoded = tokenizer("a", return_special_tokens_mask=True)
+    return encoded["input_ids"][0] if encoded["special_tokens_mask"][0] else None
+
+
+def start_name(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The start token as it is written in `backbone.start_token`."""
+    start = start_id(tokenizer)
+    return None if start is None else str(tokenizer.convert_ids_to_tokens(start))
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of all tokens that stand for no text."""
+    return sorted(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
+
+
+def set_start(tokenizer: PreTrainedTokenizerBase, token: str | None) -> None:
+    """Let the tokenizer put `token`, once, before every text, and nothing else there; None: nothing.
+
+    Raises:
+        ValueError: there is no such token, or what the tokenizer puts first cannot be taken away.
+    """
+    known = tokenizer.get_vocab()
+    if token is not None and token not in known:
+        raise ValueError(
+            f"backbone.start_token must be auto, null or a token of the vocabulary, such as "
+            f"{default_start(tokenizer)!r}; got {token!r}"
+        )
+    if token == start_name(tokenizer):
+        return
+    backend = tokenizer.backend_tokenizer
+    old = json.loads(backend.post_processor.__getstate__()) if backend.post_processor else None
+    steps = [] if old is None else old["processors"] if old["type"] == "Sequence" else [old]
+    for step in steps:
+        if step["type"] == "TemplateProcessing":
+            step["single"], step["pair"] = _without_start(step["single"]), _without_start(step["pair"])
+    if token is not None:
+        steps.append(_template(token, known[token]))
+    blank = json.loads(Tokenizer(models.WordLevel()).to_str())  # the library reads a step only as part of a tokenizer
+    blank["post_processor"] = {"type": "Sequence", "processors": steps}
+    backend.post_processor = Tokenizer.from_str(json.dumps(blank)).post_processor
+    if (found := start_name(tokenizer)) != token:
+        raise ValueError(
+            f"backbone.start_token cannot be {token!r} here: the tokenizer puts {found!r} first by itself. Use auto."
+        )
+
+
+def _without_start(template: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    while template and "SpecialToken" in template[0]:
+        template = template[1:]
+    return template
+
+
+def _template(token: str, number: int) -> dict[str, Any]:
+    special = {"SpecialToken": {"id": token, "type_id": 0}}
+    one, other = ({"Sequence": {"id": name, "type_id": place}} for place, name in enumerate("AB"))
+    return {
+        "type": "TemplateProcessing",
+        "single": [special, one],
+        "pair": [special, one, other],
+        "special_tokens": {token: {"id": token, "ids": [number], "tokens": [token]}},
+    }
