@@ -52,7 +52,9 @@ def similarity(encoder: Encoder, rated: Sequence[Rated]) -> list[Row]:
         rated: N pairs with their rating.
     """
     ones, others, ratings = zip(*rated, strict=True)
-    first, second = (encoder.encode(list(texts), normalize=True) for texts in (ones, others))
+    place = {text: i for i, text in enumerate(dict.fromkeys([*ones, *others]))}
+    vectors = encoder.encode(list(place), normalize=True)
+    first, second = (vectors[[place[text] for text in texts]] for texts in (ones, others))
     cosines, draws = (first * second).sum(1).astype(float), resample(count(len(rated)))
     found = score([cosines], [np.array(ratings, float)], [draws])["spearman"]
     return [Row("similarity", "", "", None, "", "context", "spearman", found)]

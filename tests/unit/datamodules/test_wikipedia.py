@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from datamodules.wikipedia import PACKAGE, build, find_articles, main, split_sentences
+from datamodules.wikipedia import NO_TOPIC, PACKAGE, Article, build, find_articles, main, rate_pairs, split_sentences
 
-FILES = ["heldout.jsonl", "pairs.jsonl", "sentences.txt", "sentences_heldout.txt"]
+FILES = ["heldout.jsonl", "pairs.jsonl", "sentences.txt", "sentences_heldout.txt", "similarity.jsonl"]
 
 
 def write_articles(path: Path) -> Path:
@@ -79,6 +79,25 @@ def test_training_and_heldout_share_nothing(tmp_path: Path) -> None:
     for pair in numbered:  # odd numbers are one topic, even numbers the other
         assert int(pair["positive"][6:8]) % 2 == int(pair["negatives"][0][6:8]) % 2
     assert counts == {name: len(read(tmp_path / "out" / name)) for name in FILES}
+
+
+def test_rated_pairs_come_from_what_no_stage_reads() -> None:
+    """Rated by article and topic, never a first sentence, each text with one partner of each kind."""
+    articles = [
+        Article(f"{topic} {i}", "d", topic, tuple(f"Sentence {k} of {topic} article {i} here." for k in range(4)))
+        for topic in ("Arts", "History", NO_TOPIC)
+        for i in range(3)
+    ]
+    rows = rate_pairs(articles, seed=1)
+    assert len(rows) == 2 * 3 * 2 * 3  # topics, articles, neighbours behind the first sentence, ratings
+    for row in rows:
+        one, other = (str(row[name]).split() for name in ("sentence1", "sentence2"))
+        assert NO_TOPIC not in one + other and "0" not in (one[1], other[1])
+        same_topic, same_article = one[3] == other[3], one[3:6] == other[3:6]
+        assert row["score"] == same_topic + same_article
+        assert not same_article or int(other[1]) == int(one[1]) + 1
+    assert rate_pairs(articles[::-1], seed=1) == rows
+    assert rate_pairs(articles, seed=2) != rows
 
 
 def test_same_arguments_same_bytes(tmp_path: Path) -> None:
