@@ -21,7 +21,7 @@ from otherside import adapters, sharding, weights
 from otherside.adapters import Lora
 from otherside.attention import ATTENTION, HALF, Borders, Kernel, check_kernel
 from otherside.batching import Packed, rounded
-from otherside.lineage import Card, Lineage
+from otherside.lineage import BASE, Card, Lineage
 from otherside.sharding import Shard
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class BackboneConfig:
         model: hub id, folder, .gguf file, pkg://PACKAGE/FILE, or the encoder folder of an earlier stage, whose
             adapters are merged first.
         revision: of a hub id.
-        attention: bidirectional or causal.
+        attention: bidirectional or causal. None: as the encoder folder; bidirectional on a base model.
         dtype: of the frozen weights. Adapters are always float32.
         kernel: auto takes torch's variable-length kernel on CUDA in half precision without dropout, else SDPA.
         attention_dropout: on attention probabilities, in training. Llama has none; SimCSE needs some.
@@ -52,7 +52,7 @@ class BackboneConfig:
 
     model: str
     revision: str | None = None
-    attention: Attention = "bidirectional"
+    attention: Attention | None = None
     dtype: DTypes = "bfloat16"
     kernel: Kernel = "auto"
     attention_dropout: float = 0.0
@@ -60,7 +60,7 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         check_kernel(self.kernel)
-        if self.attention not in get_args(Attention):
+        if self.attention not in (None, *get_args(Attention)):
             raise ValueError(f"backbone.attention must be bidirectional or causal; got {self.attention!r}")
         if self.dtype not in get_args(DTypes):
             raise ValueError(f"backbone.dtype must be one of {', '.join(get_args(DTypes))}; got {self.dtype!r}")
@@ -109,7 +109,8 @@ class Backbone(nn.Module):
             ValueError: an adapter was changed or does not fit; a LoRA target matches nothing; the model knows no
                 dropout of attention, and some is asked for.
         """
-        lineage = lineage_of(config.model, config.revision)
+        card = card_of(config.model, config.revision)
+        lineage, attention = card.lineage, config.attention or card.attention
         if shard is not None:
             lm, found = sharding.load(lineage, getattr(torch, config.dtype), lora, shard)
             check_fingerprint(found, lineage, config.model)
@@ -123,7 +124,7 @@ class Backbone(nn.Module):
                 adapters.attach(lm, lora)
         lineage = replace(lineage, fingerprint=found or lineage.fingerprint)
         set_attention_dropout(lm, config.attention_dropout)
-        backbone = cls(lm, lineage, config.attention, config.kernel)
+        backbone = cls(lm, lineage, attention, config.kernel)  # type: ignore[arg-type]  # as the card was checked to have it
         if config.activation_checkpointing:
             lm.gradient_checkpointing_enable({"use_reentrant": False})
         return backbone
@@ -326,7 +327,12 @@ def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokeniz
 
 
 def lineage_of(model: str, revision: str | None = None) -> Lineage:
-    """The lineage that `model` stands for: an encoder folder's, or the base model alone.
+    """The lineage that `model` stands for; see `card_of`."""
+    return card_of(model, revision).lineage
+
+
+def card_of(model: str, revision: str | None = None) -> Card:
+    """What `model` stands for: an encoder folder's description, or that of a base model as an untrained encoder.
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -334,6 +340,6 @@ def lineage_of(model: str, revision: str | None = None) -> Lineage:
     """
     place = weights.locate(model)
     if isinstance(place, Path) and Card.is_at(place):
-        return Card.read(place).lineage
+        return Card.read(place)
     base = model if isinstance(place, str) or model.startswith(weights.PACKAGE) else str(place.resolve())
-    return Lineage(base, revision)
+    return Card(Lineage(base, revision), BASE, 0, "bidirectional", "mean", 512)

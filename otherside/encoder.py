@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from otherside import adapters, pooling, weights
+from otherside import adapters, pooling
 from otherside.attention import Kernel
-from otherside.backbone import Attention, Backbone, BackboneConfig, DTypes, load_tokenizer
+from otherside.backbone import Attention, Backbone, BackboneConfig, DTypes, card_of, load_tokenizer
 from otherside.batching import Packed, tokenise, tokens_at_once
 from otherside.evaluation.model import Cosine, MTEBModel, model_meta
 from otherside.files import replace_folder
@@ -81,13 +81,10 @@ class Encoder(Cosine, nn.Module):
             ValueError: an adapter was changed or does not fit.
             MaskError: the kernel does not compute the attention asked for.
         """
-        place = weights.locate(str(model))
-        card = Card.read(place) if isinstance(place, Path) and Card.is_at(place) else None
-        if card:
-            attention, pooling = attention or card.attention, pooling or card.pooling  # type: ignore[assignment]
-            max_length = max_length or card.max_length
-        config = BackboneConfig(str(model), attention=attention or "bidirectional", dtype=dtype, kernel=kernel)
-        encoder = cls(Backbone.load(config), load_tokenizer(str(model)), pooling or "mean", max_length or 512)
+        card = card_of(str(model))
+        pooling, max_length = pooling or card.pooling, max_length or card.max_length  # type: ignore[assignment]
+        config = BackboneConfig(str(model), attention=attention, dtype=dtype, kernel=kernel)
+        encoder = cls(Backbone.load(config), load_tokenizer(str(model)), pooling, max_length)  # type: ignore[arg-type]
         encoder.to(device).eval()
         encoder.backbone.self_test()
         return encoder

@@ -9,6 +9,7 @@ from pathlib import Path
 
 CARD = "encoder.json"
 FORMAT = 1
+BASE = "base"  # stage of a model that is no encoder folder
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
