@@ -47,6 +47,8 @@ FREE = (
     "trainer.strategy",
     "ranks",
 )
+# What decides vectors, beside the base's weights
+VECTORS = ("adapters", "model.backbone.attention", "model.pooling", "model.lora.*")
 # What a recipe's YAML says of all this
 TRAINER = ("precision", "gradient_clip*", "accumulate_grad_batches", "max_steps", "max_epochs")
 GIVEN = ("model*", "data*", "seed_everything", *(f"trainer.{name}" for name in TRAINER))
@@ -133,6 +135,11 @@ def refused(changed: Values) -> Values:
 def untrained(changed: Values) -> Values:
     """Of `differences`, what a finished run was trained without."""
     return {key: pair for key, pair in changed.items() if pair[0] != UNKNOWN and not _is_one_of(FREE, key)}
+
+
+def of_vectors(changed: Values) -> Values:
+    """Of `differences`, what a checkpoint's weights cannot be used with."""
+    return {k: pair for k, pair in refused(changed).items() if _is_one_of(VECTORS, k) and "dropout" not in k}
 
 
 def told(changed: Values) -> str:

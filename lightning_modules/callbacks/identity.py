@@ -19,7 +19,8 @@ from otherside.backbone import lineage_of
 
 class Identity(pl.Callback):
     """What decides the result (`lightning_modules.identity`) is kept in every checkpoint and in `finished.json`, and
-    compared when `lightning fit` goes on, or would have nothing to do.
+    compared when `lightning fit` goes on, or would have nothing to do. `validate`, `test` and `predict` compare what
+    decides vectors.
 
     Args:
         settings: of model and data, as `identity.settings` has them.
@@ -38,15 +39,27 @@ class Identity(pl.Callback):
         """Raise a ValueError where the run is another than it was; end it where it has ended already."""
         assert isinstance(pl_module, EncoderModule)
         if stage != "fit":
+            self._read(pl_module)
             return
-        self.now = identity.plain({**self.settings, **facts(trainer, pl_module)})
+        self.now = identity.plain({**self.settings, **facts(pl_module), **training_facts(trainer, pl_module)})
         root = Path(trainer.default_root_dir)
         if note := finished.ended(root, trainer.max_steps, trainer.max_epochs):
             self._end(trainer, root, note)
         start = f"resumes from {self.checkpoint}" if self.checkpoint else "no checkpoint yet"
         self._say(trainer, f"fit in {root}: {start}")
-        if self.checkpoint and Path(self.checkpoint).is_dir():  # else reading it says what is wrong
+        if self.checkpoint:
             self._compare(trainer, Path(self.checkpoint))
+
+    def _read(self, module: EncoderModule) -> None:
+        if known := self._known():
+            self.fingerprint = known["fingerprint"]
+            now = {**known["identity"], **identity.plain({**self.settings, **facts(module)})}
+            self._refuse(identity.of_vectors(identity.differences(known["identity"], now)))
+
+    def _known(self) -> dict[str, Any] | None:
+        """What the checkpoint says; None if it says nothing."""
+        file = Path(self.checkpoint or "") / IDENTITY
+        return json.loads(file.read_text()) if self.checkpoint and file.is_file() else None
 
     def _end(self, trainer: pl.Trainer, root: Path, note: dict[str, Any]) -> None:
         if changed := identity.untrained(identity.differences(note.get("identity", {}), self.now)):
@@ -61,11 +74,11 @@ class Identity(pl.Callback):
         sys.exit(0)
 
     def _compare(self, trainer: pl.Trainer, checkpoint: Path) -> None:
-        file = checkpoint / IDENTITY
-        if not file.is_file():
-            self._say(trainer, f"{checkpoint} is of an older version, which noted no settings to compare")
+        known = self._known()
+        if known is None:
+            if checkpoint.is_dir():  # else reading it says what is wrong
+                self._say(trainer, f"{checkpoint} is of an older version, which noted no settings to compare")
             return
-        known = json.loads(file.read_text())
         self.fingerprint, self.changes = known["fingerprint"], known["changes"]
         changed = identity.differences(known["identity"], self.now)
         self._refuse(identity.refused(changed))
@@ -89,6 +102,8 @@ class Identity(pl.Callback):
             self._refuse(identity.differences({"fingerprint": self.fingerprint}, {"fingerprint": found}))
         self.fingerprint = found or self.fingerprint
 
+    on_validation_start = on_test_start = on_predict_start = on_fit_start
+
     @override
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -106,19 +121,25 @@ class Identity(pl.Callback):
             print(text, file=sys.stderr, flush=True)
 
 
-def facts(trainer: pl.Trainer, module: EncoderModule) -> Values:
-    """What no setting says, or another one than it seems: lineage, content of data, what was inherited."""
+def facts(module: EncoderModule) -> Values:
+    """What no setting of the model says, or what it inherited."""
     backbone = module.backbone_config
     lineage = lineage_of(backbone.model, backbone.revision)
-    data: Values = getattr(trainer.datamodule, "identity", dict)()  # type: ignore[attr-defined]
     return {
         "base": lineage.base,
         "revision": lineage.revision,
         "adapters": identity.names(lineage),
-        "seed_everything": module.seed,
         "model.backbone.attention": backbone.attention,
         "model.pooling": module.pooling,
         "model.max_length": module.max_length,
+    }
+
+
+def training_facts(trainer: pl.Trainer, module: EncoderModule) -> Values:
+    """Content of data, and what the trainer made of its settings."""
+    data: Values = getattr(trainer.datamodule, "identity", dict)()  # type: ignore[attr-defined]
+    return {
+        "seed_everything": module.seed,
         **{f"data.{name}": value for name, value in data.items()},
         "trainer.precision": str(trainer.precision),
         "trainer.gradient_clip_val": trainer.gradient_clip_val or None,

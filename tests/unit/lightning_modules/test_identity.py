@@ -60,6 +60,18 @@ class TestValues:
         assert identity.told(changed).endswith("and 2 more")
 
 
+@pytest.mark.parametrize("pattern", [*identity.APPLIED, *identity.FREE, *identity.SILENT])
+def test_what_may_change_is_in_the_docs(pattern: str) -> None:
+    """By its last part; of sources, that their paths may change."""
+    page = (Path(__file__).parents[3] / "docs" / "resume.md").read_text()
+    words = {"ranks": "number of ranks", "*.seed": "`seed_everything`", "data.tokenizer": "tokenizer"}
+    words |= {"model.backbone.model": "`base`", "model.backbone.revision": "`revision`"}
+    words |= {"data.val_sources*": "validation and prediction sources"}
+    words["data.predict_sources*"] = words["data.val_sources*"]
+    source = "paths of the data" if pattern.startswith("data.sources") else f"`{pattern}`"
+    assert words.get(pattern, source) in page
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
     """A run that was cut at step 2 of 6, and a finished one."""
@@ -224,6 +236,16 @@ def test_a_checkpoint_of_an_older_version_goes_on(place: Path, cut: Path, tiny_l
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
     output = runs.run("fit", "--config", stage(place, cut, tiny_llama, "MNTP"), cwd=cut)
     assert "step=2.ckpt is of an older version, which noted no settings to compare" in output and "step 6/6" in output
+
+
+def test_weights_are_read_into_the_model_they_were_trained_in(place: Path, cut: Path, tiny_llama: Path) -> None:
+    predict = {"data.init_args.predict_sources": [{"path": "sentences.txt"}], "model.init_args.lora.dropout": 0.0}
+    config = stage(place, cut, tiny_llama, "MNTP", **predict)
+    assert "24 vectors" in runs.run("predict", "--config", config, "--data.max_length", "16", cwd=cut)
+    error = fails("predict", "--config", config, "--model.lora.alpha", "16", "--model.pooling", "last_token", cwd=cut)
+    assert "model.lora.alpha 8.0 -> 16.0" in error and "model.pooling mean -> last_token" in error
+    config = stage(place, cut, other_llama(cut / "llama"), "MNTP", **predict)
+    assert re.search(r"fingerprint [0-9a-f]{12}… -> [0-9a-f]{12}…", fails("predict", "--config", config, cwd=cut))
 
 
 class TestFinished:
