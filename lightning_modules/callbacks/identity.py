@@ -38,6 +38,7 @@ class Identity(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Raise a ValueError where the run is another than it was; end it where it has ended already."""
         assert isinstance(pl_module, EncoderModule)
+        trainer.strategy.barrier()  # who raises while others are still looking for its store keeps them waiting
         if stage != "fit":
             self._read(pl_module)
             return
