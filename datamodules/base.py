@@ -24,6 +24,7 @@ from datamodules.streaming import (
     WholeRows,
     load_positions,
     save_positions,
+    stream_content,
     stream_loader,
 )
 
@@ -181,9 +182,9 @@ class TextData(LightningDataModule):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """With `streaming`, the position of every rank, to be called on all ranks; else what the plan depends on."""
+        """With `streaming`, the position of every rank, to be called on all ranks."""
         if not self.streaming:
-            return self._plan_settings() if self.tables else {}
+            return {}
         positions = self._stream.positions if self._stream else self._positions
         step = self.batches_trained()
         return save_positions(positions[step], step) if step in positions else {}
@@ -193,31 +194,26 @@ class TextData(LightningDataModule):
         """Go on where `state_dict` was taken.
 
         Raises:
-            ValueError: with `streaming`, another number of ranks; else, other data than the run began with.
+            ValueError: with `streaming`, another number of ranks.
         """
-        if self.tables and not self.streaming:
-            self._check_plan(state_dict)
         if self.streaming and state_dict:
             self._positions = load_positions(state_dict, *self._ranks)
             if self._stream:
                 self._stream.positions = self._positions
 
-    def _plan_settings(self) -> dict[str, Any]:
-        """All that decides which rows a step reads; never the number of ranks."""
-        return {
-            "seed": self.seed,
-            "global_batch_size": self.global_batch_size,
-            "rows": [len(table) for table in self.tables],
-            "weights": [source.weight for source in self.sources],
-        }
+    def identity(self) -> dict[str, Any]:
+        """What decides, beside the settings, what a training step reads; never the number of ranks. To be called when
+        `setup` has opened the tables. A stream's content is not read ahead: of its files there are names and sizes.
+        """
+        from datamodules.blocks import tokenizer_digest
 
-    def _check_plan(self, saved: dict[str, Any]) -> None:
-        for name, value in self._plan_settings().items():
-            if saved.get(name, value) != value:
-                raise ValueError(
-                    f"a run must go on with the data it began with; its checkpoint has {name} {saved[name]}, now it is "
-                    f"{value}. Set it back, or start in a new trainer.default_root_dir."
-                )
+        found: dict[str, Any] = {"tokenizer": tokenizer_digest(self.tokenizer)}
+        for i, source in enumerate(self.sources):
+            if self.streaming:
+                found[f"sources.{i}.content"] = stream_content(source)
+            else:
+                found |= {f"sources.{i}.rows": len(self.tables[i]), f"sources.{i}.content": self.tables[i].content}
+        return found
 
     def _whole_steps(self, batches: int) -> int:
         """Batches of an epoch that make whole optimizer steps: at its end strategies differ in what they do with less.

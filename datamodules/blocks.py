@@ -66,8 +66,8 @@ class Blocks(TextData):
                 yield from cutter([{"text": text} for text in batch["text"]])
 
         key = ["blocks", texts.rows._fingerprint, tokenizer_digest(self.tokenizer), self.block_size]
-        rows, _ = cached(key, FEATURES, blocks)
-        return Table(source, rows, texts.skipped, texts.faults)
+        rows, _, content = cached(key, FEATURES, blocks)
+        return Table(source, rows, texts.skipped, texts.faults, content)
 
     @override
     def expander(self) -> Cutter:

@@ -33,7 +33,7 @@ from datamodules.rows import (
     read_file,
 )
 
-FORMAT_VERSION = 1  # part of every cache key: raise it when what is stored changes
+FORMAT_VERSION = 2  # part of every cache key: raise it when what is stored changes
 # Builders of `datasets` that read URLs
 BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".jsonl": ("json", {}),
@@ -100,12 +100,14 @@ class Table:
         rows: memory-mapped, in file order.
         skipped: number of bad rows left out (with `on_bad_row: skip`).
         faults: messages about the first few of them.
+        content: digest of all rows in their order, as `fields` maps them.
     """
 
     source: Source
     rows: datasets.Dataset
     skipped: int = 0
     faults: tuple[str, ...] = ()
+    content: str = ""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -144,37 +146,40 @@ def open_table(source: Source, kind: Kind, on_bad_row: str = "raise") -> Table:
             first = skipped.first[0] if skipped.first else "every text is blank"
             raise BadRow(f"{source}: at least one row must be good; all {skipped.count} are bad. The first: {first}.")
 
-    dataset, skipped = cached([identity, kind, source.fields, on_bad_row], FEATURES[kind], rows)
-    return Table(source, dataset, skipped.count, tuple(skipped.first))
+    dataset, skipped, content = cached([identity, kind, source.fields, on_bad_row], FEATURES[kind], rows)
+    return Table(source, dataset, skipped.count, tuple(skipped.first), content)
 
 
 def cached(
     key: Any, features: Features, rows: Callable[[Skipped], Iterator[dict[str, Any]]]
-) -> tuple[datasets.Dataset, Skipped]:
+) -> tuple[datasets.Dataset, Skipped, str]:
     """The rows as an Arrow table mapped from the cache folder of `datasets`, built if no table has this `key` yet.
 
     Args:
         key: anything JSON can hold; equal keys mean equal rows.
         features: columns.
-        rows: makes the rows; what it notes as skipped is kept beside the table.
+        rows: makes the rows; what it notes as skipped is kept beside the table, and a digest of the rows.
     """
     digest = hashlib.sha256(json.dumps([FORMAT_VERSION, key], sort_keys=True).encode()).hexdigest()[:32]
     note = Path(datasets.config.HF_DATASETS_CACHE) / "otherside" / f"{digest}.json"
 
     def generate() -> Iterator[dict[str, Any]]:
-        skipped = Skipped()
-        yield from rows(skipped)
+        skipped, content = Skipped(), hashlib.sha256()
+        for row in rows(skipped):
+            content.update(json.dumps(row).encode())
+            yield row
         # Written before `datasets` commits the table, so a table never lacks its note
         note.parent.mkdir(parents=True, exist_ok=True)
         temporary = note.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(vars(skipped)))
+        temporary.write_text(json.dumps({"skipped": vars(skipped), "content": content.hexdigest()}))
         temporary.replace(note)
 
     try:
         dataset = datasets.Dataset.from_generator(generate, features=features, fingerprint=digest)
     except DatasetGenerationError as error:
         raise error.__cause__ or error from None
-    return dataset, Skipped(**json.loads(note.read_text()))
+    noted = json.loads(note.read_text())
+    return dataset, Skipped(**noted["skipped"]), noted["content"]
 
 
 def row_check(source: Source, kind: Kind) -> Check:

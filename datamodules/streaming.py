@@ -165,6 +165,13 @@ class StreamBatches(IterableDataset[Any]):
                 yield Record(**values)
 
 
+def stream_content(source: Source) -> str:
+    """What a stream reads, as far as can be said without reading it."""
+    if is_remote(source):
+        return " ".join(str(part) for part in (source, source.name, source.split, source.revision) if part)
+    return ", ".join(f"{file.name} of {file.stat().st_size} bytes" for file in find_files(source.path))
+
+
 def _local_rows(source: Source) -> datasets.IterableDataset:
     files = [str(file) for file in find_files(source.path)]
     return datasets.IterableDataset.from_generator(_read_files, gen_kwargs={"files": files})

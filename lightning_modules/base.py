@@ -6,6 +6,7 @@ import hashlib
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
@@ -17,12 +18,14 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
-from lightning_modules.schedules import Schedule
+from lightning_modules.identity import told
+from lightning_modules.schedules import Schedule, set_rates
 from otherside import distributed
 from otherside.adapters import Lora
 from otherside.backbone import Backbone, BackboneConfig
 from otherside.batching import Packed, PairBatch, TextBatch, tokens_at_once
 from otherside.encoder import Encoder
+from otherside.lineage import AUTO, BASE, Card
 from otherside.pooling import Pooling
 from otherside.sharding import Shard, whole_shape
 from otherside.tokenizer import load_tokenizer, start_name
@@ -37,10 +40,10 @@ def adamw(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=5e-5, weight_decay=0.0)
 
 
-def starts_pooled(model: str) -> bool:
-    """Whether the stages before pooled the start token; so it is where nobody has said otherwise."""
-    card = card_of(model)
-    return not card or card.pool_start is not False
+def departures(card: Card, **now: Any) -> str:
+    """Where a stage is set to be another encoder than the folder it starts from; empty on a base model."""
+    changed = {name: (getattr(card, name), value) for name, value in now.items() if getattr(card, name) != value}
+    return told(changed) if card.stage != BASE else ""
 
 
 def recomputed(run: Callable[[Tensor], Tensor], chunk: Tensor, device: torch.device) -> Tensor:
@@ -58,10 +61,12 @@ class EncoderModule(pl.LightningModule, ABC):
     Args:
         backbone: which Llama, and how its attention runs.
         lora: the adapter to train.
-        pooling: how token vectors become a text's vector.
+        pooling: how token vectors become a text's vector. None: as the encoder folder that `backbone.model` names; mean
+            on a base model.
         pool_start: whether the start token (`backbone.start_token`) is pooled like a token of the text, in training and
-            use, with an instruction and without. None: as in the encoder folder that the stage starts from, else yes.
-        max_length: longest text that the finished encoder reads, in tokens; training has its own, in `data`.
+            use, with an instruction and without. None: as the encoder folder; yes on a base model.
+        max_length: longest text that the finished encoder reads, in tokens; training has its own, in `data`. None: as
+            the encoder folder; 512 on a base model.
         optimizer: over the adapter's weights.
         schedule: of the learning rate.
         chunk_tokens: texts go through the model in chunks of at most so many tokens, whatever the batch size.
@@ -79,9 +84,9 @@ class EncoderModule(pl.LightningModule, ABC):
         self,
         backbone: BackboneConfig,
         lora: Lora = Lora(),  # noqa: B008  # jsonargparse shows it as the default; never changed
-        pooling: Pooling = "mean",
+        pooling: Pooling | None = None,
         pool_start: bool | None = None,
-        max_length: int = 512,
+        max_length: int | None = None,
         optimizer: OptimizerCallable = adamw,
         schedule: Schedule = Schedule(),  # noqa: B008
         chunk_tokens: int | None = None,
@@ -91,14 +96,25 @@ class EncoderModule(pl.LightningModule, ABC):
         super().__init__()
         if chunk_tokens is not None and chunk_tokens < 1:
             raise ValueError(f"model.chunk_tokens must be at least 1, or null for one chunk; got {chunk_tokens}")
-        if max_length < 2:
+        if max_length is not None and max_length < 2:
             raise ValueError(f"model.max_length must be at least 2 tokens; got {max_length}")
-        self.backbone_config, self.lora, self.pooling, self.max_length = backbone, lora, pooling, max_length
+        card = card_of(backbone.model, backbone.revision)
+        self.lora, self.pooling, self.max_length = lora, pooling or card.pooling, max_length or card.max_length
+        self.backbone_config = replace(backbone, attention=backbone.attention or card.attention)  # type: ignore[arg-type]
         self.optimizer_factory, self.schedule = optimizer, schedule
         self.chunk_tokens, self.recompute, self.seed = chunk_tokens, recompute, seed
         self._normed = 0  # the last step whose gradient norm was logged
         self.tokenizer = load_tokenizer(backbone.model, backbone.revision, backbone.start_token)
-        self.pool_start = starts_pooled(backbone.model) if pool_start is None else pool_start
+        inherited = card.pool_start is not False  # format 1 had no such setting
+        self.pool_start = inherited if pool_start is None else pool_start
+        self.departures = departures(
+            card,
+            attention=self.backbone_config.attention,
+            pooling=self.pooling,
+            pool_start=card.pool_start if pool_start is None else pool_start,
+            start_token=card.start_token if backbone.start_token == AUTO else backbone.start_token,
+            max_length=self.max_length,
+        )
         self.encoder: Encoder = None  # type: ignore[assignment]  # built in configure_model, where strategies shard
         self.strict_loading = False  # checkpoints hold trainable weights only; on_load_checkpoint is strict about those
 
@@ -123,6 +139,8 @@ class EncoderModule(pl.LightningModule, ABC):
                 "backbone.dtype must be bfloat16 or float32 to train; got float16, in which small gradients become 0. "
                 "Set bfloat16; an encoder may still be used in float16."
             )
+        if self.departures and self.trainer.is_global_zero:
+            print(f"other than {self.backbone_config.model}: {self.departures}", file=sys.stderr, flush=True)
         self.encoder.backbone.self_test()
         if self.trainer.is_global_zero:
             start = start_name(self.tokenizer)
@@ -143,6 +161,7 @@ class EncoderModule(pl.LightningModule, ABC):
     @override
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.optimizer_factory([p for p in self.parameters() if p.requires_grad])
+        self._rates = [group["lr"] for group in optimizer.param_groups]
         scheduler = self.schedule.build(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -242,11 +261,5 @@ class EncoderModule(pl.LightningModule, ABC):
 
     @override
     def on_train_start(self) -> None:
-        for optimizer in self.trainer.optimizers:
-            inner = getattr(optimizer, "optimizer", optimizer)  # DeepSpeed wraps it
-            lost = set(inner.defaults) - set(inner.param_groups[0])
-            if lost:  # torch takes the settings of another optimizer without a word
-                raise ValueError(
-                    f"model.optimizer must be the one that the checkpoint was written with; the checkpoint has no "
-                    f"{', '.join(sorted(lost))}. Set it back, or start in a new trainer.default_root_dir."
-                )
+        for config in self.trainer.lr_scheduler_configs:
+            set_rates(config.scheduler, self._rates)  # type: ignore[arg-type]  # `Schedule` makes no other

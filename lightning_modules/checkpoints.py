@@ -3,7 +3,8 @@
 step=100.ckpt/
   trainable.safetensors   the adapter
   state.pt                optimizer, schedule, loop counters; read with `weights_only=True`
-  manifest.json           step, and size and SHA-256 of both: written last
+  identity.json           what the run is, to compare with when it goes on
+  manifest.json           step, and size and SHA-256 of the others: written last
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing_extensions import override
 from otherside.files import replace_folder
 from otherside.lineage import sha256
 
-WEIGHTS, STATE, MANIFEST = "trainable.safetensors", "state.pt", "manifest.json"
+WEIGHTS, STATE, IDENTITY, MANIFEST = "trainable.safetensors", "state.pt", "identity.json", "manifest.json"
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ class FolderCheckpointIO(CheckpointIO):
         state = dict(checkpoint)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.pop("state_dict").items()}
         save_file(weights, work / WEIGHTS)
+        if identity := state.pop("identity", None):
+            (work / IDENTITY).write_text(json.dumps(identity, indent=1) + "\n")
         torch.save(state, work / STATE)
         write_manifest(work, step=checkpoint["global_step"])
         replace_folder(work, path)

@@ -6,24 +6,28 @@ import json
 from pathlib import Path
 from typing import Any
 
+from otherside.files import atomic
+
 ENCODER, NOTE, ENVIRONMENT = "encoder", "finished.json", "environment.json"
 
 
-def write(root: Path, steps: int, max_steps: int, max_epochs: int | None) -> None:
-    """Say that the stage in `root` has ended, with which limits."""
-    work = root / f".{NOTE}.tmp"
-    work.write_text(json.dumps({"steps": steps, "max_steps": max_steps, "max_epochs": max_epochs}) + "\n")
-    work.replace(root / NOTE)
+def write(root: Path, steps: int, epochs: int, max_steps: int, max_epochs: int | None, **notes: Any) -> None:
+    """Say that the stage in `root` has ended: after how many steps and epochs, with which limits, and what it was."""
+    content = {"steps": steps, "epochs": epochs, "max_steps": max_steps, "max_epochs": max_epochs, **notes}
+    with atomic(root / NOTE) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def is_finished(root: Path, max_steps: int, max_epochs: int | None) -> bool:
-    """Whether the stage in `root` has ended with at least these limits."""
+def ended(root: Path, max_steps: int, max_epochs: int | None) -> dict[str, Any] | None:
+    """The note of a stage that has ended and would not go on with these limits; None if it is not there, or would."""
     try:
-        note = json.loads((root / NOTE).read_text())
-    except (OSError, ValueError):
-        return False
-    enough = note["max_steps"] >= max_steps if max_steps > 0 else note["max_epochs"] == max_epochs
-    return enough and (root / ENCODER).is_dir()
+        note: dict[str, Any] = json.loads((root / NOTE).read_text())
+        same = (note["max_steps"], note["max_epochs"] or -1) == (max_steps, max_epochs or -1)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    by_steps = 0 < max_steps <= note["steps"]
+    by_epochs = 0 < (max_epochs or -1) <= note.get("epochs", 0)
+    return note if (same or by_steps or by_epochs) and (root / ENCODER).is_dir() else None
 
 
 def starts(root: Path) -> list[dict[str, Any]]:

@@ -70,13 +70,14 @@ def merged(path: Path) -> dict[str, Any]:
     """A YAML's settings on top of those that it includes."""
     settings: dict[str, Any] = {}
     for file in includes(path):
-        _update(settings, read_settings(file))
+        update(settings, read_settings(file))
     return settings
 
 
-def _update(settings: dict[str, Any], later: dict[str, Any]) -> None:
+def update(settings: dict[str, Any], later: dict[str, Any]) -> None:
+    """Put later settings over earlier ones, in place; only mappings are merged."""
     for key, value in later.items():
         if isinstance(value, dict) and isinstance(settings.get(key), dict):
-            _update(settings[key], value)
+            update(settings[key], value)
         else:
             settings[key] = value

@@ -6,30 +6,38 @@ import argparse
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import NoReturn
 
-from lightning_modules.finished import ENCODER, is_finished
-from lightning_modules.includes import merged
+from lightning_modules import finished
+from lightning_modules.finished import ENCODER
+from lightning_modules.identity import adapters, given
+from lightning_modules.includes import merged, with_includes
 
 DESCRIPTION = "Train all stages of a recipe; skip those that are finished, resume those that were cut."
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage's YAML: what it reads, where it writes, when it ends."""
+    """One stage's YAML: what it reads, where it writes."""
 
     file: Path
     model: str
     root: str
-    max_steps: int
 
-    @property
-    def finished(self) -> bool:
-        """Whether it has run to its end; said without the seconds of starting a process."""
-        return self.max_steps > 0 and is_finished(Path(self.root), self.max_steps, None)
+    def is_finished(self, overrides: Sequence[str] = ()) -> bool:
+        """Whether it has run to its end with these settings and on this encoder; said without the seconds of starting a
+        process. Where it is in doubt, `lightning fit` finds out, and says what was changed.
+        """
+        now = given(with_includes(["--config", str(self.file), *overrides]))
+        max_steps, max_epochs = now.get("trainer.max_steps"), now.get("trainer.max_epochs")
+        note = finished.ended(Path(self.root), max_steps or -1, max_epochs) or {}
+        limits = ("trainer.max_steps", "trainer.max_epochs")
+        before, now = ({k: v for k, v in values.items() if k not in limits} for values in (note.get("given", {}), now))
+        return before == now and note["identity"]["adapters"] == adapters(self.model)
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,13 +58,25 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--dry-run", action="store_true", help="only print the stages in order")
     parser.epilog = "Every other option goes to `lightning fit` of every stage, such as --trainer.max_steps 10."
     settings, overrides = parser.parse_known_args(arguments)
+    check_overrides(overrides)
     order = stages(settings.folder)
     for number, stage in enumerate(order, 1):
         print(f"stage {number}/{len(order)}: {stage.file} ({stage.model} -> {stage.root})", file=sys.stderr, flush=True)
-        if not overrides and stage.finished:
+        if stage.is_finished(overrides):
             print("  is finished", file=sys.stderr)
         elif not settings.dry_run:
             _fit(stage, overrides)
+
+
+def check_overrides(overrides: list[str]) -> None:
+    """Raise a ValueError for an option that cannot hold for all stages."""
+    own = {"--trainer.default_root_dir", "--model.backbone.model", "--model.init_args.backbone.model", "--ckpt_path"}
+    for option in (override.partition("=")[0] for override in overrides):
+        if option in own:
+            raise ValueError(
+                f"{option} must be each stage's own, and a recipe's options go to all of them. Set it in the stages' "
+                "YAMLs, or use `lightning fit` for one stage."
+            )
 
 
 def _fit(stage: Stage, overrides: list[str]) -> None:
@@ -114,6 +134,6 @@ def read(file: Path) -> Stage | None:
     try:
         model = content["model"]["init_args"]["backbone"]["model"]
         trainer = content["trainer"]
-        return Stage(file, str(model), str(trainer["default_root_dir"]), int(trainer.get("max_steps", -1)))
+        return Stage(file, str(model), str(trainer["default_root_dir"]))
     except (KeyError, TypeError):
         return None

@@ -44,3 +44,14 @@ class Schedule:
             return self.end + (1 - self.end) * fall
 
         return LambdaLR(optimizer, factor)
+
+
+def set_rates(scheduler: LambdaLR, rates: list[float]) -> None:
+    """Highest rates, one per group of parameters, in force at once: a checkpoint brings back those it was written with,
+    and the last one that they led to.
+    """
+    scheduler.base_lrs = list(rates)
+    for group, rate, factor in zip(scheduler.optimizer.param_groups, rates, scheduler.lr_lambdas, strict=True):
+        group["initial_lr"] = rate
+        group["lr"] = rate * factor(scheduler.last_epoch)
+    scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]

@@ -29,6 +29,7 @@ from lightning_modules.callbacks import (
     Embeddings,
     EncoderFolder,
     Environment,
+    Identity,
     MTEBSettings,
     ProgressLines,
     Requeue,
@@ -38,7 +39,7 @@ from lightning_modules.callbacks import (
     Watchdog,
 )
 from lightning_modules.checkpoints import FolderCheckpointIO, newest
-from lightning_modules.finished import is_finished
+from lightning_modules.identity import given, settings
 
 AFTERLIFE = 60.0  # seconds in which a requeued job's first life may still be ending, on a node that SLURM gave up
 UNTRAINED = "no checkpoint yet, so the adapter is untrained"
@@ -109,7 +110,7 @@ class TrainingCLI(LightningCLI):
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = parser.parse_args(args)
+        self.config, self.given = parser.parse_args(args), given(args[1:])
 
     @override
     def before_instantiate_classes(self) -> None:
@@ -120,9 +121,6 @@ class TrainingCLI(LightningCLI):
             )
         if trainer["default_root_dir"] is None:
             raise ValueError("trainer.default_root_dir must name the run's folder, such as runs/my-recipe/mntp")
-        if self.subcommand == "fit" and is_finished(self.root, trainer["max_steps"], trainer["max_epochs"]):
-            print(f"{self.root} is finished: its encoder is in {self.root / 'encoder'}. Nothing to do.")
-            sys.exit(0)
         if self.subcommand == "fit" and is_first():
             self.lock = lock(self.root)
 
@@ -138,21 +136,22 @@ class TrainingCLI(LightningCLI):
         return self._instantiate_trainer(config, self._callbacks(config["enable_progress_bar"]))
 
     def _callbacks(self, bar: bool) -> list[Callback]:
-        settings: Checkpoints = self._get(self.config_init, "checkpoints")
+        saving: Checkpoints = self._get(self.config_init, "checkpoints")
         progress = RunProgressBar() if bar else ProgressLines()
         checkpoint = LastToo(
             dirpath=self.root / "checkpoints",
             filename="{step}",
             monitor="step",
             mode="max",
-            save_top_k=settings.keep,
-            every_n_train_steps=settings.every_n_steps,
+            save_top_k=saving.keep,
+            every_n_train_steps=saving.every_n_steps,
             save_on_train_epoch_end=False,
         )
         mteb: MTEBSettings = self._get(self.config_init, "mteb")
         evaluation = [MTEB(mteb)] if mteb.tasks else []
-        notes = [Environment(), EncoderFolder()]
-        return [Watchdog(), progress, Throughput(), *evaluation, checkpoint, Requeue(), *notes]
+        self.identity = Identity(settings(self.config[self.subcommand].as_dict()), self.given)
+        notes = [Environment(), EncoderFolder(self.identity)]
+        return [Watchdog(), self.identity, progress, Throughput(), *evaluation, checkpoint, Requeue(), *notes]
 
     @override
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -161,10 +160,9 @@ class TrainingCLI(LightningCLI):
             options["return_predictions"] = False  # they go to disk, however many they are
         if options.get("ckpt_path") in (None, "last"):
             found = options["ckpt_path"] = newest(self.root / "checkpoints")
-            verb, nothing = ("resumes from", "no checkpoint yet") if subcommand == "fit" else ("reads", UNTRAINED)
-            if is_first():
-                print(f"{subcommand} in {self.root}: {f'{verb} {found}' if found else nothing}", file=sys.stderr)
-        found = options["ckpt_path"]
+            if subcommand != "fit" and is_first():
+                print(f"{subcommand} in {self.root}: {f'reads {found}' if found else UNTRAINED}", file=sys.stderr)
+        found = self.identity.checkpoint = options["ckpt_path"]
         self.trainer.callbacks += [SameStart(found), Embeddings(found)]  # type: ignore[attr-defined]
         return options
 

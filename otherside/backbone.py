@@ -20,9 +20,8 @@ from otherside import adapters, sharding, weights
 from otherside.adapters import Lora
 from otherside.attention import ATTENTION, HALF, Borders, Kernel, check_kernel
 from otherside.batching import Packed, rounded
-from otherside.lineage import Lineage
+from otherside.lineage import AUTO, Lineage
 from otherside.sharding import Shard
-from otherside.tokenizer import AUTO
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,7 +51,7 @@ class BackboneConfig:
         model: hub id, folder, .gguf file, pkg://PACKAGE/FILE, or the encoder folder of an earlier stage, whose
             adapters are merged first.
         revision: of a hub id.
-        attention: bidirectional or causal.
+        attention: bidirectional or causal. None: as the encoder folder; bidirectional on a base model.
         dtype: of the frozen weights. Adapters are always float32. auto: bfloat16 where this machine multiplies in it
             fast, else float32.
         kernel: auto takes torch's variable-length kernel on CUDA in half precision without dropout, else SDPA.
@@ -64,7 +63,7 @@ class BackboneConfig:
 
     model: str
     revision: str | None = None
-    attention: Attention = "bidirectional"
+    attention: Attention | None = None
     dtype: AnyDType = "auto"
     kernel: Kernel = "auto"
     attention_dropout: float = 0.0
@@ -73,7 +72,7 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         check_kernel(self.kernel)
-        if self.attention not in get_args(Attention):
+        if self.attention not in (None, *get_args(Attention)):
             raise ValueError(f"backbone.attention must be bidirectional or causal; got {self.attention!r}")
         if self.dtype not in get_args(AnyDType):
             raise ValueError(f"backbone.dtype must be one of {', '.join(get_args(AnyDType))}; got {self.dtype!r}")
@@ -123,7 +122,8 @@ class Backbone(nn.Module):
             ValueError: an adapter was changed or does not fit; a LoRA target matches nothing; the model knows no
                 dropout of attention, and some is asked for.
         """
-        lineage = lineage_of(config.model, config.revision)
+        card = weights.card_of(config.model, config.revision)
+        lineage, attention = card.lineage, config.attention or card.attention
         if shard is not None:
             lm, found = sharding.load(lineage, getattr(torch, config.dtype), lora, shard)
             check_fingerprint(found, lineage, config.model)
@@ -137,7 +137,7 @@ class Backbone(nn.Module):
                 adapters.attach(lm, lora)
         lineage = replace(lineage, fingerprint=found or lineage.fingerprint)
         set_attention_dropout(lm, config.attention_dropout)
-        backbone = cls(lm, lineage, config.attention, config.kernel)
+        backbone = cls(lm, lineage, attention, config.kernel)  # type: ignore[arg-type]  # as the card was checked to have it
         if config.activation_checkpointing:
             lm.gradient_checkpointing_enable({"use_reentrant": False})
         return backbone
@@ -320,14 +320,5 @@ def set_attention_dropout(lm: PreTrainedModel, share: float) -> None:
 
 
 def lineage_of(model: str, revision: str | None = None) -> Lineage:
-    """The lineage that `model` stands for: an encoder folder's, or the base model alone.
-
-    Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: an encoder folder's description is broken.
-    """
-    if card := weights.card_of(model):
-        return card.lineage
-    place = weights.locate(model)
-    base = model if isinstance(place, str) or model.startswith(weights.PACKAGE) else str(place.resolve())
-    return Lineage(base, revision)
+    """The lineage that `model` stands for; see `weights.card_of`."""
+    return weights.card_of(model, revision).lineage

@@ -25,9 +25,9 @@ from otherside.backbone import AnyDType, Attention, Backbone, BackboneConfig
 from otherside.batching import Packed, tokenise, tokens_at_once
 from otherside.evaluation.model import Cosine, MTEBModel, model_meta
 from otherside.files import replace_folder
-from otherside.lineage import Card, Lineage
+from otherside.lineage import AUTO, Card, Lineage
 from otherside.pooling import Pooling
-from otherside.tokenizer import AUTO, load_tokenizer, start_name
+from otherside.tokenizer import load_tokenizer, start_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -88,14 +88,12 @@ class Encoder(Cosine, nn.Module):
             ValueError: an adapter was changed or does not fit.
             MaskError: the kernel does not compute the attention asked for.
         """
-        if card := weights.card_of(str(model)):
-            attention, pooling = attention or card.attention, pooling or card.pooling  # type: ignore[assignment]
-            max_length = max_length or card.max_length
-        if pool_start is None:
-            pool_start = card.pool_start if card else True
-        config = BackboneConfig(str(model), attention=attention or "bidirectional", dtype=dtype, kernel=kernel)
+        card = weights.card_of(str(model))
+        pooling, max_length = pooling or card.pooling, max_length or card.max_length  # type: ignore[assignment]
+        pool_start = card.pool_start if pool_start is None else pool_start
+        config = BackboneConfig(str(model), attention=attention, dtype=dtype, kernel=kernel)
         tokenizer = load_tokenizer(str(model), start_token=start_token)
-        encoder = cls(Backbone.load(config), tokenizer, pooling or "mean", max_length or 512, pool_start)
+        encoder = cls(Backbone.load(config), tokenizer, pooling, max_length, pool_start)  # type: ignore[arg-type]
         encoder.to(device).eval()
         encoder.backbone.self_test()
         return encoder

@@ -9,6 +9,8 @@ from pathlib import Path
 
 CARD = "encoder.json"
 FORMAT = 2
+BASE = "base"  # stage of a model that is no encoder folder
+AUTO = "auto"  # start token of such a model: see `tokenizer.default_start`
 OWN = "own"  # of format 1, which had no start token: whatever the tokenizer puts first, pooled without instruction only
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 

@@ -15,12 +15,11 @@ from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer
 
 from otherside import weights
-from otherside.lineage import OWN
+from otherside.lineage import AUTO, BASE, OWN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-AUTO = "auto"
 BOUNDARY = "<|endoftext|>"  # what GPT-2's successors put between two documents; an instructed model's EOS ends a turn
 
 
@@ -38,12 +37,13 @@ def load_tokenizer(model: str, revision: str | None = None, start_token: str | N
         FileNotFoundError: it is neither here nor on the hub.
         ValueError: it is not a fast tokenizer, or cannot have this start token.
     """
-    card = weights.card_of(model)
-    place = weights.locate(model) if card else weights.resolve(model)
+    card = weights.card_of(model, revision)
+    is_base = card.stage == BASE
+    place = weights.resolve(model) if is_base else weights.locate(model)
     if isinstance(place, Path) and not any(place.glob("tokenizer*")):
         raise FileNotFoundError(f"backbone.model must be a folder with a model and its tokenizer; {place} has none")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, revision=None if card else revision)
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision if is_base else None)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"backbone.model must be a folder here or a model on the hub, with a tokenizer; that of {model} "
@@ -54,7 +54,7 @@ def load_tokenizer(model: str, revision: str | None = None, start_token: str | N
             f"backbone.model must have a fast tokenizer (tokenizer.json), which knows where words are; that of {model} "
             f"is a {type(tokenizer).__name__}"
         )
-    if start_token == OWN or (card and start_token in (AUTO, card.start_token)):
+    if start_token == OWN or (not is_base and start_token in (AUTO, card.start_token)):
         return tokenizer  # as it came
     tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = True  # the latter is saved
     set_start(tokenizer, default_start(tokenizer) if start_token == AUTO else start_token)

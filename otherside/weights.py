@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from otherside.lineage import Card, sha256
+from otherside.lineage import AUTO, BASE, Card, Lineage, sha256
 
 PACKAGE = "pkg://"
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -38,15 +38,18 @@ def locate(model: str) -> str | Path:
     return model
 
 
-def card_of(model: str) -> Card | None:
-    """The card of the encoder folder that `model` names; None: it names a base model.
+def card_of(model: str, revision: str | None = None) -> Card:
+    """What `model` stands for: an encoder folder's description, or that of a base model as an untrained encoder.
 
     Raises:
         FileNotFoundError: nothing is there.
-        ValueError: the card is broken.
+        ValueError: an encoder folder's description is broken.
     """
     place = locate(model)
-    return Card.read(place) if isinstance(place, Path) and Card.is_at(place) else None
+    if isinstance(place, Path) and Card.is_at(place):
+        return Card.read(place)
+    base = model if isinstance(place, str) or model.startswith(PACKAGE) else str(place.resolve())
+    return Card(Lineage(base, revision), BASE, 0, "bidirectional", "mean", 512, AUTO, True)
 
 
 def resolve(model: str) -> str | Path:

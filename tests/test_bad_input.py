@@ -329,13 +329,34 @@ case(
 case(
     "checkpoints: another LoRA rank",
     lambda bad: bad.resumed(**{"model.init_args.lora.r": 8}),
-    "[4, 128] instead of [8, 128]",
+    "model.lora.r 4 -> 8",
     "Set it back",
 )
 case(
     "checkpoints: another optimizer",
     lambda bad: bad.resumed(**{"model.init_args.optimizer": SGD}),
-    "no dampening, momentum",
+    "a run must go on as it began",
+    "model.optimizer.class_path torch.optim.AdamW -> torch.optim.SGD",
+    "new trainer.default_root_dir",
+)
+case(
+    "checkpoints: another batch",
+    lambda bad: bad.resumed(**{"data.init_args.global_batch_size": 6}),
+    "data.global_batch_size 8 -> 6",
+)
+
+
+def finished(bad: Bad) -> Arguments:
+    runs.run(*bad.fit(), cwd=bad.folder)
+    return bad.model(pooling="last_token")
+
+
+case(
+    "finished: another setting",
+    finished,
+    "run is finished and must stay",
+    "model.pooling mean -> last_token",
+    "remove run",
 )
 case(
     "checkpoints: no such one",
@@ -371,6 +392,12 @@ case("size: more ranks than rows", lambda bad: ["size", bad.stage(), "--gpus", "
 case("size: no nodes", lambda bad: ["size", bad.stage(), "--nodes", "0"], "--nodes must be", "at least 1; got 0")
 case("recipe: not YAML", lambda bad: bad.recipe("a: ["), "recipe/a.yaml, line 1")
 case("recipe: circle", cycle, "wait for each other: mntp.yaml and simcse.yaml", "backbone.model")
+case(
+    "recipe: one folder for all",
+    lambda bad: [*bad.recipe("a: 1"), "--trainer.default_root_dir", "x"],
+    "--trainer.default_root_dir must be each stage's own",
+    "`lightning fit` for one stage",
+)
 case("recipe: two stages, one folder", one_folder, "default_root_dir of its own", "mntp.yaml and simcse.yaml share run")
 
 # Using a stage

@@ -3,6 +3,7 @@
 from lightning_modules.callbacks.embeddings import Embeddings
 from lightning_modules.callbacks.encoder_folder import EncoderFolder
 from lightning_modules.callbacks.environment import Environment
+from lightning_modules.callbacks.identity import Identity
 from lightning_modules.callbacks.mteb import MTEB, MTEBSettings
 from lightning_modules.callbacks.probing import Probing
 from lightning_modules.callbacks.progress import ProgressLines, RunProgressBar
@@ -16,6 +17,7 @@ __all__ = [
     "Embeddings",
     "EncoderFolder",
     "Environment",
+    "Identity",
     "MTEBSettings",
     "Probing",
     "ProgressLines",

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Timer
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_modules import finished
 from lightning_modules.base import EncoderModule
+from lightning_modules.callbacks.identity import Identity
+
+OUT_OF_TIME = 124  # exit status, as that of `timeout`
 
 
 class EncoderFolder(pl.Callback):
-    """Writes `<trainer.default_root_dir>/encoder` when training has come to its end."""
+    """Writes `<trainer.default_root_dir>/encoder` when training has come to its end. `trainer.max_time` is no end: the
+    exit status is 124 then, as only a finished training ends with 0.
+
+    Args:
+        identity: what the run is; it goes into the note.
+    """
+
+    def __init__(self, identity: Identity) -> None:
+        self.identity = identity
 
     @override  # not on_train_end: Lightning leaves that out where a run resumes behind its last step
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -21,10 +34,30 @@ class EncoderFolder(pl.Callback):
         if trainer.interrupted or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         root = Path(trainer.default_root_dir)
+        if out_of_time(trainer):
+            if trainer.is_global_zero:
+                print(
+                    f"stopped by trainer.max_time at step {trainer.global_step}; it counts all starts together: raise "
+                    f"it, and the same command goes on from {root / 'checkpoints'}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            trainer.strategy.barrier()
+            sys.exit(OUT_OF_TIME)
         weights = trainer.strategy.lightning_module_state_dict()  # all ranks, as they may be sharded
         if trainer.is_global_zero:
             pl_module.encoder.save(root / finished.ENCODER, pl_module.stage, trainer.global_step, _in_backbone(weights))
-            finished.write(root, trainer.global_step, trainer.max_steps, trainer.max_epochs)
+            ends = (trainer.global_step, trainer.current_epoch, trainer.max_steps, trainer.max_epochs)
+            finished.write(root, *ends, given=self.identity.given, **self.identity.notes)
+
+
+def out_of_time(trainer: pl.Trainer) -> bool:
+    """Whether `trainer.max_time` stopped training before its last step or epoch."""
+    if 0 < trainer.max_steps <= trainer.global_step or 0 < (trainer.max_epochs or -1) <= trainer.current_epoch:
+        return False
+    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+    left = [timer.time_remaining() for timer in timers]
+    return bool(trainer.strategy.broadcast(any(seconds is not None and seconds <= 0 for seconds in left)))
 
 
 def _in_backbone(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from otherside import adapters, weights
-from otherside.backbone import Attention, Backbone, BackboneConfig, DTypes, lineage_of
+from otherside.backbone import Attention, Backbone, BackboneConfig, DTypes
 from otherside.encoder import Encoder
 from otherside.lineage import Card, Lineage
 from otherside.probing.bert import is_bert, load_bert
-from otherside.tokenizer import AUTO, load_tokenizer
+from otherside.tokenizer import load_tokenizer
 
 Kind = Literal["encoder", "bert"]
 
@@ -102,13 +102,11 @@ def variants_of(model: str) -> list[Variant]:
             f"every ENCODER must be an encoder folder, one with an encoder.json, a base model or a BERT; "
             f"{model} is none"
         )
-    lineage = lineage_of(model)
+    card = weights.card_of(model)
     if is_bert(model):
-        card = Card(
-            lineage, place.name if isinstance(place, Path) else place, 0, "bidirectional", "mean", 512, AUTO, True
-        )
-        return [Variant(card.stage, model, card, "bert")]
-    return untrained([Card(lineage, "base", 0, "bidirectional", "mean", 512, AUTO, True)])
+        named = replace(card, stage=place.name if isinstance(place, Path) else place)
+        return [Variant(named.stage, model, named, "bert")]
+    return untrained([card])
 
 
 def untrained(cards: list[Card]) -> list[Variant]:

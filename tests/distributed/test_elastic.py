@@ -44,6 +44,21 @@ def test_goes_on_with_other_ranks(parts: list[tuple[str, int]], place: Path, tin
     assert_same_training(found, whole)
 
 
+def test_what_has_ended_on_two_ranks_is_told_on_two_ranks(place: Path, tiny_llama: Path) -> None:
+    """Ended, cut by max_time, or changed: each rank leaves with the status of one process."""
+    settings = {"trainer.callbacks": [{"class_path": "pace.Pace", "init_args": {"seconds": 0.3, "skew": 0.1}}]}
+    config = runs.write_stage(place, "Supervised", tiny_llama, root="told", **{"trainer.strategy": "ddp", **settings})
+    for options, status, said in (
+        (("--trainer.max_time", "00:00:00:01"), 124, "stopped by trainer.max_time at step "),
+        ((), 0, "step 6/6"),
+        ((), 0, "told is finished after 6 steps"),
+        (("--model.lora.alpha", "9"), 1, "error: told is finished and must stay what it is"),
+    ):
+        ended = [rank.wait(60) for rank in runs.start_ranks(2, "fit", "--config", config, *options, cwd=place)]
+        assert [found for found, _ in ended] == [status] * 2, ended[0][1][-3000:]
+        assert said in ended[0][1]
+
+
 @pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "auto"])
 def test_goes_on_with_the_same_ranks_bit_for_bit(strategy: str, place: Path, tiny_llama: Path) -> None:
     settings = {"model.init_args.lora.dropout": 0.1, **SETTINGS}

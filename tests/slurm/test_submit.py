@@ -15,6 +15,7 @@ import runs
 from jobs import REPOSITORY, Jobs
 
 from lightning_modules import finished
+from lightning_modules.identity import given
 
 PACE = [{"class_path": "pace.Pace", "init_args": {"seconds": 0.2}}]
 
@@ -68,10 +69,13 @@ def test_dry_run_shows_the_tree(recipe: Path) -> None:
 def test_finished_stages_stay_finished(recipe: Path) -> None:
     root = recipe.parent / "runs" / "mntp"
     (root / finished.ENCODER).mkdir(parents=True)
-    finished.write(root, 20, 20, None)
+    said = given(["--config", str(recipe / "mntp.yaml")])
+    finished.write(root, 20, 1, 20, -1, given=said, identity={"adapters": []}, changes=[])
     printed = submit("recipe", "--dry-run", cwd=recipe.parent).stdout
     assert printed.splitlines()[1] == "  is finished"
     assert ["--dependency=singleton" in command for command in commands(printed)] == [True, True]
+    printed = submit("recipe", "--dry-run", "--", "--model.lora.r", "2", cwd=recipe.parent).stdout
+    assert "is finished" not in printed  # the job says what was changed
 
 
 def test_a_sweep_is_an_array_and_each_task_waits_for_its_own(recipe: Path) -> None:

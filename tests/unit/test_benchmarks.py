@@ -60,3 +60,22 @@ def test_contrastive_says_how_far_first_losses_are_apart(script: Any) -> None:
     said = loaded["first_losses"]
     assert "at most 25.0%" in said([case(2.0, 2.5), case(2.0, 1.9), case(1.0)])
     assert "nan" in said([case(2.0, 2.5), case(2.0, float("nan"))])
+
+
+@pytest.mark.parametrize(
+    ("left", "printed", "where"),
+    [
+        ((), "", "settings and data"),
+        ((), "fit in run: no checkpoint yet\n", "loading"),
+        (("checkpoints/step=1.ckpt",), "fit in run\nstep 1/8\n", "training"),
+        (("checkpoints/step=1.ckpt", "checkpoints/.step=2.ckpt.tmp"), "fit in run\nstep 2/8\n", "inside a save"),
+        (("checkpoints/step=8.ckpt", ".encoder-a1"), "\nstep 8/8\n", "writing the encoder"),
+        (("checkpoints/step=8.ckpt", "encoder"), "\nstep 8/8\n", "behind the encoder"),
+    ],
+)
+def test_kills_says_where_a_run_was(
+    left: tuple[str, ...], printed: str, where: str, script: Any, tmp_path: Path
+) -> None:
+    for folder in left:
+        (tmp_path / folder).mkdir(parents=True)
+    assert script("kills")["phase"](tmp_path, printed) == where

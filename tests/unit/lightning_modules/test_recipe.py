@@ -12,7 +12,9 @@ import runs
 
 from lightning_modules import finished
 from lightning_modules.cli import main
+from lightning_modules.identity import adapters, given
 from lightning_modules.recipe import stages
+from otherside.lineage import Card, Lineage, Merged
 
 
 def write(folder: Path, name: str, model: str, root: str, extra: str = "") -> None:
@@ -20,6 +22,13 @@ def write(folder: Path, name: str, model: str, root: str, extra: str = "") -> No
         f"model: {{init_args: {{backbone: {{model: {model}}}}}}}\n"
         f"trainer: {{default_root_dir: {root}, max_steps: 2}}\n{extra}"
     )
+
+
+def end(file: Path, root: Path, model: str = "base") -> None:
+    """As if `lightning fit --config FILE` had ended there."""
+    (root / finished.ENCODER).mkdir(parents=True, exist_ok=True)
+    said = given(["--config", str(file)])
+    finished.write(root, 2, 1, 2, -1, given=said, identity={"adapters": adapters(model)}, changes=[])
 
 
 def test_each_stage_comes_behind_the_one_it_starts_from(tmp_path: Path) -> None:
@@ -32,10 +41,10 @@ def test_each_stage_comes_behind_the_one_it_starts_from(tmp_path: Path) -> None:
 
 def test_settings_may_stand_in_an_included_file(tmp_path: Path) -> None:
     (tmp_path / "parts").mkdir()
-    (tmp_path / "parts" / "trainer.yaml").write_text("trainer: {default_root_dir: runs/a, max_steps: 7}")
+    (tmp_path / "parts" / "trainer.yaml").write_text("trainer: {default_root_dir: runs/a}")
     (tmp_path / "a.yaml").write_text("include: parts/trainer.yaml\nmodel: {init_args: {backbone: {model: base}}}")
     [stage] = stages(tmp_path)
-    assert (stage.root, stage.max_steps) == ("runs/a", 7)
+    assert stage.root == "runs/a"
 
 
 def test_dry_run_says_the_order_and_trains_nothing(
@@ -44,8 +53,7 @@ def test_dry_run_says_the_order_and_trains_nothing(
     monkeypatch.chdir(tmp_path)
     write(tmp_path, "mntp", "base", "runs/mntp")
     write(tmp_path, "simcse", "runs/mntp/encoder", "runs/simcse")
-    (tmp_path / "runs" / "mntp" / finished.ENCODER).mkdir(parents=True)
-    finished.write(Path("runs/mntp"), 2, 2, None)
+    end(Path("mntp.yaml"), Path("runs/mntp"))
     main(["recipe", ".", "--dry-run"])
     assert capsys.readouterr().err.splitlines() == [
         "stage 1/2: mntp.yaml (base -> runs/mntp)",
@@ -53,6 +61,44 @@ def test_dry_run_says_the_order_and_trains_nothing(
         "stage 2/2: simcse.yaml (runs/mntp/encoder -> runs/simcse)",
     ]
     assert not (tmp_path / "runs" / "simcse").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "answer"),
+    [
+        ("trainer: {devices: 2, log_every_n_steps: 9}", True),
+        ("trainer: {max_epochs: -1, max_steps: 1}", True),
+        ("trainer: {max_steps: 3}", False),
+        ("trainer: {precision: bf16-mixed}", False),
+        ("model: {init_args: {lora: {r: 8}}}", False),
+        ("data: {init_args: {max_length: 16}}", False),
+        ("seed_everything: 7", False),
+    ],
+)
+def test_what_is_finished_is_said_without_a_process(change: str, answer: bool, tmp_path: Path) -> None:
+    write(tmp_path, "a", "base", str(tmp_path / "run"))
+    end(tmp_path / "a.yaml", tmp_path / "run")
+    [stage] = stages(tmp_path)
+    assert stage.is_finished()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "b.yaml").write_text(change)
+    assert stage.is_finished(["--config", str(tmp_path / "b" / "b.yaml")]) is answer
+
+
+def test_a_stage_on_an_encoder_that_was_trained_again_is_in_doubt(tmp_path: Path) -> None:
+    def encoder(sha256: str) -> str:
+        folder = tmp_path / "mntp" / finished.ENCODER
+        folder.mkdir(parents=True, exist_ok=True)
+        adapter = Merged("mntp", str(folder / "adapters" / "0-mntp"), sha256)
+        Card(Lineage("base", adapters=(adapter,)), "mntp", 2, "bidirectional", "mean", 64).write(folder)
+        return str(folder)
+
+    write(tmp_path, "simcse", encoder("a" * 64), str(tmp_path / "run"))
+    end(tmp_path / "simcse.yaml", tmp_path / "run", encoder("a" * 64))
+    [stage] = stages(tmp_path)
+    assert stage.is_finished()
+    encoder("b" * 64)
+    assert not stage.is_finished()
 
 
 @pytest.mark.slow

@@ -92,31 +92,6 @@ def test_a_torn_checkpoint_is_named_and_the_one_before_it_used(place: Path, tiny
     runs.assert_equal(runs.adapter(place / "sound"), runs.adapter(place / "bitrot"))
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "said"),
-    [
-        ("--seed_everything", "7", "seed 42, now it is 7"),
-        ("--data.global_batch_size", "6", "global_batch_size 8, now it is 6"),
-    ],
-)
-def test_a_run_does_not_go_on_with_other_data(
-    option: str, value: str, said: str, place: Path, tiny_llama: Path
-) -> None:
-    config = runs.write_stage(place, "MNTP", tiny_llama, root="other", steps=6)
-    runs.run("fit", "--config", config, "--trainer.max_steps", "2", cwd=place)
-    status, output = runs.start("fit", "--config", config, option, value, cwd=place).wait()
-    assert status == 1
-    assert f"error: a run must go on with the data it began with; its checkpoint has {said}" in output
-
-
-def test_a_finished_stage_says_so_and_stops(place: Path, tiny_llama: Path) -> None:
-    config = runs.write_stage(place, "MNTP", tiny_llama, root="finished", steps=2)
-    runs.run("fit", "--config", config, cwd=place)
-    before = (place / "finished" / "encoder" / "encoder.json").stat().st_mtime_ns
-    assert "finished is finished" in runs.run("fit", "--config", config, cwd=place)
-    assert (place / "finished" / "encoder" / "encoder.json").stat().st_mtime_ns == before
-
-
 def test_two_processes_cannot_train_in_one_folder(place: Path, tiny_llama: Path) -> None:
     config = runs.write_stage(place, "MNTP", tiny_llama, root="shared", steps=200)
     first = runs.start("fit", "--config", config, cwd=place)

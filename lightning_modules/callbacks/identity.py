@@ -1,0 +1,157 @@
+"""A run knows what it is, writes it down, and goes on as that only."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from typing_extensions import override
+
+from lightning_modules import finished, identity
+from lightning_modules.base import EncoderModule
+from lightning_modules.checkpoints import IDENTITY
+from lightning_modules.identity import Values
+from otherside.backbone import lineage_of
+from otherside.tokenizer import start_name
+
+
+class Identity(pl.Callback):
+    """What decides the result (`lightning_modules.identity`) is kept in every checkpoint and in `finished.json`, and
+    compared when `lightning fit` goes on, or would have nothing to do. `validate`, `test` and `predict` compare what
+    decides vectors.
+
+    Args:
+        settings: of model and data, as `identity.settings` has them.
+        given: as `identity.given` has them, for `lightning recipe`.
+    """
+
+    def __init__(self, settings: Values, given: Values) -> None:
+        self.settings, self.given = settings, given
+        self.checkpoint: Path | str | None = None  # that the run goes on from
+        self.now: Values = {}
+        self.fingerprint: str | None = None  # of the base's weights; known once they are loaded
+        self.changes: list[str] = []  # on purpose, on the way; each with its step
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Raise a ValueError where the run is another than it was; end it where it has ended already."""
+        assert isinstance(pl_module, EncoderModule)
+        trainer.strategy.barrier()  # who raises while others are still looking for its store keeps them waiting
+        if stage != "fit":
+            self._read(pl_module)
+            return
+        self.now = identity.plain({**self.settings, **facts(pl_module), **training_facts(trainer, pl_module)})
+        root = Path(trainer.default_root_dir)
+        if note := finished.ended(root, trainer.max_steps, trainer.max_epochs):
+            self._end(trainer, root, note)
+        start = f"resumes from {self.checkpoint}" if self.checkpoint else "no checkpoint yet"
+        self._say(trainer, f"fit in {root}: {start}")
+        if self.checkpoint:
+            self._compare(trainer, Path(self.checkpoint))
+
+    def _read(self, module: EncoderModule) -> None:
+        if known := self._known():
+            self.fingerprint = known["fingerprint"]
+            now = {**known["identity"], **identity.plain({**self.settings, **facts(module)})}
+            self._refuse(identity.of_vectors(identity.differences(known["identity"], now)))
+
+    def _known(self) -> dict[str, Any] | None:
+        """What the checkpoint says; None if it says nothing."""
+        file = Path(self.checkpoint or "") / IDENTITY
+        return json.loads(file.read_text()) if self.checkpoint and file.is_file() else None
+
+    def _end(self, trainer: pl.Trainer, root: Path, note: dict[str, Any]) -> None:
+        if changed := identity.untrained(identity.differences(note.get("identity", {}), self.now)):
+            raise ValueError(
+                f"{root} is finished and must stay what it is; changed since: {identity.told(changed)}. Set it back, "
+                f"choose a new trainer.default_root_dir, or remove {root} to train it again."
+            )
+        unknown = "" if "identity" in note else " (by an older version, which noted no settings to compare)"
+        ending = f"is finished after {note['steps']} steps{unknown}: its encoder is in {root / finished.ENCODER}"
+        self._say(trainer, f"{root} {ending}. Nothing to do.")
+        trainer.strategy.barrier()
+        sys.exit(0)
+
+    def _compare(self, trainer: pl.Trainer, checkpoint: Path) -> None:
+        known = self._known()
+        if known is None:
+            if checkpoint.is_dir():  # else reading it says what is wrong
+                self._say(trainer, f"{checkpoint} is of an older version, which noted no settings to compare")
+            return
+        self.fingerprint, self.changes = known["fingerprint"], known["changes"]
+        changed = identity.differences(known["identity"], self.now)
+        self._refuse(identity.refused(changed))
+        for name, pair in changed.items():
+            self.changes.append(f"{checkpoint.stem}: {identity.told({name: pair})}")
+            self._say(trainer, f"goes on with {identity.told({name: pair})}")
+
+    def _refuse(self, changed: Values) -> None:
+        if changed:
+            raise ValueError(
+                f"a run must go on as it began; changed since {self.checkpoint}: {identity.told(changed)}. Set it "
+                "back, or start in a new trainer.default_root_dir."
+            )
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The base's weights can be compared once they are loaded."""
+        assert isinstance(pl_module, EncoderModule)
+        found = pl_module.encoder.backbone.lineage.fingerprint  # on rank 0, where weights are sharded
+        if found and self.fingerprint:
+            self._refuse(identity.differences({"fingerprint": self.fingerprint}, {"fingerprint": found}))
+        self.fingerprint = found or self.fingerprint
+
+    on_validation_start = on_test_start = on_predict_start = on_fit_start
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["identity"] = self.notes
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What is written down."""
+        return {"identity": self.now, "fingerprint": self.fingerprint, "changes": self.changes}
+
+    @staticmethod
+    def _say(trainer: pl.Trainer, text: str) -> None:
+        if trainer.is_global_zero:
+            print(text, file=sys.stderr, flush=True)
+
+
+def facts(module: EncoderModule) -> Values:
+    """What no setting of the model says, or what it inherited."""
+    backbone = module.backbone_config
+    lineage = lineage_of(backbone.model, backbone.revision)
+    return {
+        "base": lineage.base,
+        "revision": lineage.revision,
+        "adapters": identity.names(lineage),
+        "model.backbone.attention": backbone.attention,
+        "model.backbone.dtype": backbone.dtype,
+        "model.backbone.start_token": start_name(module.tokenizer),
+        "model.pooling": module.pooling,
+        "model.pool_start": module.pool_start,
+        "model.max_length": module.max_length,
+    }
+
+
+def training_facts(trainer: pl.Trainer, module: EncoderModule) -> Values:
+    """Content of data, and what the trainer made of its settings."""
+    data: Values = getattr(trainer.datamodule, "identity", dict)()  # type: ignore[attr-defined]
+    return {
+        "seed_everything": module.seed,
+        **{f"data.{name}": value for name, value in data.items()},
+        "trainer.precision": str(trainer.precision),
+        "trainer.gradient_clip_val": trainer.gradient_clip_val or None,
+        "trainer.gradient_clip_algorithm": trainer.gradient_clip_algorithm,
+        "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
+        "trainer.max_steps": trainer.max_steps,
+        "trainer.max_epochs": trainer.max_epochs,
+        "trainer.strategy": type(trainer.strategy).__name__,
+        "ranks": trainer.world_size,
+    }
