@@ -19,7 +19,7 @@ from typing_extensions import override
 from lightning_modules.schedules import Schedule
 from otherside import distributed
 from otherside.adapters import Lora
-from otherside.backbone import Backbone, BackboneConfig, load_tokenizer
+from otherside.backbone import Backbone, BackboneConfig, check_length, load_tokenizer
 from otherside.batching import Packed, PairBatch, TextBatch, tokens_at_once
 from otherside.encoder import Encoder
 from otherside.pooling import Pooling
@@ -94,6 +94,7 @@ class EncoderModule(pl.LightningModule, ABC):
         if self.encoder is None:
             torch.manual_seed(self.seed)  # the adapter's start
             backbone = Backbone.load(self.backbone_config, self.lora, self._shard)
+            check_length("model.max_length must be", self.max_length, backbone.lm.config, "Lower model.max_length.")
             self.encoder = Encoder(backbone, self.tokenizer, self.pooling, self.max_length)
             distributed.meet(LOADING)
 
@@ -110,6 +111,12 @@ class EncoderModule(pl.LightningModule, ABC):
                 "backbone.dtype must be bfloat16 or float32 to train; got float16, in which small gradients become 0. "
                 "Set bfloat16; an encoder may still be used in float16."
             )
+        self._check_start()
+
+    def _check_start(self) -> None:
+        """Does the model compute what was asked for, here, and are its texts short enough for it?"""
+        longest = getattr(self.trainer.datamodule, "max_length", 0)  # type: ignore[attr-defined]
+        check_length("data.max_length must be", longest, self.encoder.backbone.lm.config, "Lower data.max_length.")
         self.encoder.backbone.self_test()
 
     @override
@@ -121,7 +128,7 @@ class EncoderModule(pl.LightningModule, ABC):
     @override
     def on_validation_start(self) -> None:
         if not self.trainer.fit_loop.epoch_loop.batch_progress.total.ready:  # `lightning validate`, not inside a fit
-            self.encoder.backbone.self_test()
+            self._check_start()
 
     @override
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from otherside import adapters, pooling, weights
 from otherside.attention import Kernel
-from otherside.backbone import Attention, Backbone, BackboneConfig, DTypes, load_tokenizer
+from otherside.backbone import Attention, Backbone, BackboneConfig, DTypes, check_length, load_tokenizer, positions
 from otherside.batching import Packed, tokenise, tokens_at_once
 from otherside.evaluation.model import Cosine, MTEBModel, model_meta
 from otherside.files import replace_folder
@@ -55,6 +55,7 @@ class Encoder(Cosine, nn.Module):
         max_length: int = 512,
     ) -> None:
         super().__init__()
+        check_length("max_length must be", max_length, backbone.lm.config, "Lower max_length.")
         self.backbone = backbone
         self.tokenizer = tokenizer
         self.pooling: Pooling = pooling
@@ -74,11 +75,12 @@ class Encoder(Cosine, nn.Module):
     ) -> Encoder:
         """Open an encoder folder, or any base model (hub id, folder, .gguf, pkg://) as an untrained encoder.
 
-        Settings that are None come from the folder; for a base model they are bidirectional, mean and 512.
+        Settings that are None come from the folder; for a base model they are bidirectional, mean, and 512 or the
+        model's own limit.
 
         Raises:
             FileNotFoundError: there is no such model.
-            ValueError: an adapter was changed or does not fit.
+            ValueError: an adapter was changed or does not fit; `max_length` is beyond the model's positions.
             MaskError: the kernel does not compute the attention asked for.
         """
         place = weights.locate(str(model))
@@ -87,7 +89,10 @@ class Encoder(Cosine, nn.Module):
             attention, pooling = attention or card.attention, pooling or card.pooling  # type: ignore[assignment]
             max_length = max_length or card.max_length
         config = BackboneConfig(str(model), attention=attention or "bidirectional", dtype=dtype, kernel=kernel)
-        encoder = cls(Backbone.load(config), load_tokenizer(str(model)), pooling or "mean", max_length or 512)
+        backbone = Backbone.load(config)
+        limit = positions(backbone.lm.config)
+        max_length = max_length or min(512, limit[0] if limit else 512)
+        encoder = cls(backbone, load_tokenizer(str(model)), pooling or "mean", max_length)
         encoder.to(device).eval()
         encoder.backbone.self_test()
         return encoder

@@ -137,6 +137,16 @@ case("pooling", lambda bad: bad.model(pooling="max"), "model.pooling", "'mean'",
 case("chunk_tokens", lambda bad: bad.model(chunk_tokens=-1), "model.chunk_tokens must be at least 1", "got -1")
 case("max_length of the model", lambda bad: bad.model(max_length=0), "model.max_length must be at least 2", "got 0")
 case("max_length of the data", lambda bad: bad.data(max_length=0), "data.max_length must be at least 2", "got 0")
+case(
+    "max_length of the model beyond its positions",
+    lambda bad: bad.model(max_length=513),
+    "model.max_length must be at most 512 tokens, the positions of a LlamaForCausalLM; got 513. Lower model.max_length",
+)
+case(
+    "max_length of the data beyond the model's positions",
+    lambda bad: bad.data(max_length=513),
+    "data.max_length must be at most 512 tokens, the positions of a LlamaForCausalLM; got 513. Lower data.max_length",
+)
 case("global_batch_size", lambda bad: bad.data(global_batch_size=0), "global_batch_size must be between 1 and", "got 0")
 case(
     "SimCSE without dropout",
@@ -213,6 +223,31 @@ case(
 def cut(file: Path) -> None:
     """Leave out a file's end, as a cut download does."""
     file.write_bytes(file.read_bytes()[:-100])
+
+
+def config(**settings: object) -> Callable[[Path], object]:
+    """Write other facts into a model's config.json."""
+
+    def change(model: Path) -> None:
+        content = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps({**content, **settings}))
+
+    return change
+
+
+MISTRAL = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 32}
+DYNAMIC = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}, "max_position_embeddings": 16}
+case(
+    "model: sliding window",
+    lambda bad: bad.changed_llama(config(**MISTRAL)),
+    "MistralAttention asks for sliding_window=32",
+    '"sliding_window": null in its config.json',
+)
+case(
+    "model: RoPE that depends on other texts",
+    lambda bad: bad.changed_llama(config(**DYNAMIC)),
+    "model.max_length must be at most 16 tokens, behind which dynamic RoPE makes a text depend on the others",
+)
 
 
 def broken_gguf(bad: Bad) -> Arguments:
