@@ -101,6 +101,7 @@ class TrainingCLI(LightningCLI):
         parser.link_arguments("seed_everything", "model.init_args.seed")
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("model.tokenizer", "data.init_args.tokenizer", apply_on="instantiate")
+        parser.link_arguments("model.max_length", "data.init_args.predict_max_length", apply_on="instantiate")
 
     @property
     def root(self) -> Path:

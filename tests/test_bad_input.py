@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mteb  # noqa: F401  # once, for all forks: it takes seconds
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import runs
 import torch
@@ -80,6 +82,12 @@ class Bad:
         data = write_published(self.folder / "published")
         (data / "Task5_Word-in-context" / "test.data.txt").write_text(line)
         return ["probe", self.llama, "--out", "a", "--data", data]
+
+    def predicted(self) -> Arguments:
+        """A file of vectors that nobody knows lies where a corpus shall be embedded."""
+        (self.folder / "run").mkdir()
+        pq.write_table(pa.table({"row": [0]}), self.folder / "run" / "predictions.parquet")
+        return ["predict", *self.data(predict_sources=[{"path": "sentences.txt"}])[1:]]
 
     def resumed(self, change: Callable[[Path], object] = lambda checkpoints: None, **settings: object) -> Arguments:
         """Two steps, then a change of the checkpoints or the settings, then more steps."""
@@ -410,6 +418,12 @@ case("recipe: two stages, one folder", one_folder, "default_root_dir of its own"
 
 # Using a stage
 case("predict: nothing named", lambda bad: ["predict", *bad.fit()[1:]], "data.predict_sources must name", "got none")
+case(
+    "predict: vectors of something else are there",
+    lambda bad: bad.predicted(),
+    "must not overwrite vectors",
+    "(unknown). Move it away",
+)
 case("validate: nothing named", lambda bad: ["validate", *bad.fit()[1:]], "data.val_sources must name", "got none")
 case("test: nothing named", lambda bad: ["test", *bad.fit()[1:]], "mteb.tasks must name", "Set mteb.tasks: sts-fast")
 case("probe: nothing named", lambda bad: ["probe"], "must be given: encoders, out", "`lightning probe --help`")
