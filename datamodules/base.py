@@ -44,8 +44,8 @@ class TextData(LightningDataModule):
         global_batch_size: texts or pairs of one batch, all ranks together. With `trainer.accumulate_grad_batches: k`
             an optimizer step sees k such batches.
         max_length: most tokens of a text, instruction included; the rest is cut. In training and validation.
-        predict_max_length: the same for `predict_sources`. The command line takes it from `model.max_length`, as vectors
-            shall be those of the finished encoder. None: `max_length`.
+        predict_max_length: the same for `predict_sources`, whose vectors shall be those of the finished encoder: the
+            command line takes it from `model.max_length`. None: `max_length`.
         seed: another seed is another order. The command line takes it from `seed_everything`.
         num_workers: processes that prepare batches, per rank. They never change the order.
         on_bad_row: "raise" stops at the first malformed row; "skip" leaves them out and counts them.

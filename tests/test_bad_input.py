@@ -163,6 +163,17 @@ case(
     "backbone.attention_dropout and lora.dropout are both 0",
     "0.3 and 0.05",
 )
+case(
+    "SimCSE with a batch of one",
+    lambda bad: bad.data("SimCSE", global_batch_size=1),
+    "data.global_batch_size must be at least 2 for a contrastive stage",
+    "got 1. Raise",
+)
+case(
+    "Supervised with a batch of one and no negatives",
+    lambda bad: bad.data("Supervised", global_batch_size=1, negatives=0),
+    "data.global_batch_size must be at least 2 for a contrastive stage",
+)
 case("loss.scale", lambda bad: bad.model("SimCSE", **{"loss.scale": 0}), "loss.scale must be positive; got 0")
 case(
     "warm-up longer than the run",

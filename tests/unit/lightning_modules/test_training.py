@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,21 @@ def test_a_later_file_wins_over_an_included_one_and_a_flag_over_both(place: Path
     [saved] = (place / "run").rglob("config.yaml")
     assert yaml.safe_load(saved.read_text())["seed_everything"] == 8
     assert (place / "run" / "encoder").is_dir() and not (place / "elsewhere").exists()
+
+
+def test_keep_counts_the_checkpoints_of_earlier_lives(place: Path, tiny_llama: Path) -> None:
+    config, folder = runs.write_stage(place, "MNTP", tiny_llama, root="run", steps=4), place / "run" / "checkpoints"
+
+    def names(steps: str) -> list[str]:
+        runs.run("fit", "--config", config, "--trainer.max_steps", steps, cwd=place)
+        return sorted(path.name for path in folder.iterdir())
+
+    assert names("4") == ["step=2.ckpt", "step=4.ckpt"]
+    shutil.copytree(folder / "step=2.ckpt", folder / "best-step=2.ckpt")  # somebody else's
+    for left in ("step=1.ckpt", "stopped-step=3.ckpt"):  # by a kill before it was removed; by SIGTERM
+        shutil.copytree(folder / "step=2.ckpt", folder / left)
+    assert names("8") == ["best-step=2.ckpt", "step=6.ckpt", "step=8.ckpt"]
+    assert names("11") == ["best-step=2.ckpt", "step=10.ckpt", "step=11.ckpt"]
 
 
 def test_a_list_replaces_an_earlier_one_of_the_same_length(place: Path, tiny_llama: Path) -> None:
