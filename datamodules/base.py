@@ -44,7 +44,9 @@ class TextData(LightningDataModule):
         predict_sources: texts to embed, read in file order.
         global_batch_size: texts or pairs of one batch, all ranks together. With `trainer.accumulate_grad_batches: k`
             an optimizer step sees k such batches.
-        max_length: most tokens of a text, instruction included; the rest is cut.
+        max_length: most tokens of a text, instruction included; the rest is cut. In training and validation.
+        predict_max_length: the same for `predict_sources`, whose vectors shall be those of the finished encoder: the
+            command line takes it from `model.max_length`. None: `max_length`.
         seed: another seed is another order. The command line takes it from `seed_everything`.
         num_workers: processes that prepare batches, per rank. They never change the order.
         on_bad_row: "raise" stops at the first malformed row; "skip" leaves them out and counts them.
@@ -63,6 +65,7 @@ class TextData(LightningDataModule):
         *,
         global_batch_size: int,
         max_length: int,
+        predict_max_length: int | None = None,
         seed: int = 42,
         num_workers: int = 2,
         on_bad_row: Literal["raise", "skip"] = "raise",
@@ -75,6 +78,7 @@ class TextData(LightningDataModule):
         self.predict_sources = list(predict_sources or [])
         self.global_batch_size = global_batch_size
         self.max_length = max_length
+        self.predict_max_length = predict_max_length or max_length
         self.seed = seed
         self.num_workers = num_workers
         self.on_bad_row = on_bad_row
@@ -164,7 +168,7 @@ class TextData(LightningDataModule):
         """
         from datamodules.sentences import SentenceBatches
 
-        make = SentenceBatches(self.tokenizer, self.max_length, [s.instruction for s in self.predict_sources])
+        make = SentenceBatches(self.tokenizer, self.predict_max_length, [s.instruction for s in self.predict_sources])
         return self._ordered(self.predict_tables, make, self.predict_from)
 
     def predict_settings(self) -> dict[str, Any]:
@@ -173,7 +177,7 @@ class TextData(LightningDataModule):
             "sources": [repr(source) for source in self.predict_sources],
             "rows": [(len(table), table.rows._fingerprint) for table in self.predict_tables],
             "global_batch_size": self.global_batch_size,
-            "max_length": self.max_length,
+            "max_length": self.predict_max_length,
         }
 
     def expander(self) -> Expand:

@@ -1,8 +1,9 @@
 """The plan: which rows make the global batch of a step, as a pure function of (seed, step).
 
-Nothing is stored but sizes, weights and the seed. A step finds its source in a seeded permutation of fixed quotas, so
-the number of earlier batches of that source is arithmetic; a row comes from a seeded permutation of [0, size), which
-is computed value by value (a Feistel network), so a source of any size costs no memory.
+Nothing is stored but sizes, weights and the seed. Without weights an epoch is a seeded permutation of all whole batches
+of all sources; with weights a step finds its source in a seeded permutation of fixed quotas, so the number of earlier
+batches of that source is arithmetic. A row comes from a seeded permutation of [0, size). Permutations are computed
+value by value (a Feistel network), so a source of any size costs no memory.
 """
 
 from __future__ import annotations
@@ -37,12 +38,14 @@ class PlannedBatch:
 class Plan:
     """Global batches, computed and never stored. The same on every rank and in every worker.
 
-    Within one epoch of a source no row comes twice. A batch may hold the end of one epoch and the start of the next, so
-    that only in such a batch a row may come twice.
+    Several sources without weights: an epoch holds every row once, but for those that do not fill a source's last
+    batch; every epoch leaves out others. One source, or weights: each source is read on and on. Within one epoch of a
+    source no row comes twice. A batch may hold the end of one epoch and the start of the next, so that only in such a
+    batch a row may come twice.
 
     Args:
         sizes: number of rows of each source.
-        weights: how often each source is drawn, in any unit; None means in proportion to its size.
+        weights: how often each source is drawn, in any unit; None means as often as an epoch needs.
         global_batch_size: rows of one batch, all ranks together.
         seed: another seed is another order.
 
@@ -71,18 +74,20 @@ class Plan:
         self._quotas = np.maximum(1, np.rint(shares / shares.sum() * QUOTA_STEPS)).astype(np.int64)
         self._period = int(self._quotas.sum())
         self._first_ids = np.cumsum([0, *self.sizes])
+        self._by_epochs = weights is None and len(self.sizes) > 1
+        self._first_batches = np.cumsum([0, *(size // global_batch_size for size in self.sizes)])
         self._block = -1  # the draws of one block of steps are kept, only to save time
         self._draws: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches after which as many rows were read as all sources have together."""
-        return sum(self.sizes) // self.global_batch_size
+        """Whole batches of all sources; with weights, those after which as many rows were read as all sources have."""
+        return int(self._first_batches[-1]) if self._by_epochs else sum(self.sizes) // self.global_batch_size
 
     def batch(self, step: int) -> PlannedBatch:
         """The global batch of `step` (from 0)."""
-        source, earlier = self._draw(step)
-        positions = earlier * self.global_batch_size + np.arange(self.global_batch_size)
+        source, first = self._in_epoch(step) if self._by_epochs else self._by_weight(step)
+        positions = first + np.arange(self.global_batch_size)
         epochs, offsets = np.divmod(positions, self.sizes[source])
         rows = np.empty_like(offsets)
         for epoch in np.unique(epochs):
@@ -98,15 +103,25 @@ class Plan:
         """
         return batch.epochs * self._first_ids[-1] + self._first_ids[batch.source] + batch.rows
 
-    def _draw(self, step: int) -> tuple[int, int]:
-        """The source of `step` and how many earlier steps had the same source."""
+    def _in_epoch(self, step: int) -> tuple[int, int]:
+        """The source of `step` and where its rows begin in that source, read on and on."""
+        epoch, offset = divmod(step, self.steps_per_epoch)
+        keys = permutation_keys(self.seed, _SOURCES, epoch)
+        batch = int(permute(np.array([offset]), self.steps_per_epoch, keys)[0])
+        source = int(np.searchsorted(self._first_batches, batch, side="right")) - 1
+        earlier = batch - int(self._first_batches[source])
+        return source, epoch * self.sizes[source] + earlier * self.global_batch_size
+
+    def _by_weight(self, step: int) -> tuple[int, int]:
+        """The same; behind the rows of the earlier steps that had this source."""
         block, offset = divmod(step, self._period)
         if block != self._block:
             order = permute(np.arange(self._period), self._period, permutation_keys(self.seed, _SOURCES, block))
             self._draws = np.searchsorted(np.cumsum(self._quotas), order, side="right")
             self._block = block
         source = int(self._draws[offset])
-        return source, block * int(self._quotas[source]) + int(np.count_nonzero(self._draws[:offset] == source))
+        earlier = block * int(self._quotas[source]) + int(np.count_nonzero(self._draws[:offset] == source))
+        return source, earlier * self.global_batch_size
 
 
 def rank_slice(rows: NDArray[np.int64], rank: int, world_size: int) -> NDArray[np.int64]:

@@ -72,7 +72,7 @@ class Source:
             `negatives` (a list of texts, one text, null or left out) for pairs.
         instruction: put before queries, and before texts.
         document_instruction: put before positives and negatives.
-        weight: how often this source is drawn against the others; null in all of them means in proportion to rows.
+        weight: how often this source is drawn against the others; null in all: an epoch holds each of their rows once.
         split: split of a hub dataset.
         name: configuration of a hub dataset, as after the colon in `path`.
         revision: revision of a hub dataset: a branch, tag or commit.

@@ -1,6 +1,7 @@
 """One source as an endless stream, for data that does not fit on disk.
 
-Each rank reads its own share (whole shards if their number allows it, else every n-th row) and shuffles it window by
+Each rank reads a share (whole shards if their number allows it, else every n-th row), in every pass another, so that
+after as many passes as there are ranks it has read every row once, however uneven the shards. It shuffles window by
 window: the next `WINDOW` rows in a seeded order. The position is where the window starts in the stream, and how much
 of the window is used; so it is small and exact, and resuming reads one window again. It holds only for the same number
 of ranks; another number is refused. A stream has no length: it starts again at its end, and `stream_epoch` batches are
@@ -95,7 +96,7 @@ class StreamBatches(IterableDataset[Any]):
         self.first_step, self.position = 0, START
         self.remote = is_remote(source)
         rows = load_remote(source, streaming=True) if self.remote else _local_rows(source)
-        self.rows = split_dataset_by_node(rows, rank=rank, world_size=world_size)
+        self.shares = [split_dataset_by_node(rows, rank=i, world_size=world_size) for i in range(world_size)]
         self._read = 0
 
     def __len__(self) -> int:
@@ -124,7 +125,9 @@ class StreamBatches(IterableDataset[Any]):
         expand = copy(self.expand)
         expand.rest = list(start["rest"])
         while True:
-            self.rows.set_epoch(start["passes"])
+            turn, shift = divmod(start["passes"], len(self.shares))  # within a turn every rank reads every share
+            self.rows = self.shares[(self.rank + shift) % len(self.shares)]
+            self.rows.set_epoch(turn)  # another order of shards
             self.rows.load_state_dict(start["rows"])
             self._read, whole_pass = start["read"], start["rows"] is None
             window: list[dict[str, Any]] = []

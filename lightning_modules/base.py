@@ -22,7 +22,7 @@ from lightning_modules.identity import told
 from lightning_modules.schedules import Schedule, set_rates
 from otherside import distributed
 from otherside.adapters import Lora
-from otherside.backbone import Backbone, BackboneConfig
+from otherside.backbone import Backbone, BackboneConfig, check_length
 from otherside.batching import Packed, PairBatch, TextBatch, tokens_at_once
 from otherside.encoder import Encoder
 from otherside.lineage import AUTO, BASE, Card
@@ -123,6 +123,7 @@ class EncoderModule(pl.LightningModule, ABC):
         if self.encoder is None:
             torch.manual_seed(self.seed)  # the adapter's start
             backbone = Backbone.load(self.backbone_config, self.lora, self._shard)
+            check_length("model.max_length must be", self.max_length, backbone.lm.config, "Lower model.max_length.")
             self.encoder = Encoder(backbone, self.tokenizer, self.pooling, self.max_length, self.pool_start)
             distributed.meet(LOADING)
 
@@ -139,13 +140,23 @@ class EncoderModule(pl.LightningModule, ABC):
                 "backbone.dtype must be bfloat16 or float32 to train; got float16, in which small gradients become 0. "
                 "Set bfloat16; an encoder may still be used in float16."
             )
-        if self.departures and self.trainer.is_global_zero:
-            print(f"other than {self.backbone_config.model}: {self.departures}", file=sys.stderr, flush=True)
-        self.encoder.backbone.self_test()
         if self.trainer.is_global_zero:
-            start = start_name(self.tokenizer)
-            pooled = "pooled" if self.pool_start else "not pooled"
-            print(f"start token: {f'{start}, {pooled}' if start else 'none'}", file=sys.stderr)
+            self._tell()
+        self._check_start()
+
+    def _tell(self) -> None:
+        """What is inherited, or not, that no setting shows."""
+        if self.departures:
+            print(f"other than {self.backbone_config.model}: {self.departures}", file=sys.stderr, flush=True)
+        start = start_name(self.tokenizer)
+        pooled = "pooled" if self.pool_start else "not pooled"
+        print(f"start token: {f'{start}, {pooled}' if start else 'none'}", file=sys.stderr, flush=True)
+
+    def _check_start(self) -> None:
+        """Does the model compute what was asked for, here, and are its texts short enough for it?"""
+        longest = getattr(self.trainer.datamodule, "max_length", 0)  # type: ignore[attr-defined]
+        check_length("data.max_length must be", longest, self.encoder.backbone.lm.config, "Lower data.max_length.")
+        self.encoder.backbone.self_test()
 
     @override
     def on_test_start(self) -> None:
@@ -156,7 +167,7 @@ class EncoderModule(pl.LightningModule, ABC):
     @override
     def on_validation_start(self) -> None:
         if not self.trainer.fit_loop.epoch_loop.batch_progress.total.ready:  # `lightning validate`, not inside a fit
-            self.encoder.backbone.self_test()
+            self._check_start()
 
     @override
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

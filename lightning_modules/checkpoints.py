@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from typing_extensions import override
 from otherside.files import replace_folder
 from otherside.lineage import sha256
 
+NAME = re.compile(r"(?:stopped-)?step=(\d+)\.ckpt")
 WEIGHTS, STATE, IDENTITY, MANIFEST = "trainable.safetensors", "state.pt", "identity.json", "manifest.json"
 
 log = logging.getLogger(__name__)
@@ -91,6 +93,12 @@ def check(folder: Path) -> int:
         return int(manifest["step"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TornCheckpointError(f"checkpoint {folder} is torn: {error}") from error
+
+
+def by_step(folder: Path) -> list[Path]:
+    """The checkpoints in `folder` that a run writes of itself, at its steps or when stopped, oldest first."""
+    found = ((NAME.fullmatch(path.name), path) for path in folder.glob("*.ckpt"))
+    return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
 
 
 def newest(folder: Path) -> Path | None:

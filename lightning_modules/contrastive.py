@@ -15,6 +15,15 @@ from otherside.batching import Packed, PairBatch, TextBatch
 from otherside.losses import InfoNCE
 
 
+def check_candidates(data: Any) -> None:
+    """Raise a ValueError if there is nothing to tell a positive from, so that the loss would be 0 at every step."""
+    if getattr(data, "global_batch_size", 2) < 2 and getattr(data, "negatives", 0) == 0:
+        raise ValueError(
+            "data.global_batch_size must be at least 2 for a contrastive stage without hard negatives, whose negatives "
+            f"are the other texts of the batch; got {data.global_batch_size}. Raise data.global_batch_size."
+        )
+
+
 class SimCSE(EncoderModule):
     """Unsupervised contrastive learning: the same sentence twice, dropout differs (Gao et al., 2021).
 
@@ -35,6 +44,11 @@ class SimCSE(EncoderModule):
                 "lora.dropout are both 0. The published values are 0.3 and 0.05."
             )
         self.info_nce = loss
+
+    @override
+    def on_fit_start(self) -> None:
+        check_candidates(self.trainer.datamodule)  # type: ignore[attr-defined]
+        super().on_fit_start()
 
     @override
     def loss(self, batch: TextBatch) -> Tensor:
@@ -63,6 +77,11 @@ class Supervised(EncoderModule):
         super().__init__(**kwargs)
         self.info_nce = loss
         self.mrr = RetrievalMRR()
+
+    @override
+    def on_fit_start(self) -> None:
+        check_candidates(self.trainer.datamodule)  # type: ignore[attr-defined]
+        super().on_fit_start()
 
     @override
     def loss(self, batch: PairBatch) -> Tensor:

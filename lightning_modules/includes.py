@@ -10,11 +10,14 @@ import yaml
 
 
 def with_includes(arguments: list[str]) -> list[str]:
-    """Put the files that a YAML's `include:` names before it, as `--config` options of their own.
+    """What jsonargparse shall read, so that later settings win over earlier ones, and lists replace lists.
 
-    `include` is a path or a list of paths, relative to the YAML that names them. Later files override earlier ones.
+    The files that a YAML's `include:` names come before it, as `--config` options of their own; `include` is a path or
+    a list of paths, relative to the YAML that names them. A list of settings that was there before is emptied first:
+    of two lists of the same length, jsonargparse would give the later one's items what only the earlier one's have.
     """
     expanded: list[str] = []
+    seen: set[str] = set()
     rest = iter(arguments)
     for argument in rest:
         flag, equals, value = argument.partition("=")
@@ -22,10 +25,40 @@ def with_includes(arguments: list[str]) -> list[str]:
             path = value if equals else next(rest, "")
             if not path:
                 raise ValueError("--config must name a YAML file; got nothing")
-            expanded += [option for file in includes(Path(path)) for option in ("--config", str(file))]
-        else:
-            expanded.append(argument)
+            for file in includes(Path(path)):
+                expanded += [*_emptied(lists(read_settings(file)), seen), "--config", str(file)]
+        elif argument.startswith("--"):
+            expanded += [*_emptied(lists(_parsed(value), flag[2:]), seen), argument]
+        else:  # the value of the option before it
+            option = expanded[-1:]
+            expanded[-1:] = [*_emptied(lists(_parsed(argument), "".join(option)[2:]), seen), *option, argument]
     return expanded
+
+
+def lists(content: Any, key: str = "") -> list[str]:
+    """Dotted keys of all lists in `content` that hold settings; for `content` itself, `key`."""
+    if isinstance(content, list):
+        return [key] if any(isinstance(item, dict) for item in content) else []
+    inner = content.items() if isinstance(content, dict) else ()
+    return [found for name, value in inner for found in lists(value, f"{key}.{name}" if key else str(name))]
+
+
+def _emptied(keys: list[str], seen: set[str]) -> list[str]:
+    """Options that empty those of the lists that were set before; `seen` has them without `init_args`."""
+    known = {key: key.replace(".init_args", "") for key in keys}
+    options = [option for key, name in known.items() if name in seen for option in (f"--{key}", "[]")]
+    seen.update(known.values())
+    return options
+
+
+def _parsed(text: str) -> Any:
+    """An option's value, if it is a list or a mapping."""
+    if not text.lstrip().startswith(("[", "{")):
+        return None
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None  # jsonargparse says what is wrong with it
 
 
 def includes(path: Path, above: tuple[Path, ...] = ()) -> list[Path]:

@@ -38,7 +38,7 @@ from lightning_modules.callbacks import (
     Throughput,
     Watchdog,
 )
-from lightning_modules.checkpoints import FolderCheckpointIO, newest
+from lightning_modules.checkpoints import FolderCheckpointIO, by_step, newest
 from lightning_modules.identity import given, settings
 
 AFTERLIFE = 60.0  # seconds in which a requeued job's first life may still be ending, on a node that SLURM gave up
@@ -102,6 +102,7 @@ class TrainingCLI(LightningCLI):
         parser.link_arguments("seed_everything", "model.init_args.seed")
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("model.tokenizer", "data.init_args.tokenizer", apply_on="instantiate")
+        parser.link_arguments("model.max_length", "data.init_args.predict_max_length", apply_on="instantiate")
 
     @property
     def root(self) -> Path:
@@ -168,12 +169,23 @@ class TrainingCLI(LightningCLI):
 
 
 class LastToo(ModelCheckpoint):
-    """`ModelCheckpoint`, and a checkpoint of the last step, whatever its number: the weights of `encoder/`."""
+    """`ModelCheckpoint`, and a checkpoint of the last step, whatever its number: the weights of `encoder/`.
+
+    Of all that are in the folder the newest stay. Lightning counts those of this life only, and spares the one that it
+    resumed from: each resume would leave one.
+    """
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._should_skip_saving_checkpoint(trainer):  # it is there already
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    @override
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        if trainer.is_global_zero:
+            for older in by_step(Path(filepath).parent)[: -self.save_top_k]:
+                trainer.strategy.remove_checkpoint(older)
 
 
 def is_first() -> bool:

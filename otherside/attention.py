@@ -25,6 +25,7 @@ from otherside.dropout import dropout as drop
 ATTENTION = "otherside_packed"
 Kernel = Literal["auto", "sdpa", "eager", "varlen", "flash_attention_2"]
 HALF = (torch.float16, torch.bfloat16)
+HARMLESS = ("position_ids", "cache_position", "use_cache", "output_hidden_states", "output_attentions")  # no attention
 EAGER_UP_TO = 128  # tokens; for short texts in half precision the backward of torch's CPU kernel is far slower
 
 
@@ -138,20 +139,14 @@ def packed_attention(
     kernel: Kernel,
     scaling: float,
     dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention inside each text. query (1, H, T, d), key and value (1, G, T, d) -> (1, T, H, d).
 
     Raises:
         ValueError: the model asks for what Llama does not have and this function does not compute.
     """
-    if sliding_window is not None or softcap is not None:
-        raise ValueError(
-            "backbone.model must be a decoder with full attention, such as a Llama; this one asks for "
-            f"sliding_window={sliding_window}, softcap={softcap}"
-        )
+    check_asked(module, others)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     if kernel == "auto":
         kernel = best_kernel(q, borders.longest, dropout)
@@ -160,6 +155,18 @@ def packed_attention(
     else:
         out = _repadded(q, k, v, borders, causal, kernel, scaling, dropout)
     return out[None], None
+
+
+def check_asked(module: nn.Module, others: dict[str, Any]) -> None:
+    """Raise a ValueError if a layer asks for an attention that is not Llama's, such as sinks, caps or a window."""
+    asked = {name: value for name, value in others.items() if name not in HARMLESS and value is not None}
+    for name, value in asked.items():
+        shown = f"{name}={value}" if isinstance(value, int | float) else name
+        window = ' If no text is longer, set "sliding_window": null in its config.json.'
+        raise ValueError(
+            f"backbone.model must be a decoder whose attention is a Llama's; {type(module).__name__} asks for {shown}. "
+            f"Use another backbone.model.{window if name == 'sliding_window' else ''}"
+        )
 
 
 def best_kernel(query: Tensor, longest: int, dropout: float) -> Kernel:

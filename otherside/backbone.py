@@ -21,10 +21,12 @@ from otherside.adapters import Lora
 from otherside.attention import ATTENTION, HALF, Borders, Kernel, check_kernel
 from otherside.batching import Packed, rounded
 from otherside.lineage import AUTO, Lineage
+from otherside.self_test import MaskError as MaskError
+from otherside.self_test import self_test
 from otherside.sharding import Shard
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 Attention = Literal["bidirectional", "causal"]
 DTypes = Literal["float32", "bfloat16", "float16"]
@@ -37,10 +39,6 @@ def fast_dtype() -> DTypes:
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     known: Mapping[str, Any] = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return "bfloat16" if any(there for name, there in known.items() if "bf16" in name) else "float32"
-
-
-class MaskError(RuntimeError):
-    """The kernel in use does not compute the attention that was asked for."""
 
 
 @dataclass
@@ -153,8 +151,19 @@ class Backbone(nn.Module):
         return self.lm.config.num_hidden_layers
 
     def logits(self, states_MD: Tensor) -> Tensor:
-        """(M, V) of hidden states; through the head's own module, whose weights may be sharded."""
-        return self.lm.get_output_embeddings()(states_MD)
+        """(M, V) of hidden states, as the model's own forward makes them.
+
+        Through the head's own module, whose weights may be sharded; then what some families do behind it: Cohere
+        multiplies, Granite divides, Gemma caps.
+        """
+        logits, config = self.lm.get_output_embeddings()(states_MD), self.lm.config
+        if (factor := getattr(config, "logit_scale", None)) is not None:
+            logits = logits * factor
+        if divisor := getattr(config, "logits_scaling", None):
+            logits = logits / divisor
+        if cap := getattr(config, "final_logit_softcapping", None):
+            logits = torch.tanh(logits / cap) * cap
+        return logits
 
     def forward(self, texts: Packed) -> Tensor:
         """Last hidden states (T, D) of packed texts; no text sees another."""
@@ -168,9 +177,10 @@ class Backbone(nn.Module):
 
     def _run(self, texts: Packed, **options: Any) -> Any:
         device, longest, filler = texts.input_ids.device, int(texts.lengths.max()), 0
+        check_length("a text must have", longest, self.lm.config)
         if device.type == "cpu" and self.lm.dtype in HALF:  # oneDNN compiles, and keeps, kernels for each new size
             longest, filler = rounded(longest), rounded(len(texts.input_ids)) - len(texts.input_ids)
-        with self._base_type(device):
+        with self.base_type(device):
             return self.lm.base_model(
                 input_ids=F.pad(texts.input_ids, (0, filler))[None],
                 position_ids=F.pad(texts.positions, (0, filler))[None].to(device, non_blocking=True),
@@ -181,9 +191,18 @@ class Backbone(nn.Module):
                 **options,
             )
 
-    def _base_type(self, device: torch.device) -> AbstractContextManager[Any]:
+    def base_type(self, device: torch.device) -> AbstractContextManager[Any]:
         """float32 adapters compute in the base's type; in float32 the caller's own autocast, if any, stays in force."""
         return torch.autocast(device.type, self.lm.dtype) if self.lm.dtype in HALF else nullcontext()
+
+    @contextmanager
+    def own_attention(self, kind: Literal["eager", "sdpa"]) -> Iterator[None]:
+        """Inside the block `lm` runs transformers' attention instead of ours."""
+        self.lm.set_attn_implementation(kind)
+        try:
+            yield
+        finally:
+            self.lm.set_attn_implementation(ATTENTION)
 
     def generate(self, *args: Any, **kwargs: Any) -> Tensor:
         """transformers' `generate`, in the base model's own attention code.
@@ -195,12 +214,8 @@ class Backbone(nn.Module):
         """
         if self.attention != "causal":
             raise ValueError("generate needs causal attention; got bidirectional. Set backbone.attention = 'causal'.")
-        self.lm.set_attn_implementation("sdpa")
-        try:
-            with self._base_type(self.lm.device) if adapters.are_on(self.lm) else nullcontext():
-                return self.lm.generate(*args, **kwargs)  # type: ignore[operator]
-        finally:
-            self.lm.set_attn_implementation(ATTENTION)
+        with self.own_attention("sdpa"), self.base_type(self.lm.device) if adapters.are_on(self.lm) else nullcontext():
+            return self.lm.generate(*args, **kwargs)  # type: ignore[operator]
 
     @contextmanager
     def without_adapters(self) -> Iterator[None]:
@@ -212,59 +227,42 @@ class Backbone(nn.Module):
         finally:
             adapters.switch(self.lm, on=were_on)
 
-    @torch.no_grad()
     def self_test(self) -> None:
-        """Change a late token and look at an early hidden state: it must move if and only if attention is
-        bidirectional; another text in the same pack must not move at all. For the very kernel in use.
+        """Is this the attention asked for, and are these the model's own numbers? For the very kernel in use.
+
+        Changing a late token must move an early hidden state if and only if attention is bidirectional, and another
+        text in the same pack not at all; causal states and logits must be those of transformers' own forward.
 
         Raises:
             MaskError: it does not hold. Silently causal attention is the commonest bug of such encoders.
+            ValueError: the model's attention asks for what ours does not compute; the kernel needs another device.
         """
-        training, kernel = self.training, self.kernel
-        on_cpu = self.lm.get_input_embeddings().weight.device.type == "cpu"
-        if on_cpu and kernel in ("varlen", "flash_attention_2"):
-            raise ValueError(f"backbone.kernel: {kernel} must run on a CUDA device; this is a CPU. Use kernel: auto.")
-        kernels: tuple[Kernel, ...] = ("eager", "sdpa") if kernel == "auto" and on_cpu else (kernel,)
-        has_dropout = any(getattr(module, "attention_dropout", 0) for module in self.lm.modules())
-        try:
-            for mode in (False, True) if has_dropout else (False,):  # with dropout, training may take another kernel
-                self.train(mode)
-                for self.kernel in kernels:
-                    self._test_mask()
-        finally:
-            self.train(training)
-            self.kernel = kernel
+        self_test(self)
 
-    def _test_mask(self) -> None:
-        device: Any = self.lm.get_input_embeddings().weight.device
-        vocabulary = self.lm.config.vocab_size
-        ids = torch.tensor([5, 6, 7, 8, 9, 10, 11, 12], device=device) % vocabulary
-        none = torch.tensor([0, 0])
-        texts = Packed(ids, lengths=torch.tensor([5, 3]), skip=none, start=none)
-        changed = ids.clone()
-        changed[4] = 13 % vocabulary
-        states = []
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            for tokens in (ids, changed):
-                torch.manual_seed(0)  # the same dropout in both
-                states.append(self(replace(texts, input_ids=tokens)).float())
-        before, after = states
-        moved = (before - after).norm(dim=1) / before.norm(dim=1).clamp_min(1e-30)
-        early, late, neighbour = moved[:4].max().item(), moved[4].item(), moved[5:].max().item()
-        sees_future = early > 1e-6
-        where = f"kernel {self.kernel}, {device.type}, {self.lm.dtype}"
-        remedy = "Use another backbone.kernel (sdpa, eager) or the tested versions of transformers and torch."
-        if not torch.isfinite(moved).all():
-            raise MaskError(f"hidden states must be finite; some are not ({where}). {remedy}")
-        if late == 0:
-            raise MaskError(f"the model must react to its input; changing a token changed nothing ({where})")
-        if sees_future != (self.attention == "bidirectional"):
-            seen = "sees" if sees_future else "does not see"
-            raise MaskError(
-                f"attention must be {self.attention}, but an early token {seen} later ones ({where}). {remedy}"
-            )
-        if neighbour > 1e-6:
-            raise MaskError(f"packed texts must not see each other, but they do ({where}). {remedy}")
+
+def positions(config: PreTrainedConfig) -> tuple[int, str] | None:
+    """Most tokens of a text, and why; None where the model sets no limit.
+
+    RoPE of type dynamic or longrope takes the frequencies of all texts from the longest one, once that is longer than
+    the original length: packed, a short text would depend on its company.
+    """
+    longest: int | None = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    limits: list[tuple[int, str]] = []
+    for part in (rope, *(part for part in rope.values() if isinstance(part, dict))):
+        if (kind := part.get("rope_type")) in ("dynamic", "longrope"):
+            original = int(part.get("original_max_position_embeddings") or longest or 0)
+            limits.append((original, f"behind which {kind} RoPE makes a text depend on the others of its batch"))
+    if longest:
+        limits.append((longest, f"the positions of a {(config.architectures or ['model'])[0]}"))
+    return min(limits, key=lambda limit: limit[0], default=None)
+
+
+def check_length(what: str, length: int, config: PreTrainedConfig, remedy: str = "") -> None:
+    """Raise a ValueError where texts of so many tokens are too long for a model; `what` names the requirement."""
+    limit = positions(config)
+    if limit and length > limit[0]:
+        raise ValueError(f"{what} at most {limit[0]} tokens, {limit[1]}; got {length}. {remedy}".rstrip())
 
 
 def load_lm(lineage: Lineage, config: BackboneConfig) -> PreTrainedModel:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from otherside import adapters, pooling, weights
 from otherside.attention import Kernel
-from otherside.backbone import AnyDType, Attention, Backbone, BackboneConfig
+from otherside.backbone import AnyDType, Attention, Backbone, BackboneConfig, check_length, positions
 from otherside.batching import Packed, tokenise, tokens_at_once
 from otherside.evaluation.model import Cosine, MTEBModel, model_meta
 from otherside.files import replace_folder
@@ -58,6 +58,7 @@ class Encoder(Cosine, nn.Module):
         pool_start: bool | None = True,
     ) -> None:
         super().__init__()
+        check_length("max_length must be", max_length, backbone.lm.config, "Lower max_length.")
         self.backbone = backbone
         self.tokenizer = tokenizer
         self.pooling: Pooling = pooling
@@ -80,20 +81,21 @@ class Encoder(Cosine, nn.Module):
     ) -> Encoder:
         """Open an encoder folder, or any base model (hub id, folder, .gguf, pkg://) as an untrained encoder.
 
-        Settings that are not given come from the folder; for a base model they are bidirectional, mean, 512, the start
-        token of `BackboneConfig`, and pooled.
+        Settings that are not given come from the folder; for a base model they are bidirectional, mean, 512 or the
+        model's own limit, the start token of `BackboneConfig`, and pooled.
 
         Raises:
             FileNotFoundError: there is no such model.
-            ValueError: an adapter was changed or does not fit.
+            ValueError: an adapter was changed or does not fit; `max_length` is beyond the model's positions.
             MaskError: the kernel does not compute the attention asked for.
         """
         card = weights.card_of(str(model))
-        pooling, max_length = pooling or card.pooling, max_length or card.max_length  # type: ignore[assignment]
         pool_start = card.pool_start if pool_start is None else pool_start
-        config = BackboneConfig(str(model), attention=attention, dtype=dtype, kernel=kernel)
+        backbone = Backbone.load(BackboneConfig(str(model), attention=attention, dtype=dtype, kernel=kernel))
+        limit = positions(backbone.lm.config)
+        max_length = max_length or min(card.max_length, limit[0] if limit else card.max_length)
         tokenizer = load_tokenizer(str(model), start_token=start_token)
-        encoder = cls(Backbone.load(config), tokenizer, pooling, max_length, pool_start)  # type: ignore[arg-type]
+        encoder = cls(backbone, tokenizer, pooling or card.pooling, max_length, pool_start)  # type: ignore[arg-type]
         encoder.to(device).eval()
         encoder.backbone.self_test()
         return encoder

@@ -66,7 +66,7 @@ def build_tiny_llama(folder: Path, bos: bool = False, tied: bool = False) -> Pat
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=256,
+        max_position_embeddings=512,
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=1,

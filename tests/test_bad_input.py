@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mteb  # noqa: F401  # once, for all forks: it takes seconds
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import runs
 import torch
@@ -81,6 +83,12 @@ class Bad:
         (data / "Task5_Word-in-context" / "test.data.txt").write_text(line)
         return ["probe", self.llama, "--out", "a", "--data", data]
 
+    def predicted(self) -> Arguments:
+        """A file of vectors that nobody knows lies where a corpus shall be embedded."""
+        (self.folder / "run").mkdir()
+        pq.write_table(pa.table({"row": [0]}), self.folder / "run" / "predictions.parquet")
+        return ["predict", *self.data(predict_sources=[{"path": "sentences.txt"}])[1:]]
+
     def resumed(self, change: Callable[[Path], object] = lambda checkpoints: None, **settings: object) -> Arguments:
         """Two steps, then a change of the checkpoints or the settings, then more steps."""
         runs.run(*self.fit(), cwd=self.folder)
@@ -137,6 +145,16 @@ case("pooling", lambda bad: bad.model(pooling="max"), "model.pooling", "'mean'",
 case("chunk_tokens", lambda bad: bad.model(chunk_tokens=-1), "model.chunk_tokens must be at least 1", "got -1")
 case("max_length of the model", lambda bad: bad.model(max_length=0), "model.max_length must be at least 2", "got 0")
 case("max_length of the data", lambda bad: bad.data(max_length=0), "data.max_length must be at least 2", "got 0")
+case(
+    "max_length of the model beyond its positions",
+    lambda bad: bad.model(max_length=513),
+    "model.max_length must be at most 512 tokens, the positions of a LlamaForCausalLM; got 513. Lower model.max_length",
+)
+case(
+    "max_length of the data beyond the model's positions",
+    lambda bad: bad.data(max_length=513),
+    "data.max_length must be at most 512 tokens, the positions of a LlamaForCausalLM; got 513. Lower data.max_length",
+)
 case("global_batch_size", lambda bad: bad.data(global_batch_size=0), "global_batch_size must be between 1 and", "got 0")
 case(
     "SimCSE without dropout",
@@ -144,6 +162,17 @@ case(
     "SimCSE needs dropout",
     "backbone.attention_dropout and lora.dropout are both 0",
     "0.3 and 0.05",
+)
+case(
+    "SimCSE with a batch of one",
+    lambda bad: bad.data("SimCSE", global_batch_size=1),
+    "data.global_batch_size must be at least 2 for a contrastive stage",
+    "got 1. Raise",
+)
+case(
+    "Supervised with a batch of one and no negatives",
+    lambda bad: bad.data("Supervised", global_batch_size=1, negatives=0),
+    "data.global_batch_size must be at least 2 for a contrastive stage",
 )
 case("loss.scale", lambda bad: bad.model("SimCSE", **{"loss.scale": 0}), "loss.scale must be positive; got 0")
 case(
@@ -213,6 +242,31 @@ case(
 def cut(file: Path) -> None:
     """Leave out a file's end, as a cut download does."""
     file.write_bytes(file.read_bytes()[:-100])
+
+
+def config(**settings: object) -> Callable[[Path], object]:
+    """Write other facts into a model's config.json."""
+
+    def change(model: Path) -> None:
+        content = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps({**content, **settings}))
+
+    return change
+
+
+MISTRAL = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 32}
+DYNAMIC = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}, "max_position_embeddings": 16}
+case(
+    "model: sliding window",
+    lambda bad: bad.changed_llama(config(**MISTRAL)),
+    "MistralAttention asks for sliding_window=32",
+    '"sliding_window": null in its config.json',
+)
+case(
+    "model: RoPE that depends on other texts",
+    lambda bad: bad.changed_llama(config(**DYNAMIC)),
+    "model.max_length must be at most 16 tokens, behind which dynamic RoPE makes a text depend on the others",
+)
 
 
 def broken_gguf(bad: Bad) -> Arguments:
@@ -402,6 +456,12 @@ case("recipe: two stages, one folder", one_folder, "default_root_dir of its own"
 
 # Using a stage
 case("predict: nothing named", lambda bad: ["predict", *bad.fit()[1:]], "data.predict_sources must name", "got none")
+case(
+    "predict: vectors of something else are there",
+    lambda bad: bad.predicted(),
+    "must not overwrite vectors",
+    "(unknown). Move it away",
+)
 case("validate: nothing named", lambda bad: ["validate", *bad.fit()[1:]], "data.val_sources must name", "got none")
 case("test: nothing named", lambda bad: ["test", *bad.fit()[1:]], "mteb.tasks must name", "Set mteb.tasks: sts-fast")
 case("probe: nothing named", lambda bad: ["probe"], "must be given: encoders, out", "`lightning probe --help`")

@@ -23,12 +23,14 @@ from otherside.batching import TextBatch
 from otherside.lineage import sha256
 
 FILE, WORK, SETTINGS = "predictions.parquet", ".predictions", "settings.json"
+KEY = b"otherside.settings"  # of the file's own metadata
 ROWS = 8192  # about so many rows of all ranks are one part
 
 
 class Embeddings(pl.Callback):
     """Writes `<trainer.default_root_dir>/predictions.parquet`, in the order of the rows: `row`, counted through all of
-    `data.predict_sources`, and `vector`, float32.
+    `data.predict_sources`, and `vector`, float32. The file's metadata say what its vectors are of, and it is
+    replaced by vectors of the same only.
 
     Each rank keeps its rows of a few batches, a part, in a file of its own; a run that was cut goes on behind the last
     part that all ranks have finished, if nothing has changed that decides vectors. At last the parts become one file.
@@ -48,8 +50,10 @@ class Embeddings(pl.Callback):
         self._work = Path(trainer.default_root_dir) / WORK
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self._batches = max(1, ROWS // data.global_batch_size)  # of a part
+        self._made_with = self._settings(trainer, pl_module, data)
+        check_same(Path(trainer.default_root_dir) / FILE, self._made_with)
         if trainer.is_global_zero:
-            self._prepare(self._settings(trainer, pl_module, data))
+            self._prepare(json.dumps([self._made_with, trainer.world_size], indent=1))
         trainer.strategy.barrier()
         self._part = trainer.strategy.broadcast(self._done(trainer.world_size))
         data.predict_from = self._part * self._batches
@@ -60,8 +64,8 @@ class Embeddings(pl.Callback):
             print(f"predict goes on behind batch {data.predict_from}", file=sys.stderr)
         self._held: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def _settings(self, trainer: pl.Trainer, module: EncoderModule, data: Any) -> str:
-        """All that decides vectors, as text."""
+    def _settings(self, trainer: pl.Trainer, module: EncoderModule, data: Any) -> dict[str, Any]:
+        """All that decides vectors, as JSON holds it."""
         config = module.backbone_config
         files = sorted(Path(self.checkpoint).rglob("*")) if self.checkpoint else []
         weights = [
@@ -69,7 +73,8 @@ class Embeddings(pl.Callback):
             *(sha256(path) for path in files if path.is_file()),
         ]
         model = [vars(config), vars(module.lora), module.pooling, module.max_length, trainer.precision]
-        return json.dumps([model, weights, data.predict_settings(), trainer.world_size], default=str, indent=1)
+        settings = {"model": model, "weights": weights, "data": data.predict_settings()}
+        return dict(json.loads(json.dumps(settings, default=str)))
 
     def _prepare(self, settings: str) -> None:
         note = self._work / SETTINGS
@@ -125,9 +130,10 @@ class Embeddings(pl.Callback):
         work, written = self._work / "all.tmp", 0
         tables = self._parts(world_size)
         first = next(tables)
-        with pq.ParquetWriter(work, first.schema) as writer:
+        made_with = {KEY: json.dumps(self._made_with).encode()}
+        with pq.ParquetWriter(work, first.schema.with_metadata(made_with)) as writer:
             for table in (first, *tables):
-                writer.write_table(table)
+                writer.write_table(table.replace_schema_metadata(made_with))
                 written += len(table)
         work.replace(path)
         shutil.rmtree(self._work)
@@ -138,3 +144,17 @@ class Embeddings(pl.Callback):
         for part in range(self._done(world_size)):
             ranks = [pq.read_table(self._file(part, rank)) for rank in range(world_size)]
             yield pa.concat_tables(ranks).sort_by("row")
+
+
+def check_same(path: Path, settings: dict[str, Any]) -> None:
+    """Raise a ValueError if vectors made with other settings are in `path`."""
+    if not path.is_file():
+        return
+    note = (pq.read_schema(path).metadata or {}).get(KEY)
+    found = json.loads(note) if note else {}
+    changed = [name for name, value in settings.items() if found.get(name) != value] if note else ["unknown"]
+    if changed:
+        raise ValueError(
+            f"lightning predict must not overwrite vectors of other texts or weights; {path} is of other settings "
+            f"({', '.join(changed)}). Move it away."
+        )

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import runs
+import torch
 import yaml
 
 from lightning_modules.callbacks import MTEBSettings
+from lightning_modules.schedules import Schedule
 from otherside.evaluation.tasks import check_instructions, find_tasks
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -59,6 +61,36 @@ def test_the_rate_is_not_0_before_the_end(file: Path) -> None:
     content = yaml.safe_load(file.read_text())
     steps = content["trainer"]["max_steps"]
     assert content["model"]["init_args"]["schedule"].get("total_steps", steps) >= steps
+
+
+PUBLISHED = {"mntp": (4.77e-5, 0.977), "simcse": (2.87e-5, 0.979), "supervised": (1.83e-4, 0.821)}
+
+
+@pytest.mark.parametrize("file", [file for file in STAGES if file.parent.name != "quickstart"], ids=name)
+def test_the_rate_is_the_published_run_s(file: Path) -> None:
+    """Planned over three epochs, stopped after 1,000 steps: the last rate, and the mean as a share of the highest."""
+    settings = yaml.safe_load(file.read_text())
+    highest = settings["model"]["init_args"]["optimizer"]["init_args"]["lr"]
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=highest)
+    schedule = Schedule(**settings["model"]["init_args"]["schedule"]).build(optimizer, settings["trainer"]["max_steps"])
+    factors = [schedule.lr_lambdas[0](step) for step in range(settings["trainer"]["max_steps"])]
+    last, mean = PUBLISHED[file.stem]
+    assert highest * factors[-1] == pytest.approx(last, rel=0.005)
+    assert sum(factors) / len(factors) == pytest.approx(mean, abs=0.002)
+
+
+def test_e5_has_the_published_instructions() -> None:
+    sources = yaml.safe_load((CONFIGS / "data" / "e5.yaml").read_text())["data"]["init_args"]["sources"]
+    sides = {Path(s["path"]).stem: (s["instruction"], s.get("document_instruction", "")) for s in sources}
+    assert all(side.endswith("; ") for both in sides.values() for side in both if side)
+    sts = "Retrieve semantically similar text; "
+    assert sides["allnli_split1"] == ("Given a premise, retrieve a hypothesis that is entailed by the premise; ", "")
+    assert sides["allnli_split2"] == (sts, sts)
+    symmetric = {name for name, (query, document) in sides.items() if document and query == document}
+    assert symmetric == {"allnli_split2", "quora_duplicates_split1", "quora_duplicates_split2"}
+    used = yaml.safe_load((CONFIGS / "mteb" / "llm2vec-15.yaml").read_text())["mteb"]["instructions"]
+    assert used["STS"] == sts  # in use as in training
+    assert all(instruction.endswith("; ") for instruction in used.values())
 
 
 @pytest.mark.parametrize("file", TRAINERS, ids=name)

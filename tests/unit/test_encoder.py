@@ -1,6 +1,7 @@
 """Texts in, vectors out; and the folder that a stage leaves behind."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -280,3 +281,17 @@ class TestFolder:
         backbone = Backbone.load(BackboneConfig(str(tmp_path / "mntp"), dtype="float32"), Lora())
         upon = Encoder(backbone, trained.tokenizer)
         assert close(upon.encode(SENTENCES), trained.encode(SENTENCES))  # the new adapter does nothing yet
+
+
+class TestLimit:
+    def test_a_max_length_beyond_the_models_positions_is_refused(self, tiny_llama):
+        with pytest.raises(ValueError, match=r"max_length must be at most 512 tokens, the positions.*got 513"):
+            Encoder.load(tiny_llama, max_length=513)
+
+    def test_a_base_with_fewer_positions_than_the_default(self, tiny_llama, tmp_path):
+        folder = shutil.copytree(tiny_llama, tmp_path / "short")
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 20}))
+        encoder = Encoder.load(folder)
+        assert encoder.max_length == 20
+        assert encoder.encode(["word " * 100]).shape == (1, 64)

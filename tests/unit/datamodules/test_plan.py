@@ -47,11 +47,55 @@ def test_each_epoch_holds_every_row_once() -> None:
     assert any(len(set(batch.epochs.tolist())) == 2 for batch in batches)  # some batch straddles two epochs
 
 
-def test_any_step_may_be_asked_first() -> None:
-    plan = Plan([30, 50, 20], [1, 2, 0.5], global_batch_size=7, seed=3)
+@pytest.mark.parametrize(("sizes", "size"), [([30, 50, 23], 7), ([4, 4], 4), ([1000, 5, 5, 5], 5), ([64, 128], 8)])
+def test_an_epoch_of_several_sources_holds_every_row_once(sizes: list[int], size: int) -> None:
+    """Only what does not fill a source's last batch is left out, and another epoch leaves out other rows."""
+    plan = Plan(sizes, None, size, seed=2)
+    assert plan.steps_per_epoch == sum(rows // size for rows in sizes)
+    orders = []
+    for epoch in range(4):
+        batches = [plan.batch(epoch * plan.steps_per_epoch + step) for step in range(plan.steps_per_epoch)]
+        assert {int(value) for batch in batches for value in batch.epochs} == {epoch}
+        read = Counter((batch.source, row) for batch in batches for row in batch.rows.tolist())
+        assert max(read.values()) == 1
+        assert Counter(source for source, _ in read) == {i: rows // size * size for i, rows in enumerate(sizes)}
+        orders.append([(batch.source, batch.rows.tolist()) for batch in batches])
+    assert len({str(order) for order in orders}) == 4
+    assert {row for order in orders for source, rows in order if source == 0 for row in rows} == set(range(sizes[0]))
+
+
+def test_sources_are_mixed_within_an_epoch() -> None:
+    plan = Plan([3000, 1000], None, 10, seed=0)
+    found = [plan.batch(step).source for step in range(plan.steps_per_epoch)]
+    quarters = [sum(found[start : start + 100]) for start in range(0, 400, 100)]
+    assert sum(quarters) == 100 and all(10 < quarter < 40 for quarter in quarters)
+
+
+def test_one_source_is_read_as_ever() -> None:
+    """Pinned: another order would move every loss."""
+    plan = Plan([23], None, 5, seed=1)
+    found = [plan.batch(step) for step in (0, 4, 9)]
+    assert [batch.rows.tolist() for batch in found] == [[17, 14, 3, 18, 6], [2, 11, 7, 8, 4], [0, 17, 2, 16, 19]]
+    assert [batch.epochs.tolist() for batch in found] == [[0] * 5, [0, 0, 0, 1, 1], [1, 2, 2, 2, 2]]
+
+
+def test_a_plan_stores_nothing() -> None:
+    import tracemalloc
+
+    plan = Plan([2**40, 2**33 + 1], None, global_batch_size=4, seed=0)
+    tracemalloc.start()
+    batch = plan.batch(10**9)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(set(batch.rows.tolist())) == 4 and peak < 1_000_000
+
+
+@pytest.mark.parametrize("weights", [None, [1, 2, 0.5]])
+def test_any_step_may_be_asked_first(weights: list[float] | None) -> None:
+    plan = Plan([30, 50, 20], weights, global_batch_size=7, seed=3)
     forward = [plan.batch(step) for step in range(40)]
     for step in (39, 0, 17):
-        batch = Plan([30, 50, 20], [1, 2, 0.5], global_batch_size=7, seed=3).batch(step)
+        batch = Plan([30, 50, 20], weights, global_batch_size=7, seed=3).batch(step)
         assert batch.source == forward[step].source
         assert batch.rows.tolist() == forward[step].rows.tolist()
 
@@ -64,12 +108,12 @@ def test_seed_and_sizes_change_the_plan() -> None:
 
 def test_sources_go_on_where_they_stopped_over_quota_blocks() -> None:
     """The count of earlier batches of a source is arithmetic; here it is counted."""
-    plan = Plan([10**6, 3 * 10**6], None, global_batch_size=2, seed=0)
+    plan = Plan([10**6, 3 * 10**6], [1, 3], global_batch_size=2, seed=0)
     seen: Counter[int] = Counter()
     for step in range(65_000, 66_000):  # the first block ends at 65,536
-        source, earlier = plan._draw(step)
-        seen.setdefault(source, earlier)
-        assert earlier == seen[source]
+        source, first = plan._by_weight(step)
+        seen.setdefault(source, first // 2)
+        assert first == 2 * seen[source]
         seen[source] += 1
     assert sum(seen.values()) == 66_000
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,22 @@ def test_ranks_share_the_rows(write_texts: Write, files: int) -> None:
     assert sorted(texts) == sorted(f"text {i}" for i in range(20) for _ in range(files))
     ids = [row for rank in ranks for (_, _, rows), _ in rank for row in rows]
     assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize("sizes", [[5, 50], [7], [3, 20, 8]])
+def test_ranks_read_every_row_equally_often(write_texts: Write, sizes: list[int]) -> None:
+    """However uneven the files, and if there are fewer than ranks: over as many passes as ranks each reads all."""
+    paths = [write_texts(size, f"{i}.jsonl") for i, size in enumerate(sizes)]
+    total = sum(sizes)
+    read: Counter[str] = Counter()
+    for rank in range(2):
+        batches = list(stream(paths, rank, 2, length=3 * total, global_batch_size=2))
+        mine = Counter(text for (_, rows, _), _ in batches for text in rows)
+        assert sum(mine.values()) == 3 * total and {n % 3 for n in mine.values()} == {0}
+        read += mine
+        rest = go_on(stream(paths, rank, 2, length=total, global_batch_size=2), 2 * total, batches[2 * total - 1][1])
+        assert rest == batches[2 * total :]
+    assert read == Counter({f"text {i}": 6 * sum(i < size for size in sizes) for i in range(max(sizes))})
 
 
 def test_another_number_of_ranks_is_refused() -> None:

@@ -40,3 +40,28 @@ def test_a_longer_circle_is_found(tmp_path: Path) -> None:
     write(tmp_path, a="include: b.yaml", b="include: a.yaml")
     with pytest.raises(ValueError, match=r"circle; .*a.yaml includes itself"):
         includes(tmp_path / "a.yaml")
+
+
+SOURCES = "data: {init_args: {sources: [{path: a}], splits: [x]}}"
+
+
+def test_a_list_is_emptied_before_it_is_set_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """jsonargparse merges lists of the same length item by item."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, a=f"include: b.yaml\n{SOURCES}", b=SOURCES, c="data: {sources: [{path: a}]}")
+    empty = ["--data.init_args.sources", "[]"]
+    assert with_includes(["--config", "a.yaml"]) == ["--config", "b.yaml", *empty, "--config", "a.yaml"]
+    found = with_includes(["--config", "b.yaml", "--config=c.yaml", "--config", "b.yaml"])
+    emptied = ["--data.sources", "[]", "--config", "c.yaml", *empty, "--config", "b.yaml"]
+    assert found == ["--config", "b.yaml", *emptied]
+    for option in (["--data.sources", '[{"path": "c"}]'], ['--data.sources=[{"path": "c"}]']):
+        assert with_includes(["--config", "b.yaml", *option]) == ["--config", "b.yaml", "--data.sources", "[]", *option]
+    assert with_includes(["--config", "b.yaml", "--flag", *option])[2:] == ["--flag", "--data.sources", "[]", *option]
+    whole = ["--data", "{init_args: {sources: [{path: c}]}}"]
+    assert with_includes(["--config", "b.yaml", *whole]) == ["--config", "b.yaml", *empty, *whole]
+
+
+@pytest.mark.parametrize("option", ["--x [1, 2]", "--x [", "--x []", "--x {a: 1}", "--x", "--devices=[0]", "[1]"])
+def test_other_options_are_left_alone(option: str) -> None:
+    arguments = option.split(" ", 1)
+    assert with_includes(arguments) == arguments

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import runs
@@ -30,6 +32,44 @@ def test_a_later_file_wins_over_an_included_one_and_a_flag_over_both(place: Path
     [saved] = (place / "run").rglob("config.yaml")
     assert yaml.safe_load(saved.read_text())["seed_everything"] == 8
     assert (place / "run" / "encoder").is_dir() and not (place / "elsewhere").exists()
+
+
+def test_keep_counts_the_checkpoints_of_earlier_lives(place: Path, tiny_llama: Path) -> None:
+    config, folder = runs.write_stage(place, "MNTP", tiny_llama, root="run", steps=4), place / "run" / "checkpoints"
+
+    def names(steps: str) -> list[str]:
+        runs.run("fit", "--config", config, "--trainer.max_steps", steps, cwd=place)
+        return sorted(path.name for path in folder.iterdir())
+
+    assert names("4") == ["step=2.ckpt", "step=4.ckpt"]
+    shutil.copytree(folder / "step=2.ckpt", folder / "best-step=2.ckpt")  # somebody else's
+    for left in ("step=1.ckpt", "stopped-step=3.ckpt"):  # by a kill before it was removed; by SIGTERM
+        shutil.copytree(folder / "step=2.ckpt", folder / left)
+    assert names("8") == ["best-step=2.ckpt", "step=6.ckpt", "step=8.ckpt"]
+    assert names("11") == ["best-step=2.ckpt", "step=10.ckpt", "step=11.ckpt"]
+
+
+def test_a_list_replaces_an_earlier_one_of_the_same_length(place: Path, tiny_llama: Path) -> None:
+    """Merged item by item, the new source would be read with the old one's fields, instruction and weight."""
+    old = {"path": "old.jsonl", "fields": {"text": "sentence"}, "instruction": "Old: ", "weight": 2.0}
+    config = runs.write_stage(place, "MNTP", tiny_llama, root="run", **{"data.init_args.sources": [old]})
+    bar = {"class_path": "lightning.pytorch.callbacks.LearningRateMonitor", "init_args": {"log_momentum": True}}
+    (place / "bar.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [bar]}}))
+    (place / "new.yaml").write_text("data: {init_args: {sources: [{path: new.jsonl}]}}")
+    short = '[{"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"}]'
+
+    def parsed(*options: str | Path) -> dict[str, Any]:
+        shown = runs.run("fit", "--config", config, *options, "--print_config", cwd=place)
+        return yaml.safe_load(shown[shown.index("seed_everything") :])
+
+    untouched = {"fields": {}, "instruction": "", "document_instruction": "", "weight": None}
+    for options in (["--data.sources", '[{"path": "new.jsonl"}]'], ["--config", "new.yaml"]):
+        [source] = parsed(*options)["data"]["init_args"]["sources"]
+        assert source["path"] == "new.jsonl"
+        assert {name: source[name] for name in untouched} == untouched
+    [callback] = parsed("--config", "bar.yaml", "--trainer.callbacks", short)["trainer"]["callbacks"]
+    assert callback.get("init_args", {}).get("log_momentum", False) is False
+    assert parsed("--data.max_length", "20")["data"]["init_args"]["sources"][0]["fields"] == {"text": "sentence"}
 
 
 @pytest.mark.parametrize("stage", ["MNTP", "Supervised"])

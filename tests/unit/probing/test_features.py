@@ -84,8 +84,8 @@ def test_word_without_a_token(tiny_llama: Path) -> None:
 def test_the_limit_is_the_models_not_the_encoders(tiny_llama: Path) -> None:
     encoder = Encoder.load(tiny_llama, max_length=4)
     assert len(word_vectors(encoder, TEXTS[:1], SPANS[:1])[0]) == 5
-    with pytest.raises(ValueError, match=r"model's 256 positions.*has 30\d tokens"):
-        word_vectors(encoder, ["東" * 100], [[(0, 1)]])
+    with pytest.raises(ValueError, match=r"model's 512 positions.*has 60\d tokens"):
+        word_vectors(encoder, ["東" * 200], [[(0, 1)]])
 
 
 def test_all_layers_in_one_pass(encoder: Encoder) -> None:

@@ -20,18 +20,20 @@ from otherside.encoder import Encoder
 def test_vectors_are_those_of_the_encoder_in_the_order_of_the_input(
     stage: str, tiny_llama: Path, tmp_path: Path
 ) -> None:
+    """Cut where `Encoder.encode` cuts, at model.max_length: data.max_length is for training."""
     runs.write_data(tmp_path, rows=21)
-    more = ["A last text.", "And another, longer one, with commas, too."]
+    more = ["A last text.", "And another, longer one, with commas, too.", "far " * 100]
     (tmp_path / "more.txt").write_text("\n".join(more) + "\n")
     sources = [{"path": "sentences.txt"}, {"path": "more.txt", "instruction": "Embed: "}]
     settings = {"data.init_args.predict_sources": sources, "model.init_args.chunk_tokens": 40}
+    settings["data.init_args.max_length"] = 16
     config = runs.write_stage(tmp_path, stage, tiny_llama, root="run", steps=2, **settings)
     runs.run("fit", "--config", config, cwd=tmp_path)
     output = runs.run("predict", "--config", config, cwd=tmp_path)
     assert "reads run/checkpoints/step=2.ckpt" in output
-    assert f"23 vectors are in run/{FILE}" in output
+    assert f"24 vectors are in run/{FILE}" in output
     table = pq.read_table(tmp_path / "run" / FILE)
-    assert table["row"].to_pylist() == list(range(23))
+    assert table["row"].to_pylist() == list(range(24))
     encoder = Encoder.load(tmp_path / "run" / "encoder")
     texts = (tmp_path / "sentences.txt").read_text().splitlines()
     expected = np.concatenate([encoder.encode(texts), encoder.encode(more, instruction="Embed: ")])
@@ -109,7 +111,7 @@ def test_parts_of_another_corpus_are_not_used(corpus: tuple[str | Path, ...], sm
         time.sleep(0.005)
     command.kill()
     command.wait()
-    more = ("--trainer.default_root_dir", "other", "--data.init_args.max_length", "8")
+    more = ("--trainer.default_root_dir", "other", "--model.init_args.max_length", "8")
     assert "goes on" not in runs.run(*corpus, *more, cwd=folder)
 
 
@@ -125,6 +127,33 @@ def test_parts_of_another_checkpoint_are_not_used(corpus: tuple[str | Path, ...]
     runs.run("fit", *corpus[1:], *there, "--trainer.max_steps", "4", cwd=folder)
     assert "goes on" not in runs.run(*corpus, *there, cwd=folder)
     assert "reads trained/checkpoints/step=4.ckpt" in runs.run(*corpus, *there, cwd=folder)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_vectors_of_other_texts_or_weights_are_not_overwritten(
+    ranks: int, corpus: tuple[str | Path, ...], expected: Path
+) -> None:
+    folder, there = Path(corpus[-1]).parent, ("--trainer.default_root_dir", f"kept-{ranks}")
+    (folder / "other.txt").write_text("A text.\nAnother.\n")
+    first = ("--data.sources", '[{"path": "sentences.txt"}]', "--data.predict_sources", '[{"path": "other.txt"}]')
+    runs.run_ranks(ranks, *corpus, *there, *first, cwd=folder)
+    path = folder / f"kept-{ranks}" / FILE
+    written = path.read_bytes()
+    for change, name in (((), "data"), ((*first, "--model.max_length", "8"), "model, data")):
+        started = runs.start_ranks(ranks, *corpus, *there, *change, cwd=folder) if ranks > 1 else [
+            runs.start(*corpus, *there, *change, cwd=folder)
+        ]  # fmt: skip
+        for rank in started:
+            status, output = rank.wait()
+            assert status == 1, output
+            assert f"{FILE} is of other settings ({name})" in output and "Move it away" in output
+    assert path.read_bytes() == written
+    runs.run_ranks(3 - ranks, *corpus, *there, *first, cwd=folder)  # the number of ranks changes no vector
+    table = pq.read_table(path)
+    path.unlink()
+    pq.write_table(table.replace_schema_metadata(None), path)  # who knows what this is
+    status, output = runs.start(*corpus, *there, *first, cwd=folder).wait()
+    assert status == 1 and "is of other settings (unknown)" in output
 
 
 def test_joining_may_take_longer_than_ranks_wait(

@@ -1,0 +1,118 @@
+"""What a model must show where it will run, before it is trusted: the mask asked for, and its own forward's numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from otherside.attention import HALF, Kernel
+from otherside.batching import Packed
+
+if TYPE_CHECKING:
+    from otherside.backbone import Backbone
+
+LENGTHS = [5, 3]
+# Relative. Found on 30 layers: 1e-5, and .06 in bfloat16, where kernels round differently; wrong numbers differ more
+TOLERANCE, HALF_TOLERANCE = 1e-3, 0.2
+
+
+class MaskError(RuntimeError):
+    """The model does not compute what was asked for: another attention, or other numbers than its own forward's."""
+
+
+@torch.no_grad()
+def self_test(backbone: Backbone) -> None:
+    """See `Backbone.self_test`. All ranks must call it where weights are shared between them."""
+    training, kernel = backbone.training, backbone.kernel
+    on_cpu = _device(backbone).type == "cpu"
+    if on_cpu and kernel in ("varlen", "flash_attention_2"):
+        raise ValueError(f"backbone.kernel: {kernel} must run on a CUDA device; this is a CPU. Use kernel: auto.")
+    kernels: tuple[Kernel, ...] = ("eager", "sdpa") if kernel == "auto" and on_cpu else (kernel,)
+    has_dropout = any(getattr(module, "attention_dropout", 0) for module in backbone.lm.modules())
+    try:
+        for mode in (False, True) if has_dropout else (False,):  # with dropout, training may take another kernel
+            backbone.train(mode)
+            for backbone.kernel in kernels:
+                _test_mask(backbone)
+        backbone.eval()
+        _test_numbers(backbone, kernels)
+    finally:
+        backbone.train(training)
+        backbone.kernel = kernel
+
+
+def _test_mask(backbone: Backbone) -> None:
+    device = _device(backbone)
+    vocabulary = backbone.lm.config.vocab_size
+    ids = _ids(backbone)
+    none = torch.tensor([0, 0])
+    texts = Packed(ids, lengths=torch.tensor(LENGTHS), skip=none, start=none)
+    changed = ids.clone()
+    changed[4] = 13 % vocabulary
+    states = []
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        for tokens in (ids, changed):
+            torch.manual_seed(0)  # the same dropout in both
+            states.append(backbone(replace(texts, input_ids=tokens)).float())
+    before, after = states
+    moved = (before - after).norm(dim=1) / before.norm(dim=1).clamp_min(1e-30)
+    early, late, neighbour = moved[:4].max().item(), moved[4].item(), moved[5:].max().item()
+    sees_future = early > 1e-6
+    where = _where(backbone)
+    remedy = "Use another backbone.kernel (sdpa, eager) or the tested versions of transformers and torch."
+    if not torch.isfinite(moved).all():
+        raise MaskError(f"hidden states must be finite; some are not ({where}). {remedy}")
+    if late == 0:
+        raise MaskError(f"the model must react to its input; changing a token changed nothing ({where})")
+    if sees_future != (backbone.attention == "bidirectional"):
+        seen = "sees" if sees_future else "does not see"
+        raise MaskError(
+            f"attention must be {backbone.attention}, but an early token {seen} later ones ({where}). {remedy}"
+        )
+    if neighbour > 1e-6:
+        raise MaskError(f"packed texts must not see each other, but they do ({where}). {remedy}")
+
+
+def _test_numbers(backbone: Backbone, kernels: tuple[Kernel, ...]) -> None:
+    """Causal states and logits of one text against transformers' own forward, adapters included."""
+    ids = _ids(backbone)
+    none = torch.tensor([0])
+    text = Packed(ids, lengths=torch.tensor([len(ids)]), skip=none, start=none)
+    inner: list[Any] = []  # what `output_hidden_states` returns is lost where FSDP2 wraps modules
+    hook = backbone.lm.base_model.register_forward_hook(lambda module, inputs, output: inner.append(output))
+    with backbone.own_attention("eager"), backbone.base_type(ids.device):
+        logits = backbone.lm(input_ids=ids[None], use_cache=False).logits[0]
+    hook.remove()
+    own = inner[0].last_hidden_state[0]
+    attention, backbone.attention = backbone.attention, "causal"
+    try:
+        for backbone.kernel in kernels:
+            _compare("hidden states", backbone(text), own, backbone)
+        _compare("logits", backbone.logits(own), logits, backbone)
+    finally:
+        backbone.attention = attention
+
+
+def _compare(what: str, found: Tensor, own: Tensor, backbone: Backbone) -> None:
+    off = ((found.float() - own.float()).norm() / own.float().norm().clamp_min(1e-30)).item()
+    if not off <= (HALF_TOLERANCE if backbone.lm.dtype in HALF else TOLERANCE):
+        raise MaskError(
+            f"{what} must be those of the model's own forward; of a {backbone.lm.config.model_type} they are off by "
+            f"{off:.2g} of their size ({_where(backbone)}). Use another backbone.model, another backbone.kernel or the "
+            "tested versions of transformers and torch."
+        )
+
+
+def _ids(backbone: Backbone) -> Tensor:
+    return torch.arange(5, 5 + sum(LENGTHS), device=_device(backbone)) % backbone.lm.config.vocab_size
+
+
+def _device(backbone: Backbone) -> Any:
+    return backbone.lm.get_input_embeddings().weight.device
+
+
+def _where(backbone: Backbone) -> str:
+    return f"kernel {backbone.kernel}, {_device(backbone).type}, {backbone.lm.dtype}"

@@ -1,0 +1,152 @@
+"""Our forward is the model's own: families that differ from Llama are computed as they are, or refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import distance, load, random_texts, train_a_little
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+
+from otherside.adapters import Lora
+from otherside.attention import ATTENTION, packed_attention
+from otherside.backbone import MaskError
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+GPT_OSS = {"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 16, "layer_types": ["full_attention"] * 2}
+LONGROPE = {
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10_000.0,
+        "original_max_position_embeddings": 16,
+        "short_factor": [1.0] * 8,
+        "long_factor": [4.0] * 8,
+    },
+    "original_max_position_embeddings": 16,
+}
+DYNAMIC = {
+    "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0},
+    "max_position_embeddings": 16,
+}
+
+
+def save(folder: Path, family: str, **settings: Any) -> Path:
+    """A tiny model of that family."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **{**SIZES, **settings})
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def attention_function():
+    """Registers another attention in place of ours, for one test."""
+    yield lambda function: AttentionInterface.register(ATTENTION, function)
+    AttentionInterface.register(ATTENTION, packed_attention)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("llama", {}),
+        ("mistral", {"sliding_window": None}),
+        ("qwen2", {}),
+        ("qwen3", {"head_dim": 16}),
+        ("granite", {"logits_scaling": 7.0, "residual_multiplier": 0.3, "embedding_multiplier": 12.0}),
+        ("cohere", {"logit_scale": 0.0625}),
+        ("nanochat", {"final_logit_softcapping": 3.0}),
+    ],
+)
+def test_states_and_logits_are_the_models_own(family: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    folder, text = save(tmp_path, family, **settings), random_texts([13])
+    backbone = load(folder, attention="causal")
+    backbone.self_test()
+    with torch.no_grad():
+        own = AutoModelForCausalLM.from_pretrained(folder).eval()(text.input_ids[None], output_hidden_states=True)
+        states = backbone(text)
+        assert distance(states, own.hidden_states[-1][0]) < 1e-5
+        assert distance(backbone.logits(states), own.logits[0]) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("family", ["llama", "granite"])
+def test_passes_with_an_adapter_in_every_type(family: str, dtype: str, tmp_path: Path) -> None:
+    backbone = load(save(tmp_path, family), Lora(r=4, dropout=0.3), dtype=dtype, attention_dropout=0.3)
+    backbone.self_test()
+    train_a_little(backbone.lm, size=0.3)
+    backbone.self_test()
+    assert backbone.attention == "bidirectional" and backbone.lm.config._attn_implementation == ATTENTION
+
+
+def test_logits_scaled_in_a_way_we_do_not_know(tmp_path: Path) -> None:
+    """HyperCLOVA X multiplies by what Granite divides by."""
+    message = r"logits must be those of the model's own forward; of a hyperclovax they are off by .*another backbone"
+    with pytest.raises(MaskError, match=message):
+        load(save(tmp_path, "hyperclovax", logits_scaling=3.0)).self_test()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_a_kernel_that_computes_something_else(
+    tiny_llama: Path, attention_function: Any, kernel: str, dtype: str
+) -> None:
+    """Right mask, wrong numbers, and with `auto` on one kernel only."""
+
+    def wrong(*args: Any, scaling: float, **options: Any) -> Any:
+        return packed_attention(*args, scaling=scaling * (4 if options["kernel"] == kernel else 1), **options)
+
+    attention_function(wrong)
+    message = rf"hidden states must be those of the model's own forward; of a llama they are off.*kernel {kernel}, cpu"
+    with pytest.raises(MaskError, match=message):
+        load(tiny_llama, dtype=dtype).self_test()
+
+
+def test_attention_sinks_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"GptOssAttention asks for s_aux.*another backbone\.model"):
+        load(save(tmp_path, "gpt_oss", **GPT_OSS)).self_test()
+
+
+def test_soft_caps_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"Gemma2Attention asks for softcap=50\.0.*another backbone\.model"):
+        settings = {"head_dim": 16, "layer_types": ["full_attention"] * 2}
+        load(save(tmp_path, "gemma2", **settings)).self_test()
+
+
+def test_sliding_windows_are_refused_with_a_remedy(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"MistralAttention asks for sliding_window=32.*\"sliding_window\": null"):
+        load(save(tmp_path, "mistral", sliding_window=32)).self_test()
+
+
+@pytest.mark.parametrize(("family", "rope"), [("phi3", LONGROPE), ("llama", DYNAMIC)])
+class TestRopeThatDependsOnTheLongestText:
+    def test_short_texts_do_not(self, family: str, rope: dict[str, Any], tmp_path: Path) -> None:
+        backbone = load(save(tmp_path, family, **rope), attention="causal")
+        backbone.self_test()
+        together, alone = random_texts([9, 16]), random_texts([9])
+        assert distance(backbone(together)[:9], backbone(alone)) < 1e-5
+
+    def test_longer_ones_are_refused(self, family: str, rope: dict[str, Any], tmp_path: Path) -> None:
+        message = rf"at most 16 tokens.*{rope['rope_parameters']['rope_type']} RoPE.*got 17"
+        with pytest.raises(ValueError, match=message):
+            load(save(tmp_path, family, **rope))(random_texts([9, 17]))
+
+
+def test_a_text_beyond_the_models_positions(tmp_path: Path) -> None:
+    backbone = load(save(tmp_path, "llama"))
+    assert len(backbone(random_texts([64]))) == 64
+    with pytest.raises(ValueError, match="at most 64 tokens, the positions of a LlamaForCausalLM; got 65"):
+        backbone(random_texts([65]))
