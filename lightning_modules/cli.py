@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any, get_type_hints
 
+from lightning_modules import signals
+
 HELP = """usage: lightning COMMAND [OPTIONS]
 
 Turns decoder-only Llamas into bidirectional text encoders, stage by stage.
@@ -64,11 +66,8 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _train(command: str, arguments: list[str]) -> None:
-    from lightning_modules import signals
     from lightning_modules.includes import with_includes
 
-    if command == "fit":
-        signals.install()
     arguments = with_includes(arguments)  # says what is wrong with a YAML before the seconds that imports take
     from lightning_modules.training import TrainingCLI
 
@@ -112,10 +111,15 @@ def _spelled_out(arguments: list[str], hints: dict[str, Any]) -> Iterator[str]:
 
 
 def _plainly(command: str, run: Callable[[], None]) -> None:
-    """Run; an error that is addressed to the user becomes one line."""
+    """Run; an error that is addressed to the user becomes one line, and so does Ctrl-C."""
+    signals.install(training=command == "fit")
     try:
         run()
         sys.stdout.flush()
+    except signals.Interrupted:
+        if signals.is_first():
+            print(f"\nlightning {command} was stopped by Ctrl-C; the same command begins again", file=sys.stderr)
+        raise
     except Exception as error:
         from lightning_modules.errors import message
 

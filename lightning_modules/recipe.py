@@ -60,17 +60,14 @@ def main(arguments: list[str]) -> None:
 
 
 def _fit(stage: Stage, overrides: list[str]) -> None:
-    """One stage in a process of its own, so that launchers and memory start afresh; it ends with this process."""
+    """One stage in a process of its own, so that launchers and memory start afresh; signals go on to it."""
     command = [sys.executable, "-m", "lightning_modules.cli", "fit", "--config", str(stage.file), *overrides]
     child = subprocess.Popen(command)
-    previous = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        status = child.wait()
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-        if child.poll() is None:
-            child.terminate()
-            child.wait()
+    asked = (signal.SIGINT, signal.SIGTERM)
+    previous = [signal.signal(number, lambda number, _: child.send_signal(number)) for number in asked]
+    status = child.wait()
+    for number, handler in zip(asked, previous, strict=True):
+        signal.signal(number, handler)
     if status:
         sys.exit(status if status > 0 else 128 - status)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -40,3 +42,20 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 128 + signal.SIGPIPE
+
+
+@pytest.mark.parametrize(
+    "arguments", [["probe", "no", "--out", "out"], ["fit", "--config", CONFIG], ["recipe", "configs/quickstart"]]
+)
+def test_ctrl_c_while_libraries_are_imported_is_one_line(arguments: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lightning_modules.cli", *arguments]
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        time.sleep(1)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and len([line for line in said.splitlines() if line]) == 1 + (
+        arguments[0] == "recipe"
+    )
+    assert said.endswith(" was stopped by Ctrl-C; the same command begins again\n")
