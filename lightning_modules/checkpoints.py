@@ -1,9 +1,10 @@
-"""Checkpoints: a folder that appears whole or not at all, holds trainable weights only, and says if it is torn.
+"""Checkpoints: a folder that appears whole or not at all, says if it is torn, and holds no weights of the base.
 
 step=100.ckpt/
   trainable.safetensors   the adapter
   state.pt                optimizer, schedule, loop counters; read with `weights_only=True`
-  manifest.json           step, and size and SHA-256 of both: written last
+  encoder/                what these weights are for their user: opens as an encoder, without Lightning
+  manifest.json           step, and size and SHA-256 of all files: written last
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from typing_extensions import override
 
 from otherside.files import replace_folder
-from otherside.lineage import sha256
+from otherside.lineage import ENCODER, sha256
 
 WEIGHTS, STATE, MANIFEST = "trainable.safetensors", "state.pt", "manifest.json"
 
@@ -43,6 +44,8 @@ class FolderCheckpointIO(CheckpointIO):
         state = dict(checkpoint)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.pop("state_dict").items()}
         save_file(weights, work / WEIGHTS)
+        if save_encoder := state.pop(ENCODER, None):
+            save_encoder(work / ENCODER, weights)
         torch.save(state, work / STATE)
         write_manifest(work, step=checkpoint["global_step"])
         replace_folder(work, path)

@@ -83,14 +83,15 @@ def _recipe(arguments: list[str]) -> None:
 def _call(command: str, arguments: list[str]) -> None:
     """Call a plain function: its docstring is the help, its type hints check the arguments."""
     import docstring_parser
-    from jsonargparse import ArgumentParser
+
+    from lightning_modules.options import Exact
 
     (address, positional) = FUNCTIONS[command]
     module, _, name = address.partition(":")
     function = getattr(import_module(module), name)
     docs, hints = docstring_parser.parse(function.__doc__), get_type_hints(function)
     says = {param.arg_name: param.description for param in docs.params}
-    parser = ArgumentParser(prog=f"lightning {command}", description=docs.description, exit_on_error=False)
+    parser = Exact(prog=f"lightning {command}", description=docs.description, exit_on_error=False)
     for argument, count in positional.items():
         parser.add_argument(argument, nargs=count, type=str if count else hints[argument], help=says[argument])
     parser.add_function_arguments(function, skip=set(positional), as_group=False)

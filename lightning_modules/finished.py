@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-ENCODER, NOTE, ENVIRONMENT = "encoder", "finished.json", "environment.json"
+from otherside.lineage import ENCODER
+
+NOTE, ENVIRONMENT = "finished.json", "environment.json"
 
 
 def write(root: Path, steps: int, max_steps: int, max_epochs: int | None) -> None:

@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
     Raises:
         SystemExit: with a stage's exit status, if it fails; the stages behind it are not started.
     """
-    parser = Parser("lightning recipe", description=DESCRIPTION)
+    parser = Parser("lightning recipe", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("folder", type=Path, help="holds one YAML per stage")
     parser.add_argument("--dry-run", action="store_true", help="only print the stages in order")
     parser.epilog = "Every other option goes to `lightning fit` of every stage, such as --trainer.max_steps 10."
@@ -102,7 +102,7 @@ def stages(folder: Path) -> list[Stage]:
 def origin(stage: Stage, among: list[Stage]) -> Stage | None:
     """The stage whose encoder this one starts from; None if it is not among them."""
     source = Path(stage.model)
-    return next((s for s in among if source.name == ENCODER and source.parent == Path(s.root)), None)
+    return next((s for s in among if source in (Path(s.root), Path(s.root) / ENCODER)), None)
 
 
 def read(file: Path) -> Stage | None:

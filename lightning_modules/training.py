@@ -26,9 +26,11 @@ import lightning_modules.strategies  # noqa: F401  # their names in trainer.stra
 from lightning_modules.base import EncoderModule
 from lightning_modules.callbacks import (
     MTEB,
+    Best,
     Embeddings,
     EncoderFolder,
     Environment,
+    Monitors,
     MTEBSettings,
     ProgressLines,
     Requeue,
@@ -39,6 +41,7 @@ from lightning_modules.callbacks import (
 )
 from lightning_modules.checkpoints import FolderCheckpointIO, newest
 from lightning_modules.finished import is_finished
+from lightning_modules.options import Exact
 
 AFTERLIFE = 60.0  # seconds in which a requeued job's first life may still be ending, on a node that SLURM gave up
 UNTRAINED = "no checkpoint yet, so the adapter is untrained"
@@ -51,10 +54,13 @@ class Checkpoints:
     Args:
         every_n_steps: optimizer steps between two.
         keep: how many of the newest stay. At least 2, so that a torn one has one before it.
+        best: a metric such as mteb/mean or val/loss; the checkpoint where it is best (a loss: lowest) stays in `best/`,
+            and `encoder/` is of that one. None: of the last step.
     """
 
     every_n_steps: int = 100
     keep: int = 2
+    best: str | None = None
 
     def __post_init__(self) -> None:
         if self.every_n_steps < 1 or self.keep < 2:
@@ -62,6 +68,10 @@ class Checkpoints:
                 f"checkpoints.every_n_steps must be at least 1 and checkpoints.keep at least 2; got "
                 f"{self.every_n_steps} and {self.keep}"
             )
+
+
+class Parser(LightningArgumentParser, Exact):
+    """Lightning's, without abbreviations."""
 
 
 class TrainingCLI(LightningCLI):
@@ -78,6 +88,7 @@ class TrainingCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             args=arguments,
+            parser_class=Parser,
             seed_everything_default=42,
             parser_kwargs=quiet | {command: quiet for command in cls.subcommands()},
             auto_configure_optimizers=False,
@@ -149,10 +160,12 @@ class TrainingCLI(LightningCLI):
             every_n_train_steps=settings.every_n_steps,
             save_on_train_epoch_end=False,
         )
+        best = Best(self.root / "best", settings.best) if settings.best else None
         mteb: MTEBSettings = self._get(self.config_init, "mteb")
         evaluation = [MTEB(mteb)] if mteb.tasks else []
-        notes = [Environment(), EncoderFolder()]
-        return [Watchdog(), progress, Throughput(), *evaluation, checkpoint, Requeue(), *notes]
+        notes = [Environment(), EncoderFolder(best)]
+        saving = [*([best] if best else []), checkpoint, Requeue()]
+        return [Watchdog(), progress, Throughput(), *evaluation, Monitors(), *saving, *notes]
 
     @override
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -160,7 +173,8 @@ class TrainingCLI(LightningCLI):
         if subcommand == "predict":
             options["return_predictions"] = False  # they go to disk, however many they are
         if options.get("ckpt_path") in (None, "last"):
-            found = options["ckpt_path"] = newest(self.root / "checkpoints")
+            best = subcommand != "fit" and self._get(self.config_init, "checkpoints").best
+            found = options["ckpt_path"] = newest(self.root / ("best" if best else "checkpoints"))
             verb, nothing = ("resumes from", "no checkpoint yet") if subcommand == "fit" else ("reads", UNTRAINED)
             if is_first():
                 print(f"{subcommand} in {self.root}: {f'{verb} {found}' if found else nothing}", file=sys.stderr)

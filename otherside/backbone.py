@@ -267,6 +267,10 @@ def load_lm(lineage: Lineage, config: BackboneConfig) -> PreTrainedModel:
             f"the base model of {config.model} must be where it was in training; nothing is at {lineage.base}. "
             "Put it back."
         ) from error
+    if isinstance(place, Path) and not (place / "config.json").is_file():
+        raise FileNotFoundError(
+            f"backbone.model must be a folder with a model or an encoder; {place} has no config.json or encoder.json"
+        )
     try:
         lm = AutoModelForCausalLM.from_pretrained(
             place, revision=lineage.revision, dtype=getattr(torch, config.dtype), use_safetensors=True

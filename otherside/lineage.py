@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 CARD = "encoder.json"
+ENCODER = "encoder"  # the encoder folder inside a run's folder, or a checkpoint's
 FORMAT = 1
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 

@@ -101,6 +101,15 @@ def case(kind: str, make: Callable[[Bad], Arguments], *says: str) -> None:
 case("no such command", lambda bad: ["train"], "'train' is no command of lightning", "fit, validate")
 case("no YAML", lambda bad: ["fit"], "must be given: data, model", "`lightning fit --help`")
 case("no such YAML", lambda bad: ["fit", "--config", "no.yaml"], "--config must name a YAML file", "no.yaml")
+case(
+    "option cut short",
+    lambda bad: [*bad.fit(), "--trainer.max_step", "1"],
+    "max_step, did you mean --trainer.max_steps?",
+)
+case(
+    "option of a part cut short", lambda bad: [*bad.fit("SimCSE"), "--model.loss.scal=1"], "did you mean --loss.scale?"
+)
+case("probe: option cut short", lambda bad: ["probe", bad.llama, "--ou", "a"], "no option --ou, did you mean --out?")
 case("not YAML", lambda bad: bad.yaml("model: [\ntrainer: {"), "bad.yaml, line 2, column 11: expected")
 case("binary YAML", lambda bad: ["fit", "--config", bad.llama / "model.safetensors"], "must name YAML files")
 case("YAML is a list", lambda bad: bad.yaml("- model"), "must hold settings by name", "got a list")
@@ -398,6 +407,12 @@ case("probe: no such data", lambda bad: ["probe", bad.llama, "--out", "a", "--da
 case("probe: malformed data", lambda bad: bad.probed("cat\tN\t0-0\tThe cat .\n"), "test.data.txt, line 1", "5 values")
 
 
+def unfinished(bad: Bad) -> str:
+    runs.run(*bad.fit(), cwd=bad.folder)
+    shutil.rmtree(bad.folder / "run" / "encoder")
+    return "run"
+
+
 def reported(broken: str, content: str) -> Callable[[Bad], Arguments]:
     """A report of a good run, with a broken file in the folder of its probes or of its MTEB results."""
 
@@ -432,6 +447,15 @@ case(
     reported("run/mteb/results/a/b-step1/RTE3.json", "{}"),
     "must be a result of mteb",
     "RTE3.json",
+)
+case(
+    "export: a run that has not ended",
+    lambda bad: [*("export", unfinished(bad)), "out"],
+    "run must have ended",
+    "name a checkpoint, such as run/checkpoints/step=2.ckpt",
+)
+case(
+    "export: no model", lambda bad: ["export", bad.folder, "out"], "must be a folder with a model", "has no config.json"
 )
 case("export: nothing named", lambda bad: ["export"], "must be given: encoder, out")
 case("export: no such encoder", lambda bad: ["export", "../no", "out"], "backbone.model must be", "nothing is at ../no")
@@ -476,6 +500,31 @@ case(
 case("mteb: every 0 steps", with_mteb(every_n_steps=0), "mteb.every_n_steps must be at least 1", "got 0")
 case("mteb: time budget", with_mteb(time_budget="soon"), "mteb.time_budget must be a time such as 90s", "got 'soon'")
 case("mteb: no time", with_mteb(time_budget="0m"), "mteb.time_budget must be longer than nothing; got 0m")
+
+
+def watched(monitor: str, kind: str = "EarlyStopping", **settings: object) -> Callable[[Bad], Arguments]:
+    """Fit with a callback that watches such a metric."""
+    callback = {"class_path": f"lightning.pytorch.callbacks.{kind}", "init_args": {"monitor": monitor}}
+
+    def make(bad: Bad) -> Arguments:
+        write_sts(bad.folder / "tasks")
+        return bad.fit(**{"trainer.callbacks": [callback], **settings})
+
+    return make
+
+
+case(
+    "monitor: no such task",
+    watched("mteb/STSBenchmrk", mteb=MTEB),
+    "EarlyStopping.monitor must be a metric that is logged: step, epoch, train/loss",
+    "mteb/STSBenchmark, mteb/mean; got mteb/STSBenchmrk. Did you mean mteb/STSBenchmark?",
+)
+case("monitor: no MTEB", watched("mteb/mean", "ModelCheckpoint"), "ModelCheckpoint.monitor must", "need mteb.tasks")
+case("monitor: nearly", watched("mteb_mean", mteb=MTEB), "got mteb_mean. Did you mean mteb/mean?")
+case("monitor: no validation", watched("val/loss"), "got val/loss", "val/… needs data.val_sources")
+case(
+    "checkpoints.best", lambda bad: bad.fit(**{"checkpoints.best": "mteb/mean"}), "checkpoints.best must", "mteb.tasks"
+)
 case("mteb: unknown setting", with_mteb(task="RTE3"), "no setting 'mteb.task'")
 
 
