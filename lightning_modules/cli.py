@@ -68,6 +68,7 @@ def main(args: list[str] | None = None) -> None:
 def _train(command: str, arguments: list[str]) -> None:
     from lightning_modules.includes import with_includes
 
+    sys.path.append(os.getcwd())  # one's own stages and callbacks; the script knows only its own folder
     arguments = with_includes(arguments)  # says what is wrong with a YAML before the seconds that imports take
     from lightning_modules.training import TrainingCLI
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import logging
 import os
@@ -9,16 +10,23 @@ import sys
 import time
 import warnings
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
 import datasets
 import transformers
+from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.plugins.environments import (
+    LSFEnvironment,
+    MPIEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
@@ -44,6 +52,7 @@ from lightning_modules.finished import is_finished
 from lightning_modules.options import Exact
 
 AFTERLIFE = 60.0  # seconds in which a requeued job's first life may still be ending, on a node that SLURM gave up
+USAGE = "lightning {} --config STAGE.yaml [OPTIONS]"
 UNTRAINED = "no checkpoint yet, so the adapter is untrained"
 
 
@@ -70,6 +79,10 @@ class Checkpoints:
             )
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the lines of descriptions."""
+
+
 class Parser(LightningArgumentParser, Exact):
     """Lightning's, without abbreviations."""
 
@@ -81,7 +94,8 @@ class TrainingCLI(LightningCLI):
     def run(cls, arguments: list[str]) -> None:
         """Parse and run one of `fit`, `validate`, `test`, `predict`."""
         _quieten()
-        quiet = {"exit_on_error": False}  # a wrong option is one line, not pages of usage
+        quiet: dict[str, Any] = {"exit_on_error": False}  # a wrong option is one line, not pages of usage
+        quiet |= {"description": classes(), "formatter_class": HelpFormatter}
         cls(
             EncoderModule,
             LightningDataModule,
@@ -90,7 +104,7 @@ class TrainingCLI(LightningCLI):
             args=arguments,
             parser_class=Parser,
             seed_everything_default=42,
-            parser_kwargs=quiet | {command: quiet for command in cls.subcommands()},
+            parser_kwargs=quiet | {name: quiet | {"usage": USAGE.format(name)} for name in cls.subcommands()},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             save_config_callback=SaveConfigCallback,
@@ -128,6 +142,11 @@ class TrainingCLI(LightningCLI):
         if self.subcommand == "test" and not self._get(self.config, "mteb")["tasks"]:
             raise ValueError(
                 "mteb.tasks must name what `lightning test` evaluates; got none. Set mteb.tasks: sts-fast."
+            )
+        if trainer["num_nodes"] > 1 and not trainer["plugins"] and not is_launched():
+            raise ValueError(
+                f"trainer.num_nodes must be 1 without a launcher that starts this command on each node; got "
+                f"{trainer['num_nodes']}. Use slurm/submit or torchrun, or set MASTER_ADDR and NODE_RANK on each node."
             )
         if trainer["default_root_dir"] is None:
             raise ValueError("trainer.default_root_dir must name the run's folder, such as runs/my-recipe/mntp")
@@ -190,6 +209,24 @@ class LastToo(ModelCheckpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._should_skip_saving_checkpoint(trainer):  # it is there already
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+def classes() -> str:
+    """Stages and data modules, a line each, for the help; once imported, they are known by their short names too."""
+    lines = []
+    for option, package in (("--model", "lightning_modules"), ("--data", "datamodules")):
+        home = import_module(package)
+        found = [getattr(home, name) for name in home.__all__]
+        known = [kind for kind in found if issubclass(kind, LightningModule | LightningDataModule)]
+        lines += [f"  {option} {kind.__name__:11} {str(kind.__doc__).splitlines()[0]}" for kind in known]
+    return "\n".join(["Stages and their data:", *lines, "", "--model.help NAME and --data.help NAME list settings."])
+
+
+def is_launched() -> bool:
+    """Whether something, or somebody, has said which of several nodes this is."""
+    by_hand = any(name in os.environ for name in ("MASTER_ADDR", "NODE_RANK", "GROUP_RANK"))
+    environments = (SLURMEnvironment, TorchElasticEnvironment, LSFEnvironment, MPIEnvironment)
+    return by_hand or any(environment.detect() for environment in environments)
 
 
 def is_first() -> bool:

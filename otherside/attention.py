@@ -150,7 +150,8 @@ def packed_attention(
     if sliding_window is not None or softcap is not None:
         raise ValueError(
             "backbone.model must be a decoder with full attention, such as a Llama; this one asks for "
-            f"sliding_window={sliding_window}, softcap={softcap}"
+            f"sliding_window={sliding_window}, softcap={softcap}. Choose another; or, if no text is longer than the "
+            "window, set sliding_window: null in the config.json of a copy, which is the same then."
         )
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     if kernel == "auto":

@@ -21,7 +21,7 @@ from otherside import adapters, sharding, weights
 from otherside.adapters import Lora
 from otherside.attention import ATTENTION, HALF, Borders, Kernel, check_kernel
 from otherside.batching import Packed, rounded
-from otherside.lineage import Card, Lineage
+from otherside.lineage import CARD, Card, Lineage
 from otherside.sharding import Shard
 
 if TYPE_CHECKING:
@@ -264,8 +264,8 @@ def load_lm(lineage: Lineage, config: BackboneConfig) -> PreTrainedModel:
         if not lineage.adapters:
             raise
         raise FileNotFoundError(
-            f"the base model of {config.model} must be where it was in training; nothing is at {lineage.base}. "
-            "Put it back."
+            f"the base model of {config.model} must be where it was in training; nothing is at {lineage.base}. Put it "
+            f"back, or write its new place into {Path(weights.locate(config.model)) / CARD}, as lineage.base."
         ) from error
     if isinstance(place, Path) and not (place / "config.json").is_file():
         raise FileNotFoundError(

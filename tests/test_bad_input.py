@@ -16,7 +16,7 @@ import runs
 import torch
 from probing_data import write_published
 from sts import write_sts
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 
 Arguments = list[str | Path]
 
@@ -182,6 +182,18 @@ case(
     "bf16-mixed",
 )
 case(
+    "several nodes without a launcher",
+    lambda bad: bad.fit(**{"trainer.num_nodes": 2}),
+    "trainer.num_nodes must be 1 without a launcher",
+    "got 2. Use slurm/submit or torchrun",
+)
+case(
+    "DoRA with ZeRO-3",
+    lambda bad: bad.fit(**{"trainer.strategy": "zero3", "model.init_args.lora.dora": True}),
+    "model.lora.dora must be false with zero3",
+    "Use trainer.strategy: fsdp2",
+)
+case(
     "too much accumulation",
     lambda bad: bad.fit(**{"trainer.accumulate_grad_batches": 1000}),
     "trainer.accumulate_grad_batches must not be more than",
@@ -219,6 +231,18 @@ case(
 )
 
 
+def with_sliding_windows(bad: Bad) -> Arguments:
+    copy = shutil.copytree(bad.llama, bad.folder / "mistral")
+    config = MistralConfig.from_pretrained(copy, sliding_window=64)
+    AutoModelForCausalLM.from_config(config).save_pretrained(copy)
+    return bad.fit(start=copy)
+
+
+case(
+    "model: sliding windows", with_sliding_windows, "full attention", "sliding_window=64", "set sliding_window: null in"
+)
+
+
 def cut(file: Path) -> None:
     """Leave out a file's end, as a cut download does."""
     file.write_bytes(file.read_bytes()[:-100])
@@ -234,6 +258,12 @@ case("model: broken .gguf", broken_gguf, "a whole .gguf file", "Download it agai
 # Data
 case("data: no such file", lambda bad: bad.source(path="no.txt"), "path 'no.txt' must name a file", "Correct path")
 case("data: glob without files", lambda bad: bad.source(path="data/*.jsonl"), "'data/*.jsonl' must match a file")
+case(
+    "data: not a list", lambda bad: [*bad.fit(), "--data.sources", "pairs.jsonl"], "'[{path: pairs.jsonl}]'; got pairs"
+)
+case(
+    "data: names in a list", lambda bad: bad.data(sources=["pairs.jsonl"]), "data.sources must be a list", "got pairs.j"
+)
 case("data: a folder", lambda bad: bad.source(path=bad.llama), "path must name files", "*.jsonl")
 case("data: unknown type", lambda bad: bad.rows("a.docx", "x"), "path must name files of type .jsonl", "a.docx")
 case("data: none", lambda bad: bad.data(sources=[]), "data.sources must name", "got none", "Set data.init_args.sources")
@@ -311,7 +341,8 @@ case(
     "encoder: base gone",
     lambda bad: bad.changed_encoder(lambda f: card(f, base="/no/llama")),
     "at /no/llama",
-    "Put it back",
+    "Put it back, or write its new place into",
+    "earlier/encoder/encoder.json, as lineage.base",
 )
 case(
     "encoder: card broken",
@@ -454,6 +485,13 @@ case(
     "run must have ended",
     "name a checkpoint, such as run/checkpoints/step=2.ckpt",
 )
+case("export: read-only", lambda bad: ["export", bad.llama, "/proc/no/a"], "folder of OUT must be a folder to write to")
+case("probe: read-only", lambda bad: ["probe", bad.llama, "--out", "/proc/a"], "--out must be a folder to write to")
+case(
+    "report: read-only",
+    lambda bad: ["report", bad.encoder.parent, "--out", "/proc/a"],
+    "--out must be a folder to write",
+)
 case(
     "export: no model", lambda bad: ["export", bad.folder, "out"], "must be a folder with a model", "has no config.json"
 )
@@ -493,6 +531,11 @@ case(
     "mteb: data nowhere",
     with_mteb(tasks=["BIOSSES"]),
     "data of BIOSSES must be at tasks/mteb__biosses-sts or on the hub",
+)
+case(
+    "mteb: data not on the hub",
+    with_mteb(tasks=["BIOSSES"], data=None),
+    "data of BIOSSES must be on the hub, or in the",
 )
 case(
     "mteb: no such instruction", with_mteb(instructions={"STS-qeury": "a"}), "mteb.instructions must", "mean STS-query?"

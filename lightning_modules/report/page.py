@@ -15,7 +15,7 @@ from lightning_modules.finished import NOTE
 from lightning_modules.report import figures, tables
 from lightning_modules.report.paper import Published, nearest
 from lightning_modules.report.runs import Run, find_runs
-from otherside.files import atomic
+from otherside.files import atomic, make_folder
 from otherside.probing.findings import FILE as FINDINGS
 from otherside.probing.findings import MARGIN, Cell, read_findings
 from otherside.probing.results import Measured, Result, read_results
@@ -60,6 +60,7 @@ def write(places: list[Path], out: Path, probing: Path | None = None, title: str
         raise NotADirectoryError(f"--out must be a folder; {out} is a file")
     paper = nearest(_parameters(runs))
     rows = _tables(runs, probed, paper)  # everything is read, and found sound, before anything is written
+    make_folder(out, "--out")
     groups = [group for group in figures.of_training(runs) if group.panels]
     probes = list(figures.of_probing(probed.results, probed.tasks, paper)) if probed and probed.results else []
     about = json.dumps([_about(run) for run in runs], indent=1) + "\n"

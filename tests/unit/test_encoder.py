@@ -278,3 +278,10 @@ class TestFolder:
         backbone = Backbone.load(BackboneConfig(str(tmp_path / "mntp"), dtype="float32"), Lora())
         upon = Encoder(backbone, trained.tokenizer)
         assert close(upon.encode(SENTENCES), trained.encode(SENTENCES))  # the new adapter does nothing yet
+
+
+def test_texts_may_be_named(tiny_llama) -> None:
+    encoder = Encoder.load(tiny_llama)
+    assert np.array_equal(encoder.encode(texts=["a b"]), encoder.encode(["a b"]))
+    with pytest.raises(TypeError, match="got normalise"):
+        encoder.encode(["a b"], normalise=True)

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import runs
 
 from lightning_modules.cli import FUNCTIONS, main
 
@@ -33,6 +34,24 @@ def test_a_bare_flag_is_true(capsys: pytest.CaptureFixture[str]) -> None:
         assert json.loads(capsys.readouterr().out)["fits"]
     main(["size", CONFIG, "--json", "false", "--model", SHAPE])
     assert capsys.readouterr().out.startswith("mntp, ")
+
+
+def test_a_module_in_the_working_directory_is_found(tmp_path: Path, tiny_llama: Path) -> None:
+    """By the script, which unlike `python -m` has no working directory among its paths; also in a job."""
+    (tmp_path / "mycode.py").write_text("from lightning_modules import MNTP\n\n\nclass Mine(MNTP):\n    pass\n")
+    (tmp_path / "bin").mkdir()
+    script = tmp_path / "bin" / "lightning"
+    script.write_text("from lightning_modules.cli import main\n\nmain()\n")  # as pip writes it
+    runs.write_data(tmp_path, rows=16)
+    config = runs.write_stage(tmp_path, "MNTP", tiny_llama, steps=1, **{"model.class_path": "mycode.Mine"})
+    ended = subprocess.run(
+        [sys.executable, script, "fit", "--config", config],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_a_reader_that_has_gone_is_no_error() -> None:
