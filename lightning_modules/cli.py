@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from lightning_modules import signals
@@ -68,7 +69,7 @@ def main(args: list[str] | None = None) -> None:
 def _train(command: str, arguments: list[str]) -> None:
     from lightning_modules.includes import with_includes
 
-    sys.path.append(os.getcwd())  # one's own stages and callbacks; the script knows only its own folder
+    sys.path.append(str(Path.cwd()))  # one's own stages and callbacks; the script knows only its own folder
     arguments = with_includes(arguments)  # says what is wrong with a YAML before the seconds that imports take
     from lightning_modules.training import TrainingCLI
 

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -31,6 +32,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 import lightning_modules.strategies  # noqa: F401  # their names in trainer.strategy
+from lightning_modules import wandb
 from lightning_modules.base import EncoderModule
 from lightning_modules.callbacks import (
     MTEB,
@@ -49,6 +51,7 @@ from lightning_modules.callbacks import (
 )
 from lightning_modules.checkpoints import FolderCheckpointIO, newest
 from lightning_modules.finished import is_finished
+from lightning_modules.includes import with_includes
 from lightning_modules.options import Exact
 
 AFTERLIFE = 60.0  # seconds in which a requeued job's first life may still be ending, on a node that SLURM gave up
@@ -153,8 +156,9 @@ class TrainingCLI(LightningCLI):
         if self.subcommand == "fit" and is_finished(self.root, trainer["max_steps"], trainer["max_epochs"]):
             print(f"{self.root} is finished: its encoder is in {self.root / 'encoder'}. Nothing to do.")
             sys.exit(0)
-        if self.subcommand == "fit" and is_first():
+        if self.subcommand == "fit" and is_first():  # whose places Lightning hands to the other ranks
             self.lock = lock(self.root)
+            wandb.at_home(trainer["logger"], self.root)
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -200,6 +204,25 @@ class TrainingCLI(LightningCLI):
         found = options["ckpt_path"]
         self.trainer.callbacks += [SameStart(found), Embeddings(found)]  # type: ignore[attr-defined]
         return options
+
+
+class ParsedError(Exception):
+    """Settings are in order; nothing was made of them."""
+
+
+class Dry(TrainingCLI):
+    """Reads settings as `lightning fit` does, and ends there."""
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        super().parse_arguments(parser, args)
+        raise ParsedError
+
+
+def check_settings(arguments: list[str]) -> None:
+    """Raise, as `lightning fit ARGUMENTS` would, if a setting is not there or of another type. Loads no model."""
+    with suppress(ParsedError):
+        Dry.run(["fit", *with_includes(arguments)])
 
 
 class LastToo(ModelCheckpoint):
