@@ -38,7 +38,7 @@ def recipe(tmp_path: Path, tiny_llama: Path) -> Path:
 def submit(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}", **more}
     command = [sys.executable, str(REPOSITORY / "slurm" / "submit"), *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
 
 
 def commands(printed: str) -> list[list[str]]:
@@ -106,7 +106,7 @@ def test_outside_of_its_environment_it_says_so(recipe: Path) -> None:
             ["recipe"],
             "must run where SLURM's sbatch is; there is none. --dry-run",
         ),
-        (["recipe/simcse.yaml"], "there is no runs/mntp/encoder. Submit the folder of the whole recipe."),
+        (["recipe/simcse.yaml", "--dry-run"], "there is no runs/mntp/encoder. Submit the folder of the whole recipe."),
         (["nowhere"], "a recipe must be a folder with a YAML per stage, or a stage's YAML; got nowhere"),
         (["recipe", "--sweep", "model.lora.r"], "--sweep must be SETTING=VALUE,VALUE; got 'model.lora.r'"),
     ],

@@ -22,12 +22,5 @@ def test_a_run_that_goes_on_is_the_same_and_leaves_nothing_outside(tmp_path: Pat
     assert first and first == second
     assert (root / "config.yaml").is_file() and list(root.rglob("lightning_logs/*/checkpoints/*.ckpt"))
     runs.run("report", "run", "--out", "out", cwd=tmp_path)
-    assert f"Curves are in Weights & Biases: run (run {first})." in (
-        (tmp_path / "out" / "report.html")
-        .read_text()
-        .replace("&amp;", "&")
-        .read_text()
-        .replace("&amp;", "&")
-        .replace("<code>", "")
-        .replace("</code>", "")
-    )
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f"Curves are in Weights &amp; Biases: run (run {first})." in page
