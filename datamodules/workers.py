@@ -1,7 +1,8 @@
 """Loader workers that heed no signal but their trainer's.
 
-SLURM signals every process of a job. On SIGTERM a worker would die, and its trainer with it, before the trainer could
-save; so workers are born with the signals blocked, and take a SIGTERM only from their parent.
+SLURM signals every process of a job, Ctrl-C every process of a terminal. On SIGTERM or SIGINT a worker would die, and
+its trainer with it, before the trainer could save; so workers are born with the signals blocked, and take a SIGTERM
+only from their parent.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import threading
 from multiprocessing.context import ForkContext, ForkProcess
 from typing import Any
 
-BLOCKED = {signal.SIGTERM, signal.SIGUSR1}
+BLOCKED = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
 
 
 class ShelteredProcess(ForkProcess):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
@@ -25,7 +26,7 @@ from otherside.adapters import Lora
 from otherside.backbone import Backbone, BackboneConfig, check_length
 from otherside.batching import Packed, PairBatch, TextBatch, tokens_at_once
 from otherside.encoder import Encoder
-from otherside.lineage import AUTO, BASE, Card
+from otherside.lineage import AUTO, BASE, ENCODER, Card
 from otherside.pooling import Pooling
 from otherside.sharding import Shard, whole_shape
 from otherside.tokenizer import load_tokenizer, start_name
@@ -257,6 +258,13 @@ class EncoderModule(pl.LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         kept = self.trainable()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
+        checkpoint[ENCODER] = self.save_encoder  # for FolderCheckpointIO, which calls it where it writes
+
+    def save_encoder(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        """Write the encoder that the module has with these trainable weights, named as in `state_dict`."""
+        prefix = "encoder.backbone.lm."
+        inside = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        self.encoder.save(folder, self.stage, self.trainer.global_step, inside)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

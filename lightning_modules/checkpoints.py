@@ -1,10 +1,11 @@
-"""Checkpoints: a folder that appears whole or not at all, holds trainable weights only, and says if it is torn.
+"""Checkpoints: a folder that appears whole or not at all, says if it is torn, and holds no weights of the base.
 
 step=100.ckpt/
   trainable.safetensors   the adapter
   state.pt                optimizer, schedule, loop counters; read with `weights_only=True`
+  encoder/                what these weights are for their user: opens as an encoder, without Lightning
   identity.json           what the run is, to compare with when it goes on
-  manifest.json           step, and size and SHA-256 of the others: written last
+  manifest.json           step, and size and SHA-256 of all files: written last
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from typing_extensions import override
 
 from otherside.files import replace_folder
-from otherside.lineage import sha256
+from otherside.lineage import ENCODER, sha256
 
 NAME = re.compile(r"(?:stopped-)?step=(\d+)\.ckpt")
 WEIGHTS, STATE, IDENTITY, MANIFEST = "trainable.safetensors", "state.pt", "identity.json", "manifest.json"
@@ -48,6 +49,8 @@ class FolderCheckpointIO(CheckpointIO):
         save_file(weights, work / WEIGHTS)
         if identity := state.pop("identity", None):
             (work / IDENTITY).write_text(json.dumps(identity, indent=1) + "\n")
+        if save_encoder := state.pop(ENCODER, None):
+            save_encoder(work / ENCODER, weights)
         torch.save(state, work / STATE)
         write_manifest(work, step=checkpoint["global_step"])
         replace_folder(work, path)

@@ -7,7 +7,10 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from pathlib import Path
 from typing import Any, get_type_hints
+
+from lightning_modules import signals
 
 HELP = """usage: lightning COMMAND [OPTIONS]
 
@@ -64,11 +67,9 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _train(command: str, arguments: list[str]) -> None:
-    from lightning_modules import signals
     from lightning_modules.includes import with_includes
 
-    if command == "fit":
-        signals.install()
+    sys.path.append(str(Path.cwd()))  # one's own stages and callbacks; the script knows only its own folder
     arguments = with_includes(arguments)  # says what is wrong with a YAML before the seconds that imports take
     from lightning_modules.training import TrainingCLI
 
@@ -84,14 +85,15 @@ def _recipe(arguments: list[str]) -> None:
 def _call(command: str, arguments: list[str]) -> None:
     """Call a plain function: its docstring is the help, its type hints check the arguments."""
     import docstring_parser
-    from jsonargparse import ArgumentParser
+
+    from lightning_modules.options import Exact
 
     (address, positional) = FUNCTIONS[command]
     module, _, name = address.partition(":")
     function = getattr(import_module(module), name)
     docs, hints = docstring_parser.parse(function.__doc__), get_type_hints(function)
     says = {param.arg_name: param.description for param in docs.params}
-    parser = ArgumentParser(prog=f"lightning {command}", description=docs.description, exit_on_error=False)
+    parser = Exact(prog=f"lightning {command}", description=docs.description, exit_on_error=False)
     for argument, count in positional.items():
         parser.add_argument(argument, nargs=count, type=str if count else hints[argument], help=says[argument])
     parser.add_function_arguments(function, skip=set(positional), as_group=False)
@@ -112,10 +114,15 @@ def _spelled_out(arguments: list[str], hints: dict[str, Any]) -> Iterator[str]:
 
 
 def _plainly(command: str, run: Callable[[], None]) -> None:
-    """Run; an error that is addressed to the user becomes one line."""
+    """Run; an error that is addressed to the user becomes one line, and so does Ctrl-C."""
+    signals.install(training=command == "fit")
     try:
         run()
         sys.stdout.flush()
+    except signals.Interrupted:
+        if signals.is_first():
+            print(f"\nlightning {command} was stopped by Ctrl-C; the same command begins again", file=sys.stderr)
+        raise
     except Exception as error:
         from lightning_modules.errors import message
 

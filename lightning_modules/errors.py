@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import re
 import traceback
 from pathlib import Path
@@ -19,7 +20,12 @@ LESS_MEMORY = (
     "goes on from the newest checkpoint."
 )
 
+MORE_SPACE = (
+    "The disk must hold what is written: free some space. The same command goes on from the newest whole checkpoint."
+)
+
 STRATEGY = r"(?s)You selected an invalid strategy name: `strategy=(.*?)`.*"  # Lightning goes on with all names it knows
+SOURCES = r"'(\w*sources)'(?:, val=|: )\[?'([^']+)'"  # jsonargparse shows the lines of a file named here
 # jsonargparse's words -> ours
 WORDS = (
     (r"^Type .* expects a function or a callable class: ", ""),
@@ -56,6 +62,8 @@ def message(error: BaseException, command: str) -> str | None:
             return one_line(f"trainer: {said} Correct the settings under trainer.")
         if command == "fit" and _out_of_memory(link):
             return one_line(f"{str(link).split('Of the allocated')[0]} {LESS_MEMORY}")
+        if _out_of_space(link):
+            return one_line(f"{' '.join(str(link).split()[:40])}: no space is left on the device. {MORE_SPACE}")
         link = link.__cause__ if "jsonargparse" in _origin(link).filename else None  # it wraps what a class raises
     if isinstance(error, argparse.ArgumentError) or "jsonargparse" in _origin(error).filename:
         return _settings(str(error), command)
@@ -90,6 +98,12 @@ def _out_of_memory(error: BaseException) -> bool:
     return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: " in str(error)
 
 
+def _out_of_space(error: BaseException) -> bool:
+    """Whether a disk, or what a user may have of it, is full; torch and safetensors have words of their own for it."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or "No space left" in str(error) or "PytorchStreamWriter failed writing" in str(error)
+
+
 def _from_worker(text: str) -> str | None:
     """The message of an error of ours in a process that prepares batches: torch hands over its traceback as text."""
     files = re.findall(r'^ +File "(.*)", line \d+, in .*\n +(.*)', text, re.MULTILINE)
@@ -103,6 +117,8 @@ def _from_worker(text: str) -> str | None:
 def _settings(text: str, command: str) -> str:
     """jsonargparse's report of all it tried, as the setting and what is wrong with it."""
     report, _, rest = text.partition("Given value type:")
+    if named := re.search(SOURCES, rest):
+        return f"data.{named[1]} must be a list of sources, such as '[{{path: {named[2]}}}]'; got {named[2]}"
     lines = [line.strip().removeprefix("- ") for line in report.splitlines()]
     keys = re.findall(r'Parser key "(.*)":', report)
     classes = re.findall(r"Problem with given class_path '(.*)':", report)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from otherside.files import atomic
+from otherside.lineage import ENCODER
 
-ENCODER, NOTE, ENVIRONMENT = "encoder", "finished.json", "environment.json"
+NOTE, ENVIRONMENT = "finished.json", "environment.json"
 
 
 def write(root: Path, steps: int, epochs: int, max_steps: int, max_epochs: int | None, **notes: Any) -> None:

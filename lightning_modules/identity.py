@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from lightning_modules.includes import read_settings, update
-from otherside.lineage import Card, Lineage
+from otherside.lineage import ENCODER, Card, Lineage
 
 Values = dict[str, Any]
 """Setting or fact -> value, as JSON has it. A setting's name is that of its option."""
@@ -119,7 +119,8 @@ def _parsed(value: str) -> Any:
 
 def adapters(model: str) -> list[str]:
     """Name and SHA-256 of each adapter behind `backbone.model`; none for a base model."""
-    folder = Path(model).expanduser()
+    place = Path(model).expanduser()
+    folder = place / ENCODER if Card.is_at(place / ENCODER) else place
     return names(Card.read(folder).lineage) if Card.is_at(folder) else []
 
 

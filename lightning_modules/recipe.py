@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> None:
     Raises:
         SystemExit: with a stage's exit status, if it fails; the stages behind it are not started.
     """
-    parser = Parser("lightning recipe", description=DESCRIPTION)
+    parser = Parser("lightning recipe", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("folder", type=Path, help="holds one YAML per stage")
     parser.add_argument("--dry-run", action="store_true", help="only print the stages in order")
     parser.epilog = "Every other option goes to `lightning fit` of every stage, such as --trainer.max_steps 10."
@@ -80,17 +80,14 @@ def check_overrides(overrides: list[str]) -> None:
 
 
 def _fit(stage: Stage, overrides: list[str]) -> None:
-    """One stage in a process of its own, so that launchers and memory start afresh; it ends with this process."""
+    """One stage in a process of its own, so that launchers and memory start afresh; signals go on to it."""
     command = [sys.executable, "-m", "lightning_modules.cli", "fit", "--config", str(stage.file), *overrides]
     child = subprocess.Popen(command)
-    previous = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        status = child.wait()
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-        if child.poll() is None:
-            child.terminate()
-            child.wait()
+    asked = (signal.SIGINT, signal.SIGTERM)
+    previous = [signal.signal(number, lambda number, _: child.send_signal(number)) for number in asked]
+    status = child.wait()
+    for number, handler in zip(asked, previous, strict=True):
+        signal.signal(number, handler)
     if status:
         sys.exit(status if status > 0 else 128 - status)
 
@@ -125,7 +122,7 @@ def stages(folder: Path) -> list[Stage]:
 def origin(stage: Stage, among: list[Stage]) -> Stage | None:
     """The stage whose encoder this one starts from; None if it is not among them."""
     source = Path(stage.model)
-    return next((s for s in among if source.name == ENCODER and source.parent == Path(s.root)), None)
+    return next((s for s in among if source in (Path(s.root), Path(s.root) / ENCODER)), None)
 
 
 def read(file: Path) -> Stage | None:

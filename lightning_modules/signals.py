@@ -10,24 +10,53 @@ from types import FrameType
 IMPATIENCE = 2.0  # seconds; launchers and schedulers signal parent and child, so one wish may arrive twice
 
 _first: dict[int, float] = {}  # signal -> when it came first
+_training = False
 
 
-def install() -> None:
-    """From now on SIGUSR1 and SIGTERM are only noted; what waited behind a block (`env --block-signal`) arrives now."""
+class Interrupted(SystemExit):
+    """Ctrl-C where there is no step to finish. Not a KeyboardInterrupt, which Lightning takes for itself."""
+
+
+def install(training: bool = False) -> None:
+    """Ctrl-C raises `Interrupted` from now on. If `training`, SIGUSR1 and SIGTERM are only noted; what waited behind a
+    block (`env --block-signal`) arrives now.
+    """
     _first.clear()
-    for number in (signal.SIGUSR1, signal.SIGTERM):
-        signal.signal(number, _note)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1, signal.SIGTERM})
+    note_interrupt(False)
+    signal.signal(signal.SIGINT, _handle)
+    if training:
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            signal.signal(number, _handle)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1, signal.SIGTERM})
+
+
+def note_interrupt(on: bool) -> None:
+    """Whether Ctrl-C, too, is only noted: while there are steps, and somebody looks at their end."""
+    global _training
+    _training = on
+
+
+def is_first() -> bool:
+    """Whether this is the first process of all, by what launchers say; it speaks for the others."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def asked() -> int:
-    """The signal that came to this process; SIGTERM, whose number is the higher one, if both did; 0 if none."""
+    """The signal that came to this process; SIGTERM, whose number is the highest one, if several did; 0 if none."""
     return max(_first, default=0)
 
 
-def _note(number: int, frame: FrameType | None) -> None:
-    since = time.monotonic() - _first.setdefault(number, time.monotonic())
+def _handle(number: int, frame: FrameType | None) -> None:
+    now = time.monotonic()
+    first = number not in _first
+    since = now - _first.setdefault(number, now)
     # SLURM repeats SIGTERM before it kills; in a terminal the second one means: now
-    if number == signal.SIGTERM and since > IMPATIENCE and "SLURM_JOB_ID" not in os.environ:
+    once_more = number == signal.SIGINT or (number == signal.SIGTERM and "SLURM_JOB_ID" not in os.environ)
+    if since > IMPATIENCE and once_more:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
+    elif first and number == signal.SIGINT:
+        if not _training:
+            raise Interrupted(128 + number)
+        if is_first():
+            os.write(2, b"\nstopping at the end of this step; Ctrl-C again ends at once\n")  # print may be busy

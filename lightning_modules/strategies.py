@@ -171,6 +171,12 @@ class ZeRO(Sharded, DeepSpeedStrategy):
     @override
     @contextmanager
     def model_sharded_context(self) -> Iterator[None]:
+        module: Any = self.lightning_module
+        if self.zero_stage_3 and module.lora.dora:
+            raise ValueError(
+                "model.lora.dora must be false with zero3, which shares out the weights whose norms DoRA takes; got "
+                "true. Use trainer.strategy: fsdp2, or zero2."
+            )
         self._init_config_if_needed()
         yield  # `shard` does the rest, and keeps each tensor's type
 

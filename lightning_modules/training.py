@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import logging
 import os
 import sys
 import time
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
 import datasets
 import transformers
+from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.plugins.environments import (
+    LSFEnvironment,
+    MPIEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 import lightning_modules.strategies  # noqa: F401  # their names in trainer.strategy
+from lightning_modules import wandb
 from lightning_modules.base import EncoderModule
 from lightning_modules.callbacks import (
     MTEB,
+    Best,
     Embeddings,
     EncoderFolder,
     Environment,
     Identity,
+    Monitors,
     MTEBSettings,
     ProgressLines,
     Requeue,
@@ -40,8 +52,11 @@ from lightning_modules.callbacks import (
 )
 from lightning_modules.checkpoints import FolderCheckpointIO, by_step, newest
 from lightning_modules.identity import given, settings
+from lightning_modules.includes import with_includes
+from lightning_modules.options import Exact
 
 AFTERLIFE = 60.0  # seconds in which a requeued job's first life may still be ending, on a node that SLURM gave up
+USAGE = "lightning {} --config STAGE.yaml [OPTIONS]"
 UNTRAINED = "no checkpoint yet, so the adapter is untrained"
 
 
@@ -52,10 +67,13 @@ class Checkpoints:
     Args:
         every_n_steps: optimizer steps between two.
         keep: how many of the newest stay. At least 2, so that a torn one has one before it.
+        best: a metric such as mteb/mean or val/loss; the checkpoint where it is best (a loss: lowest) stays in `best/`,
+            and `encoder/` is of that one. None: of the last step.
     """
 
     every_n_steps: int = 100
     keep: int = 2
+    best: str | None = None
 
     def __post_init__(self) -> None:
         if self.every_n_steps < 1 or self.keep < 2:
@@ -65,6 +83,14 @@ class Checkpoints:
             )
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the lines of descriptions."""
+
+
+class Parser(LightningArgumentParser, Exact):
+    """Lightning's, without abbreviations."""
+
+
 class TrainingCLI(LightningCLI):
     """One run, one folder: `trainer.default_root_dir` holds its logs, checkpoints, settings and encoder."""
 
@@ -72,15 +98,17 @@ class TrainingCLI(LightningCLI):
     def run(cls, arguments: list[str]) -> None:
         """Parse and run one of `fit`, `validate`, `test`, `predict`."""
         _quieten()
-        quiet = {"exit_on_error": False}  # a wrong option is one line, not pages of usage
+        quiet: dict[str, Any] = {"exit_on_error": False}  # a wrong option is one line, not pages of usage
+        quiet |= {"description": classes(), "formatter_class": HelpFormatter}
         cls(
             EncoderModule,
             LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             args=arguments,
+            parser_class=Parser,
             seed_everything_default=42,
-            parser_kwargs=quiet | {command: quiet for command in cls.subcommands()},
+            parser_kwargs=quiet | {name: quiet | {"usage": USAGE.format(name)} for name in cls.subcommands()},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             save_config_callback=SaveConfigCallback,
@@ -120,10 +148,16 @@ class TrainingCLI(LightningCLI):
             raise ValueError(
                 "mteb.tasks must name what `lightning test` evaluates; got none. Set mteb.tasks: sts-fast."
             )
+        if trainer["num_nodes"] > 1 and not trainer["plugins"] and not is_launched():
+            raise ValueError(
+                f"trainer.num_nodes must be 1 without a launcher that starts this command on each node; got "
+                f"{trainer['num_nodes']}. Use slurm/submit or torchrun, or set MASTER_ADDR and NODE_RANK on each node."
+            )
         if trainer["default_root_dir"] is None:
             raise ValueError("trainer.default_root_dir must name the run's folder, such as runs/my-recipe/mntp")
-        if self.subcommand == "fit" and is_first():
+        if self.subcommand == "fit" and is_first():  # whose places Lightning hands to the other ranks
             self.lock = lock(self.root)
+            wandb.at_home(trainer["logger"], self.root)
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -148,11 +182,13 @@ class TrainingCLI(LightningCLI):
             every_n_train_steps=saving.every_n_steps,
             save_on_train_epoch_end=False,
         )
+        best = Best(self.root / "best", saving.best) if saving.best else None
         mteb: MTEBSettings = self._get(self.config_init, "mteb")
         evaluation = [MTEB(mteb)] if mteb.tasks else []
         self.identity = Identity(settings(self.config[self.subcommand].as_dict()), self.given)
-        notes = [Environment(), EncoderFolder(self.identity)]
-        return [Watchdog(), self.identity, progress, Throughput(), *evaluation, checkpoint, Requeue(), *notes]
+        notes = [Environment(), EncoderFolder(self.identity, best)]
+        checkpoints = [*([best] if best else []), checkpoint, Requeue()]
+        return [Watchdog(), self.identity, progress, Throughput(), *evaluation, Monitors(), *checkpoints, *notes]
 
     @override
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -160,12 +196,32 @@ class TrainingCLI(LightningCLI):
         if subcommand == "predict":
             options["return_predictions"] = False  # they go to disk, however many they are
         if options.get("ckpt_path") in (None, "last"):
-            found = options["ckpt_path"] = newest(self.root / "checkpoints")
+            best = subcommand != "fit" and self._get(self.config_init, "checkpoints").best
+            found = options["ckpt_path"] = newest(self.root / ("best" if best else "checkpoints"))
             if subcommand != "fit" and is_first():
                 print(f"{subcommand} in {self.root}: {f'reads {found}' if found else UNTRAINED}", file=sys.stderr)
         found = self.identity.checkpoint = options["ckpt_path"]
         self.trainer.callbacks += [SameStart(found), Embeddings(found)]  # type: ignore[attr-defined]
         return options
+
+
+class ParsedError(Exception):
+    """Settings are in order; nothing was made of them."""
+
+
+class Dry(TrainingCLI):
+    """Reads settings as `lightning fit` does, and ends there."""
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        super().parse_arguments(parser, args)
+        raise ParsedError
+
+
+def check_settings(arguments: list[str]) -> None:
+    """Raise, as `lightning fit ARGUMENTS` would, if a setting is not there or of another type. Loads no model."""
+    with suppress(ParsedError):
+        Dry.run(["fit", *with_includes(arguments)])
 
 
 class LastToo(ModelCheckpoint):
@@ -186,6 +242,24 @@ class LastToo(ModelCheckpoint):
         if trainer.is_global_zero:
             for older in by_step(Path(filepath).parent)[: -self.save_top_k]:
                 trainer.strategy.remove_checkpoint(older)
+
+
+def classes() -> str:
+    """Stages and data modules, a line each, for the help; once imported, they are known by their short names too."""
+    lines = []
+    for option, package in (("--model", "lightning_modules"), ("--data", "datamodules")):
+        home = import_module(package)
+        found = [getattr(home, name) for name in home.__all__]
+        known = [kind for kind in found if issubclass(kind, LightningModule | LightningDataModule)]
+        lines += [f"  {option} {kind.__name__:11} {str(kind.__doc__).splitlines()[0]}" for kind in known]
+    return "\n".join(["Stages and their data:", *lines, "", "--model.help NAME and --data.help NAME list settings."])
+
+
+def is_launched() -> bool:
+    """Whether something, or somebody, has said which of several nodes this is."""
+    by_hand = any(name in os.environ for name in ("MASTER_ADDR", "NODE_RANK", "GROUP_RANK"))
+    environments = (SLURMEnvironment, TorchElasticEnvironment, LSFEnvironment, MPIEnvironment)
+    return by_hand or any(environment.detect() for environment in environments)
 
 
 def is_first() -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -20,7 +21,7 @@ from otherside import adapters, sharding, weights
 from otherside.adapters import Lora
 from otherside.attention import ATTENTION, HALF, Borders, Kernel, check_kernel
 from otherside.batching import Packed, rounded
-from otherside.lineage import AUTO, Lineage
+from otherside.lineage import AUTO, CARD, Lineage
 from otherside.self_test import MaskError as MaskError
 from otherside.self_test import self_test
 from otherside.sharding import Shard
@@ -277,9 +278,13 @@ def load_lm(lineage: Lineage, config: BackboneConfig) -> PreTrainedModel:
         if not lineage.adapters:
             raise
         raise FileNotFoundError(
-            f"the base model of {config.model} must be where it was in training; nothing is at {lineage.base}. "
-            "Put it back."
+            f"the base model of {config.model} must be where it was in training; nothing is at {lineage.base}. Put it "
+            f"back, or write its new place into {Path(weights.locate(config.model)) / CARD}, as lineage.base."
         ) from error
+    if isinstance(place, Path) and not (place / "config.json").is_file():
+        raise FileNotFoundError(
+            f"backbone.model must be a folder with a model or an encoder; {place} has no config.json or encoder.json"
+        )
     try:
         lm = AutoModelForCausalLM.from_pretrained(
             place, revision=lineage.revision, dtype=getattr(torch, config.dtype), use_safetensors=True

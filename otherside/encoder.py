@@ -9,7 +9,6 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import singledispatchmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,16 +109,16 @@ class Encoder(Cosine, nn.Module):
         """(N, D) float32 vectors of packed texts, with gradients."""
         return pooling.pool(self.backbone(texts), texts, self.pooling, self.pool_start)
 
-    @singledispatchmethod
     @torch.no_grad()
     def encode(
         self,
-        texts: Sequence[str],
+        texts: Sequence[str] | DataLoader[Any],
         *,
         instruction: str = "",
         batch_size: int | None = None,
         normalize: bool = False,
         show_progress: bool = False,
+        **asked: Any,
     ) -> np.ndarray:
         """Vectors (N, D), float32, in the order of `texts`.
 
@@ -129,11 +128,18 @@ class Encoder(Cosine, nn.Module):
             batch_size: at most so many texts at once; None: as many as make a good number of tokens for the device.
             normalize: scale vectors to length 1.
             show_progress: a progress bar with the time left.
+            asked: by `mteb.evaluate`, which passes a `DataLoader` for `texts`.
 
         Raises:
             TypeError: `texts` is one string, or holds something else than strings.
             ValueError: the instruction leaves no room for text, or `batch_size` is below 1.
         """
+        if isinstance(texts, DataLoader):
+            return self.mteb().encode(texts, **asked)
+        if asked:
+            raise TypeError(
+                f"encode takes instruction, batch_size, normalize and show_progress; got {', '.join(asked)}"
+            )
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise TypeError("encode takes a list of strings; for one text, pass [text]")
         if batch_size is not None and batch_size < 1:
@@ -156,11 +162,6 @@ class Encoder(Cosine, nn.Module):
         if normalize:
             vectors = nn.functional.normalize(vectors, dim=1)
         return vectors.numpy()
-
-    @encode.register(DataLoader)
-    def _encode_for_mteb(self, inputs: Any, **asked: Any) -> np.ndarray:
-        """What `mteb.evaluate` calls."""
-        return self.mteb().encode(inputs, **asked)
 
     def mteb(self, instructions: Mapping[str, str] | None = None) -> MTEBModel:
         """This encoder as a model of mteb, with instructions; see `MTEBModel`."""

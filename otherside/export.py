@@ -22,7 +22,7 @@ from otherside import pooling
 from otherside.backbone import DTypes
 from otherside.batching import Packed, tokenise
 from otherside.encoder import Encoder
-from otherside.files import replace_folder
+from otherside.files import make_folder, replace_folder
 from otherside.tokenizer import start_id
 
 Kind = Literal["sentence-transformers", "merged"]
@@ -133,7 +133,7 @@ def export(
         ParityError: the vectors differ; nothing is written.
     """
     _check_target(Path(encoder), out, force)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent, "the folder of OUT")
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent)).resolve()
     try:
         loaded = Encoder.load(encoder)

@@ -21,6 +21,19 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def make_folder(folder: Path, option: str) -> None:
+    """Make a folder that an option names, if it is not there.
+
+    Raises:
+        ValueError: nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(f"{option} must be a folder to write to; {folder}: {error.strerror}") from error
+
+
 def replace_folder(work: Path, folder: Path) -> None:
     """Put a finished folder in its place by rename, after its files have reached the disk.
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 CARD = "encoder.json"
+ENCODER = "encoder"  # the encoder folder inside a run's folder, or a checkpoint's
 FORMAT = 2
 BASE = "base"  # stage of a model that is no encoder folder
 AUTO = "auto"  # start token of such a model: see `tokenizer.default_start`

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from otherside.lineage import AUTO, BASE, Card, Lineage, sha256
+from otherside.lineage import AUTO, BASE, CARD, ENCODER, Card, Lineage, sha256
 
 PACKAGE = "pkg://"
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -20,14 +20,21 @@ def locate(model: str) -> str | Path:
 
     Args:
         model: `org/name` on the hub, a folder, a .gguf file, or `pkg://PACKAGE/FILE` (a file or folder in an installed
-            package, which is not imported).
+            package, which is not imported). The folder of a run or of one of its checkpoints stands for its encoder.
 
     Raises:
-        FileNotFoundError: there is no such file, folder or package.
+        FileNotFoundError: there is no such file, folder or package, or the run there has no encoder yet.
     """
     if model.startswith(PACKAGE):
         return _in_package(model)
     path = Path(model).expanduser()
+    if (path / ENCODER / CARD).is_file():
+        return path / ENCODER
+    if checkpoints := sorted(path.glob(f"checkpoints/*/{ENCODER}"), key=lambda folder: folder.stat().st_mtime):
+        raise FileNotFoundError(
+            f"a run must have ended to be an encoder; {path} has not. Run it to its end, or name a checkpoint, such as "
+            f"{checkpoints[-1].parent}."
+        )
     if path.exists():
         return path
     if not HUB_ID.fullmatch(model) or path.suffix == ".gguf":

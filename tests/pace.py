@@ -29,15 +29,20 @@ class Pace(pl.Callback):
 
 
 class Ask(pl.Callback):
-    """Asks its own process to stop, by SIGUSR1, before a batch.
+    """Asks its own process to stop, before a batch or while the run is set up.
 
     Args:
-        batch: its number.
+        batch: its number; None: in setup.
+        number: of the signal.
     """
 
-    def __init__(self, batch: int) -> None:
-        self.batch = batch
+    def __init__(self, batch: int | None, number: int = signal.SIGUSR1) -> None:
+        self.batch, self.number = batch, number
+
+    def setup(self, *_: Any, **__: Any) -> None:
+        if self.batch is None:
+            os.kill(os.getpid(), self.number)
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx == self.batch:
-            os.kill(os.getpid(), signal.SIGUSR1)
+            os.kill(os.getpid(), self.number)

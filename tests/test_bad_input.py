@@ -18,7 +18,7 @@ import runs
 import torch
 from probing_data import write_published
 from sts import write_sts
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 
 Arguments = list[str | Path]
 
@@ -109,6 +109,15 @@ def case(kind: str, make: Callable[[Bad], Arguments], *says: str) -> None:
 case("no such command", lambda bad: ["train"], "'train' is no command of lightning", "fit, validate")
 case("no YAML", lambda bad: ["fit"], "must be given: data, model", "`lightning fit --help`")
 case("no such YAML", lambda bad: ["fit", "--config", "no.yaml"], "--config must name a YAML file", "no.yaml")
+case(
+    "option cut short",
+    lambda bad: [*bad.fit(), "--trainer.max_step", "1"],
+    "max_step, did you mean --trainer.max_steps?",
+)
+case(
+    "option of a part cut short", lambda bad: [*bad.fit("SimCSE"), "--model.loss.scal=1"], "did you mean --loss.scale?"
+)
+case("probe: option cut short", lambda bad: ["probe", bad.llama, "--ou", "a"], "no option --ou, did you mean --out?")
 case("not YAML", lambda bad: bad.yaml("model: [\ntrainer: {"), "bad.yaml, line 2, column 11: expected")
 case("binary YAML", lambda bad: ["fit", "--config", bad.llama / "model.safetensors"], "must name YAML files")
 case("YAML is a list", lambda bad: bad.yaml("- model"), "must hold settings by name", "got a list")
@@ -202,6 +211,18 @@ case(
     "bf16-mixed",
 )
 case(
+    "several nodes without a launcher",
+    lambda bad: bad.fit(**{"trainer.num_nodes": 2}),
+    "trainer.num_nodes must be 1 without a launcher",
+    "got 2. Use slurm/submit or torchrun",
+)
+case(
+    "DoRA with ZeRO-3",
+    lambda bad: bad.fit(**{"trainer.strategy": "zero3", "model.init_args.lora.dora": True}),
+    "model.lora.dora must be false with zero3",
+    "Use trainer.strategy: fsdp2",
+)
+case(
     "too much accumulation",
     lambda bad: bad.fit(**{"trainer.accumulate_grad_batches": 1000}),
     "trainer.accumulate_grad_batches must not be more than",
@@ -236,6 +257,18 @@ case(
     "model: weights cut short",
     lambda bad: bad.changed_llama(lambda f: cut(f / "model.safetensors")),
     "could not be loaded",
+)
+
+
+def with_sliding_windows(bad: Bad) -> Arguments:
+    copy = shutil.copytree(bad.llama, bad.folder / "mistral")
+    config = MistralConfig.from_pretrained(copy, sliding_window=64)
+    AutoModelForCausalLM.from_config(config).save_pretrained(copy)
+    return bad.fit(start=copy)
+
+
+case(
+    "model: sliding windows", with_sliding_windows, "full attention", "sliding_window=64", "set sliding_window: null in"
 )
 
 
@@ -279,6 +312,12 @@ case("model: broken .gguf", broken_gguf, "a whole .gguf file", "Download it agai
 # Data
 case("data: no such file", lambda bad: bad.source(path="no.txt"), "path 'no.txt' must name a file", "Correct path")
 case("data: glob without files", lambda bad: bad.source(path="data/*.jsonl"), "'data/*.jsonl' must match a file")
+case(
+    "data: not a list", lambda bad: [*bad.fit(), "--data.sources", "pairs.jsonl"], "'[{path: pairs.jsonl}]'; got pairs"
+)
+case(
+    "data: names in a list", lambda bad: bad.data(sources=["pairs.jsonl"]), "data.sources must be a list", "got pairs.j"
+)
 case("data: a folder", lambda bad: bad.source(path=bad.llama), "path must name files", "*.jsonl")
 case("data: unknown type", lambda bad: bad.rows("a.docx", "x"), "path must name files of type .jsonl", "a.docx")
 case("data: none", lambda bad: bad.data(sources=[]), "data.sources must name", "got none", "Set data.init_args.sources")
@@ -356,7 +395,8 @@ case(
     "encoder: base gone",
     lambda bad: bad.changed_encoder(lambda f: card(f, base="/no/llama")),
     "at /no/llama",
-    "Put it back",
+    "Put it back, or write its new place into",
+    "earlier/encoder/encoder.json, as lineage.base",
 )
 case(
     "encoder: card broken",
@@ -485,6 +525,12 @@ case("probe: no such data", lambda bad: ["probe", bad.llama, "--out", "a", "--da
 case("probe: malformed data", lambda bad: bad.probed("cat\tN\t0-0\tThe cat .\n"), "test.data.txt, line 1", "5 values")
 
 
+def unfinished(bad: Bad) -> str:
+    runs.run(*bad.fit(), cwd=bad.folder)
+    shutil.rmtree(bad.folder / "run" / "encoder")
+    return "run"
+
+
 def reported(broken: str, content: str) -> Callable[[Bad], Arguments]:
     """A report of a good run, with a broken file in the folder of its probes or of its MTEB results."""
 
@@ -519,6 +565,22 @@ case(
     reported("run/mteb/results/a/b-step1/RTE3.json", "{}"),
     "must be a result of mteb",
     "RTE3.json",
+)
+case(
+    "export: a run that has not ended",
+    lambda bad: [*("export", unfinished(bad)), "out"],
+    "run must have ended",
+    "name a checkpoint, such as run/checkpoints/step=2.ckpt",
+)
+case("export: read-only", lambda bad: ["export", bad.llama, "/proc/no/a"], "folder of OUT must be a folder to write to")
+case("probe: read-only", lambda bad: ["probe", bad.llama, "--out", "/proc/a"], "--out must be a folder to write to")
+case(
+    "report: read-only",
+    lambda bad: ["report", bad.encoder.parent, "--out", "/proc/a"],
+    "--out must be a folder to write",
+)
+case(
+    "export: no model", lambda bad: ["export", bad.folder, "out"], "must be a folder with a model", "has no config.json"
 )
 case("export: nothing named", lambda bad: ["export"], "must be given: encoder, out")
 case("export: no such encoder", lambda bad: ["export", "../no", "out"], "backbone.model must be", "nothing is at ../no")
@@ -558,11 +620,41 @@ case(
     "data of BIOSSES must be at tasks/mteb__biosses-sts or on the hub",
 )
 case(
+    "mteb: data not on the hub",
+    with_mteb(tasks=["BIOSSES"], data=None),
+    "data of BIOSSES must be on the hub, or in the",
+)
+case(
     "mteb: no such instruction", with_mteb(instructions={"STS-qeury": "a"}), "mteb.instructions must", "mean STS-query?"
 )
 case("mteb: every 0 steps", with_mteb(every_n_steps=0), "mteb.every_n_steps must be at least 1", "got 0")
 case("mteb: time budget", with_mteb(time_budget="soon"), "mteb.time_budget must be a time such as 90s", "got 'soon'")
 case("mteb: no time", with_mteb(time_budget="0m"), "mteb.time_budget must be longer than nothing; got 0m")
+
+
+def watched(monitor: str, kind: str = "EarlyStopping", **settings: object) -> Callable[[Bad], Arguments]:
+    """Fit with a callback that watches such a metric."""
+    callback = {"class_path": f"lightning.pytorch.callbacks.{kind}", "init_args": {"monitor": monitor}}
+
+    def make(bad: Bad) -> Arguments:
+        write_sts(bad.folder / "tasks")
+        return bad.fit(**{"trainer.callbacks": [callback], **settings})
+
+    return make
+
+
+case(
+    "monitor: no such task",
+    watched("mteb/STSBenchmrk", mteb=MTEB),
+    "EarlyStopping.monitor must be a metric that is logged: step, epoch, train/loss",
+    "mteb/STSBenchmark, mteb/mean; got mteb/STSBenchmrk. Did you mean mteb/STSBenchmark?",
+)
+case("monitor: no MTEB", watched("mteb/mean", "ModelCheckpoint"), "ModelCheckpoint.monitor must", "need mteb.tasks")
+case("monitor: nearly", watched("mteb_mean", mteb=MTEB), "got mteb_mean. Did you mean mteb/mean?")
+case("monitor: no validation", watched("val/loss"), "got val/loss", "val/… needs data.val_sources")
+case(
+    "checkpoints.best", lambda bad: bad.fit(**{"checkpoints.best": "mteb/mean"}), "checkpoints.best must", "mteb.tasks"
+)
 case("mteb: unknown setting", with_mteb(task="RTE3"), "no setting 'mteb.task'")
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Timer
-from torch import Tensor
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from typing_extensions import override
 
 from lightning_modules import finished
 from lightning_modules.base import EncoderModule
 from lightning_modules.callbacks.identity import Identity
+from otherside.files import replace_folder
 
 OUT_OF_TIME = 124  # exit status, as that of `timeout`
 
@@ -23,10 +24,11 @@ class EncoderFolder(pl.Callback):
 
     Args:
         identity: what the run is; it goes into the note.
+        best: whose best checkpoint the encoder is of; None: of the last step.
     """
 
-    def __init__(self, identity: Identity) -> None:
-        self.identity = identity
+    def __init__(self, identity: Identity, best: ModelCheckpoint | None = None) -> None:
+        self.identity, self.best = identity, best
 
     @override  # not on_train_end: Lightning leaves that out where a run resumes behind its last step
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -46,9 +48,21 @@ class EncoderFolder(pl.Callback):
             sys.exit(OUT_OF_TIME)
         weights = trainer.strategy.lightning_module_state_dict()  # all ranks, as they may be sharded
         if trainer.is_global_zero:
-            pl_module.encoder.save(root / finished.ENCODER, pl_module.stage, trainer.global_step, _in_backbone(weights))
+            if self.best and self.best.best_model_path:
+                self._copy(self.best, root)
+            else:
+                pl_module.save_encoder(root / finished.ENCODER, weights)
             ends = (trainer.global_step, trainer.current_epoch, trainer.max_steps, trainer.max_epochs)
             finished.write(root, *ends, given=self.identity.given, **self.identity.notes)
+
+    @staticmethod
+    def _copy(best: ModelCheckpoint, root: Path) -> None:
+        path = Path(best.best_model_path)
+        work = root / f".{finished.ENCODER}.tmp"
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.copytree(path / finished.ENCODER, work)
+        replace_folder(work, root / finished.ENCODER)
+        print(f"encoder/ is that of {path.name}: {best.monitor} {best.best_model_score:.4f}", file=sys.stderr)
 
 
 def out_of_time(trainer: pl.Trainer) -> bool:
@@ -58,9 +72,3 @@ def out_of_time(trainer: pl.Trainer) -> bool:
     timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
     left = [timer.time_remaining() for timer in timers]
     return bool(trainer.strategy.broadcast(any(seconds is not None and seconds <= 0 for seconds in left)))
-
-
-def _in_backbone(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names as the language model inside has them."""
-    prefix = "encoder.backbone.lm."
-    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}

@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from lightning_modules import signals
 from lightning_modules.base import EncoderModule
+from lightning_modules.callbacks.monitors import PREFIX, judge
 from lightning_modules.callbacks.undisturbed import leave_out, undisturbed
 from lightning_modules.checkpoints import check
 from otherside.batching import Packed, TextBatch, tokenise
@@ -74,7 +75,8 @@ class StoppedError(Exception):
 
 
 class MTEB(pl.Callback):
-    """Logs `mteb/TASK` and, when all tasks were finished, `mteb/mean`, for `ModelCheckpoint` and `EarlyStopping` too.
+    """Logs `mteb/TASK` and, when all tasks were finished, `mteb/mean`; `ModelCheckpoint` and `EarlyStopping` that watch
+    one look at it right after.
 
     Args:
         settings: which tasks, when.
@@ -84,6 +86,7 @@ class MTEB(pl.Callback):
         self.settings = settings
         self._evaluation: Evaluation  # on rank 0
         self._serving: Serving
+        self.logged: list[str] = []  # the metrics' names
         self._last: dict[str, Any] = {"step": -1, "metrics": {}}
 
     @override
@@ -102,13 +105,14 @@ class MTEB(pl.Callback):
 
         self._serving = Serving(prepare, forward)
         with undisturbed(pl_module):
-            self._serving.run(lambda: self._load(Path(trainer.default_root_dir)))
+            self.logged = self._serving.run(lambda: self._load(Path(trainer.default_root_dir)))
 
-    def _load(self, root: Path) -> None:
+    def _load(self, root: Path) -> list[str]:
         settings = self.settings
         assert settings.tasks is not None
         data = Path(settings.data).expanduser() if settings.data else None
         self._evaluation = Evaluation(settings.tasks, settings.languages, data, settings.instructions, root / "mteb")
+        return [f"{PREFIX}{name}" for name in (*(task.metadata.name for task in self._evaluation.tasks), "mean")]
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -151,15 +155,17 @@ class MTEB(pl.Callback):
             scores = self._serving.run(lambda: self._lead(trainer, pl_module, step))
         if scores is None:
             return
-        metrics = {f"mteb/{name}": score for name, score in scores.tasks.items()}
+        metrics = {f"{PREFIX}{name}": score for name, score in scores.tasks.items()}
         if scores.mean is not None:
-            metrics["mteb/mean"] = scores.mean
+            metrics[f"{PREFIX}mean"] = scores.mean
         self._last = {"step": step, "metrics": {**self._last["metrics"], **metrics}}
         trainer.callback_metrics.update(_tensors(metrics))
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=step)
         if trainer.is_global_zero:
             print(report(scores, step), file=sys.stderr, flush=True)
+        if trainer.training:
+            judge(trainer, metrics)
         leave_out(trainer, time.perf_counter() - began)
 
     def _lead(self, trainer: pl.Trainer, module: EncoderModule, step: int) -> Scores | None:

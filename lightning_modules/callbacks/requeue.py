@@ -26,8 +26,9 @@ class Requeue(Checkpoint):  # Lightning puts those behind all other callbacks, w
     - SIGUSR1, which SLURM sends ahead of the time limit (`sbatch --signal=USR1@180`): rank 0 requeues the job.
     - SIGTERM, from preemption or `scancel`: SLURM itself decides what becomes of the job, and only requeues one that
       still runs when its grace time ends. So the ranks stay until the job is ending, at most `OTHERSIDE_GRACE` seconds.
+    - SIGINT, which is Ctrl-C: they leave.
 
-    Outside SLURM both just save and leave. The exit status is 128 + signal: only a finished training ends with 0.
+    Outside SLURM all just save and leave. The exit status is 128 + signal: only a finished training ends with 0.
     """
 
     def __init__(self) -> None:
@@ -41,6 +42,11 @@ class Requeue(Checkpoint):  # Lightning puts those behind all other callbacks, w
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._step = trainer.global_step
+        signals.note_interrupt(True)
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        signals.note_interrupt(False)
 
     @override
     def on_train_batch_end(
@@ -67,7 +73,7 @@ class Requeue(Checkpoint):  # Lightning puts those behind all other callbacks, w
             for older in set(path.parent.glob("stopped-*.ckpt")) - {path}:
                 trainer.strategy.remove_checkpoint(older)
         self._say(trainer, f"stopped by {number.name}; run the same command again to go on from {path}")
-        if job := slurm_job():
+        if (job := slurm_job()) and number != signal.SIGINT:
             if number == signal.SIGTERM:
                 self._await_end(trainer, job)
             elif trainer.is_global_zero:

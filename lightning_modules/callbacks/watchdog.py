@@ -86,7 +86,8 @@ class Watch(threading.Thread):
         self.store.set_timeout(timedelta(seconds=max(self.silence, 5)))
         self.store.delete_key(f"left{self.rank}")  # of an earlier command in this process group
         self.heard: dict[int, tuple[str, float]] = {}  # by rank: last beat, and when it was new
-        self.places: tuple[dict[int, str], float] = ({}, float("inf"))  # where the others are, and since when
+        self.places: dict[int, str] = {}  # where the others are
+        self.moved: float | None = time.monotonic()  # when one of them last moved; None: it was said that none does
         self._ended = threading.Event()
         self._beats = 0
 
@@ -145,15 +146,15 @@ class Watch(threading.Thread):
 
     def _note_standstill(self, now: float) -> None:
         """Say once where all ranks are when none has moved for long: NCCL then ends them without saying whose fault."""
-        places, since = {rank: json.loads(beat)["at"] for rank, (beat, _) in self.heard.items()}, self.places[1]
-        if places != self.places[0]:
-            self.places = (places, now)
-        elif now - since > PATIENCE * self.timeout:
-            self.places = (places, float("inf"))
+        places = {rank: json.loads(beat)["at"] for rank, (beat, _) in self.heard.items()}
+        if places != self.places:
+            self.places, self.moved = places, now
+        elif self.moved is not None and now - self.moved > PATIENCE * self.timeout:
             rare = Counter(places.values())
             odd = sorted(places, key=lambda rank: (rare[places[rank]], rank))[:8]
-            shown = "; ".join(self._describe(rank) for rank in odd)
-            print(f"no rank has moved for {now - since:.0f} s: {shown}", file=sys.stderr, flush=True)
+            shown = "; ".join(self._describe(rank) for rank in odd) or "none but rank 0 has come so far"
+            print(f"no rank has moved for {now - self.moved:.0f} s: {shown}", file=sys.stderr, flush=True)
+            self.moved = None
 
     def tell(self, error: Exception) -> None:
         """Let the others know why this rank ends; the first one to tell is believed."""

@@ -15,7 +15,8 @@ from lightning_modules.finished import NOTE
 from lightning_modules.report import figures, tables
 from lightning_modules.report.paper import Published, nearest
 from lightning_modules.report.runs import Run, find_runs
-from otherside.files import atomic
+from lightning_modules.wandb import ID
+from otherside.files import atomic, make_folder
 from otherside.probing.findings import FILE as FINDINGS
 from otherside.probing.findings import MARGIN, Cell, read_findings
 from otherside.probing.results import Measured, Result, read_results
@@ -60,6 +61,7 @@ def write(places: list[Path], out: Path, probing: Path | None = None, title: str
         raise NotADirectoryError(f"--out must be a folder; {out} is a file")
     paper = nearest(_parameters(runs))
     rows = _tables(runs, probed, paper)  # everything is read, and found sound, before anything is written
+    make_folder(out, "--out")
     groups = [group for group in figures.of_training(runs) if group.panels]
     probes = list(figures.of_probing(probed.results, probed.tasks, paper)) if probed and probed.results else []
     about = json.dumps([_about(run) for run in runs], indent=1) + "\n"
@@ -206,12 +208,21 @@ def _page(
         paper=paper,
         probed=probed,
         builtin=bool(probed and probed.about.get("data") == "builtin"),
-        missing=_missing(probed, mteb, hardware, training),
+        missing=_missing(runs, probed, mteb, hardware, training),
     )
 
 
+def _in_wandb(runs: Sequence[Run]) -> str:
+    known = [f"{run.name} (run {path.read_text().strip()})" for run in runs if (path := run.root / ID).is_file()]
+    return f"Curves are in Weights & Biases: {', '.join(known)}." if known else ""
+
+
 def _missing(
-    probed: Probed | None, mteb: tables.Table | None, hardware: tables.Table | None, training: list[dict[str, Any]]
+    runs: Sequence[Run],
+    probed: Probed | None,
+    mteb: tables.Table | None,
+    hardware: tables.Table | None,
+    training: list[dict[str, Any]],
 ) -> dict[str, str]:
     """A sentence for each part that there is nothing to say in."""
     findings = NO_PROBING if probed is None else "" if probed.findings else NO_FINDINGS
@@ -220,7 +231,7 @@ def _missing(
         "probing": "" if probed else NO_PROBING,
         "mteb": "" if mteb else NO_MTEB,
         "hardware": "" if hardware else NO_NOTES,
-        "curves": "" if training else NO_CURVES,
+        "curves": _in_wandb(runs) or ("" if training else NO_CURVES),
     }
 
 

@@ -100,9 +100,9 @@ def load(task: AbsTask, folder: Path | None) -> None:
             else:
                 part.load_data()
         except Exception as error:  # of many kinds: no network, no such repository, a broken file
-            where = f"{place} or on the hub" if place else "on the hub, or in the folder that mteb.data names"
+            where = f"at {place} or on the hub" if place else "on the hub, or in the folder that mteb.data names"
             raise FileNotFoundError(
-                f"the data of {metadata.name} must be at {where}, and could not be read: "
+                f"the data of {metadata.name} must be {where}, and could not be read: "
                 f"{type(error).__name__}: {str(error).strip() or 'no reason given'}"
             ) from error
         finally:

@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from otherside.backbone import AnyDType, DTypes, fast_dtype
 from otherside.encoder import Encoder
+from otherside.files import make_folder
 from otherside.lineage import sha256
 from otherside.probing.anisotropy import anisotropy, sample
 from otherside.probing.download import fetch
@@ -243,7 +244,7 @@ def run_probe(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = fast_dtype() if dtype == "auto" else dtype
     probing = Probing(found, words, pairs, rated, protocol, layers, dtype, device, out)
-    (out / VARIANTS).mkdir(parents=True, exist_ok=True)
+    make_folder(out / VARIANTS, "--out")
     logging.disable_progress_bar()  # one bar at a time
     results = []
     with tqdm(total=probing.work * len(variants), unit="text", smoothing=0) as bar:

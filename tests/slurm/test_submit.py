@@ -36,10 +36,10 @@ def recipe(tmp_path: Path, tiny_llama: Path) -> Path:
     return folder
 
 
-def submit(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+def submit(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}", **more}
     command = [sys.executable, str(REPOSITORY / "slurm" / "submit"), *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
 
 
 def commands(printed: str) -> list[list[str]]:
@@ -100,13 +100,23 @@ def test_outside_of_its_environment_it_says_so(recipe: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["recipe/simcse.yaml"], "there is no runs/mntp/encoder. Submit the folder of the whole recipe."),
+        (
+            ["recipe", "--dry-run", "--sweep", "model.loss.scale=10,20"],
+            "recipe/mntp.yaml with --model.loss.scale=10: ",
+        ),
+        (["recipe", "--dry-run", "--", "--trainer.max_step", "3"], "did you mean --trainer.max_steps?"),
+        (["recipe", "--dry-run", "--", "--trainer.max_steps", "many"], "trainer.max_steps"),
+        (
+            ["recipe"],
+            "must run where SLURM's sbatch is; there is none. --dry-run",
+        ),
+        (["recipe/simcse.yaml", "--dry-run"], "there is no runs/mntp/encoder. Submit the folder of the whole recipe."),
         (["nowhere"], "a recipe must be a folder with a YAML per stage, or a stage's YAML; got nowhere"),
         (["recipe", "--sweep", "model.lora.r"], "--sweep must be SETTING=VALUE,VALUE; got 'model.lora.r'"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], said: str, recipe: Path) -> None:
-    ended = submit(*arguments, cwd=recipe.parent)
+    ended = submit(*arguments, cwd=recipe.parent, PATH="/nowhere")
     assert ended.returncode == 1 and said in ended.stderr
     assert ended.stderr.startswith("error: ") and len(ended.stderr.splitlines()) == 1
 

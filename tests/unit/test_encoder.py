@@ -295,3 +295,10 @@ class TestLimit:
         encoder = Encoder.load(folder)
         assert encoder.max_length == 20
         assert encoder.encode(["word " * 100]).shape == (1, 64)
+
+
+def test_texts_may_be_named(tiny_llama) -> None:
+    encoder = Encoder.load(tiny_llama)
+    assert np.array_equal(encoder.encode(texts=["a b"]), encoder.encode(["a b"]))
+    with pytest.raises(TypeError, match="got normalise"):
+        encoder.encode(["a b"], normalise=True)

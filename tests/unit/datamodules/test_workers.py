@@ -37,6 +37,7 @@ def survive(options: dict[str, object]) -> bool:
         signaller = os.fork()
         if not signaller:
             os.kill(worker, signal.SIGUSR1)
+            os.kill(worker, signal.SIGINT)
             os.kill(worker, signal.SIGTERM)
             os._exit(0)
         os.waitpid(signaller, 0)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import runs
 
 from lightning_modules.cli import FUNCTIONS, main
 
@@ -33,6 +36,24 @@ def test_a_bare_flag_is_true(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("mntp, ")
 
 
+def test_a_module_in_the_working_directory_is_found(tmp_path: Path, tiny_llama: Path) -> None:
+    """By the script, which unlike `python -m` has no working directory among its paths; also in a job."""
+    (tmp_path / "mycode.py").write_text("from lightning_modules import MNTP\n\n\nclass Mine(MNTP):\n    pass\n")
+    (tmp_path / "bin").mkdir()
+    script = tmp_path / "bin" / "lightning"
+    script.write_text("from lightning_modules.cli import main\n\nmain()\n")  # as pip writes it
+    runs.write_data(tmp_path, rows=16)
+    config = runs.write_stage(tmp_path, "MNTP", tiny_llama, steps=1, **{"model.class_path": "mycode.Mine"})
+    ended = subprocess.run(
+        [sys.executable, script, "fit", "--config", config],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_a_reader_that_has_gone_is_no_error() -> None:
     command = [sys.executable, "-m", "lightning_modules.cli", "size", CONFIG, "--model", SHAPE]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -40,3 +61,20 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 128 + signal.SIGPIPE
+
+
+@pytest.mark.parametrize(
+    "arguments", [["probe", "no", "--out", "out"], ["fit", "--config", CONFIG], ["recipe", "configs/quickstart"]]
+)
+def test_ctrl_c_while_libraries_are_imported_is_one_line(arguments: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lightning_modules.cli", *arguments]
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        time.sleep(1)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and len([line for line in said.splitlines() if line]) == 1 + (
+        arguments[0] == "recipe"
+    )
+    assert said.endswith(" was stopped by Ctrl-C; the same command begins again\n")

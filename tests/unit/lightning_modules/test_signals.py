@@ -15,7 +15,7 @@ import os, signal, sys, time
 me = os.getpid()
 {before}
 from lightning_modules import signals
-signals.install()
+signals.install(training=True)
 {after}
 assert "torch" not in sys.modules
 """
@@ -34,6 +34,15 @@ def test_nothing_is_asked_at_first() -> None:
 
 def test_sigterm_wins_over_sigusr1() -> None:
     assert run(after="os.kill(me, 15); os.kill(me, 10); assert signals.asked() == 15") == 0
+
+
+def test_ctrl_c_ends_at_once_where_there_is_no_step() -> None:
+    assert run(after="os.kill(me, 2); time.sleep(9)") == 130
+
+
+def test_ctrl_c_while_training_is_noted_and_a_second_one_means_now() -> None:
+    assert run(after="signals.note_interrupt(True); os.kill(me, 2); assert signals.asked() == 2") == 0
+    assert run(after="signals.note_interrupt(True); os.kill(me, 2); time.sleep(2.1); os.kill(me, 2)") == -2
 
 
 def test_a_signal_before_the_handler_waits_behind_a_block() -> None:

@@ -122,6 +122,14 @@ def test_validate_reads_the_newest_checkpoint(place: Path, tiny_llama: Path) -> 
     assert trained["val/mrr"] > untrained["val/mrr"]
 
 
+def test_help_names_stages_and_data_and_knows_their_short_names(place: Path) -> None:
+    shown = runs.run("fit", "--help", cwd=place).splitlines()
+    assert shown[0] == "usage: lightning fit --config STAGE.yaml [OPTIONS]"
+    for option, name in (("model", "MNTP"), ("model", "SimCSE"), ("data", "Pairs"), ("data", "Sentences")):
+        assert [line for line in shown[:14] if line.startswith(f"  --{option} {name} ") and line.endswith(".")]
+        assert f"--{option}." in runs.run("fit", f"--{option}.help", name, cwd=place)
+
+
 def test_a_logger_is_one_line(place: Path, tiny_llama: Path) -> None:
     logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "logs"}}
     config = runs.write_stage(place, "MNTP", tiny_llama, root="run", steps=2, **{"trainer.logger": logger})

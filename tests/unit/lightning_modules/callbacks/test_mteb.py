@@ -102,18 +102,35 @@ def test_instructions_change_scores(place: Path, tiny_llama: Path) -> None:
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_scores_choose_checkpoints_and_stop_training(ranks: int, place: Path, tiny_llama: Path) -> None:
     best = {"monitor": f"mteb/{NAME}", "mode": "max", "every_n_train_steps": 1, "filename": "{step}", "dirpath": "best"}
-    stop = {"monitor": "mteb/mean", "mode": "max", "patience": 1, "min_delta": 1.0}  # never so much better
+    stop = {"monitor": "mteb/mean", "mode": "max", "patience": 3, "min_delta": 1.0}  # never so much better
     callbacks = [
         {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": best | {"dirpath": f"best{ranks}"}},
         {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": stop},
     ]
-    settings = {"mteb.every_n_steps": 1, "trainer.callbacks": callbacks, "trainer.max_epochs": 5}
+    settings = {"mteb.every_n_steps": 2, "trainer.callbacks": callbacks, "trainer.max_epochs": 5}
     config = stage(place, tiny_llama, "MNTP", f"monitor{ranks}", 30, **settings)
     found = said(runs.run_ranks(ranks, "fit", "--config", config, cwd=place))
-    assert max(found) == 12  # of 30: two epochs of six steps, the second no better than the first
+    assert list(found) == [0, 2, 4, 6]  # at the evaluation, not at the end of an epoch of six steps
     [chosen] = (place / f"best{ranks}").iterdir()
     found.pop(0)
     assert chosen.name == f"step={max(found, key=lambda step: found[step])}.ckpt"
+    again = runs.run_ranks(ranks, "fit", "--config", config, "--trainer.max_steps", "31", cwd=place)
+    assert not said(again) and "step 7/" not in again  # stopped is stopped
+
+
+def test_the_encoder_is_that_of_the_best_score(place: Path, tiny_llama: Path) -> None:
+    best = {"mteb.every_n_steps": 1, "checkpoints.best": "mteb/mean", "model.init_args.schedule.total_steps": 100}
+    config = stage(place, tiny_llama, "Supervised", "best", 6, **best)
+    output = runs.run("fit", "--config", config, cwd=place)
+    found = said(output)
+    found.pop(0)
+    step = max(found, key=lambda step: found[step])
+    assert step < 6, "the last step is the best: choose another seed"
+    assert f"encoder/ is that of step={step}.ckpt: mteb/mean {found[step]:.4f}" in output
+    encoder = Encoder.load(place / "best")
+    assert json.loads((place / "best" / "encoder" / "encoder.json").read_text())["steps"] == step
+    assert score_of(encoder, place / "data") == pytest.approx(found[step], abs=1e-4)
+    assert list(said(runs.run("test", "--config", config, cwd=place))) == [step]
 
 
 def test_after_a_resume_no_score_is_missing(place: Path, tiny_llama: Path) -> None:

@@ -31,7 +31,7 @@ def until(path: Path, pattern: str = "*", timeout: float = 60) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGUSR1, 0), (signal.SIGTERM, 2)])
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGUSR1, 0), (signal.SIGTERM, 2), (signal.SIGINT, 2)])
 def test_a_stopped_run_loses_no_step(number: signal.Signals, workers: int, place: Path, tiny_llama: Path) -> None:
     """The signal goes to every process, loader workers too, as SLURM's does."""
     name = f"{number.name}-{workers}"
@@ -47,6 +47,7 @@ def test_a_stopped_run_loses_no_step(number: signal.Signals, workers: int, place
     assert stopped.name == f"stopped-step={last}.ckpt" and last < 24
     said = f"stopped by {number.name}; run the same command again to go on from {name}/checkpoints/{stopped.name}"
     assert said in output
+    assert output.count("stopping at the end of this step") == (number == signal.SIGINT)
     assert not (place / name / "finished.json").exists()
 
     output = runs.run("fit", "--config", config, cwd=place)
@@ -55,6 +56,26 @@ def test_a_stopped_run_loses_no_step(number: signal.Signals, workers: int, place
     if not calm.exists():
         runs.run("fit", "--config", config, "--trainer.default_root_dir", "calm", cwd=place)
     runs.assert_equal(runs.adapter(place / "calm"), runs.adapter(place / name))
+
+
+def test_ctrl_c_at_one_rank_stops_all_at_the_same_step(place: Path, tiny_llama: Path) -> None:
+    callbacks = [{"class_path": "pace.Pace", "init_args": {"seconds": 0.05, "skew": 0.05}}]
+    config = runs.write_stage(place, "MNTP", tiny_llama, root="both", steps=200, **{"trainer.callbacks": callbacks})
+    ranks = runs.start_ranks(2, "fit", "--config", config, cwd=place)
+    until(place / "both" / "checkpoints", "step=2.ckpt")
+    os.kill(ranks[1].pid, signal.SIGINT)
+    (status, output), (other, _) = (rank.wait() for rank in ranks)
+    assert (status, other) == (130, 130) and "Traceback" not in output
+    assert "stopped by SIGINT; run the same command again to go on from both/checkpoints/stopped-step=" in output
+
+
+def test_ctrl_c_before_training_is_one_line(place: Path, tiny_llama: Path) -> None:
+    callbacks = [{"class_path": "pace.Ask", "init_args": {"batch": None, "number": int(signal.SIGINT)}}]
+    config = runs.write_stage(place, "MNTP", tiny_llama, root="early", **{"trainer.callbacks": callbacks})
+    status, output = runs.start("fit", "--config", config, cwd=place).wait()
+    assert status == 130 and "Traceback" not in output
+    assert output.splitlines()[-1] == "lightning fit was stopped by Ctrl-C; the same command begins again"
+    assert not (place / "early" / "checkpoints").exists()
 
 
 def test_only_the_newest_stop_stays(place: Path, tiny_llama: Path) -> None:
