@@ -41,6 +41,10 @@ UNFINISHED := $(VENV)/.unfinished
 OURS := $(VENV)/.made-by-make
 LOCK := $(VENV)/constraints.txt
 
+# Container images like to set it. Each of many processes would then compile all of torch and transformers anew: importing
+# them takes three times as long.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install quickstart test lint clean FORCE
