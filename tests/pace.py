@@ -36,7 +36,7 @@ class Ask(pl.Callback):
         number: of the signal.
     """
 
-    def __init__(self, batch: int | None, number: int = signal.SIGUSR1) -> None:
+    def __init__(self, batch: int | None, number: int = int(signal.SIGUSR1)) -> None:
         self.batch, self.number = batch, number
 
     def setup(self, *_: Any, **__: Any) -> None:

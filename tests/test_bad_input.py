@@ -268,7 +268,11 @@ def with_sliding_windows(bad: Bad) -> Arguments:
 
 
 case(
-    "model: sliding windows", with_sliding_windows, "full attention", "sliding_window=64", "set sliding_window: null in"
+    "model: sliding windows",
+    with_sliding_windows,
+    "attention is a Llama's",
+    "sliding_window=64",
+    '"sliding_window": null in',
 )
 
 

@@ -369,7 +369,7 @@ class TestLoading:
         ("options", "message"),
         [
             ({"attention": "both"}, "backbone.attention must be bidirectional or causal; got 'both'"),
-            ({"dtype": "int8"}, "backbone.dtype must be one of float32, bfloat16, float16; got 'int8'"),
+            ({"dtype": "int8"}, "backbone.dtype must be one of auto, float32, bfloat16, float16; got 'int8'"),
             ({"kernel": "fast"}, "backbone.kernel must be one of"),
             ({"attention_dropout": 1.0}, r"backbone.attention_dropout must lie in \[0, 1\); got 1.0"),
             ({"kernel": "varlen", "attention_dropout": 0.3}, "varlen has no dropout; got attention_dropout=0.3"),

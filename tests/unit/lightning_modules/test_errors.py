@@ -26,7 +26,7 @@ def said(run: Callable[[], Any]) -> str | None:
 
 def test_what_we_raise_is_said() -> None:
     assert said(lambda: BackboneConfig("a", dtype="int4")) == (
-        "backbone.dtype must be one of float32, bfloat16, float16; got 'int4'"
+        "backbone.dtype must be one of auto, float32, bfloat16, float16; got 'int4'"
     )
 
 

@@ -244,6 +244,7 @@ def test_weights_are_read_into_the_model_they_were_trained_in(place: Path, cut: 
     assert "24 vectors" in runs.run("predict", "--config", config, "--data.max_length", "16", cwd=cut)
     error = fails("predict", "--config", config, "--model.lora.alpha", "16", "--model.pooling", "last_token", cwd=cut)
     assert "model.lora.alpha 8.0 -> 16.0" in error and "model.pooling mean -> last_token" in error
+    (cut / "runs" / "mntp" / "predictions.parquet").unlink()  # which would not be overwritten either
     config = stage(place, cut, other_llama(cut / "llama"), "MNTP", **predict)
     assert re.search(r"fingerprint [0-9a-f]{12}… -> [0-9a-f]{12}…", fails("predict", "--config", config, cwd=cut))
 

@@ -96,14 +96,14 @@ def test_a_failure_names_the_callback(tiny_llama: Path, tmp_path: Path) -> None:
     status, output = runs.start("fit", "--config", long, cwd=tmp_path).wait()
     assert status == 1, output
     assert (
-        "error: the callback Probing failed at step 0: ValueError: every text must fit into the model's 256" in output
+        "error: the callback Probing failed at step 0: ValueError: every text must fit into the model's 512" in output
     )
 
 
 def too_long(folder: Path) -> Path:
     from probing_data import put, write_published
 
-    rows = [f"{i}\tWe go on {'and on ' * 200}, day {i} .\tgo\t1\t{i % 2}" for i in range(20)]
+    rows = [f"{i}\tWe go on {'and on ' * 400}, day {i} .\tgo\t1\t{i % 2}" for i in range(20)]
     put(write_published(folder) / "Task2_Lexical aspect binary classification/telicity_train.txt", *rows)
     return folder
 
