@@ -11,7 +11,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, GPT2Config, G
 
 from otherside.adapters import Lora
 from otherside.attention import ATTENTION, packed_attention
-from otherside.backbone import BackboneConfig, MaskError
+from otherside.backbone import BackboneConfig, MaskError, fast_dtype
 from otherside.encoder import Encoder
 from otherside.pooling import pool
 from otherside.tokenizer import load_tokenizer
@@ -378,3 +378,12 @@ class TestLoading:
     def test_bad_settings(self, options, message):
         with pytest.raises(ValueError, match=message):
             BackboneConfig("model", **options)
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"), [({"avx2": True, "avx512_bf16": False}, "float32"), ({"amx_bf16": True}, "bfloat16")]
+)
+def test_auto_is_the_type_in_which_the_processor_is_fast(known, expected, monkeypatch):
+    """Another processor cannot be had; what torch says of this one is replaced."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    assert BackboneConfig("any").dtype == fast_dtype() == expected
