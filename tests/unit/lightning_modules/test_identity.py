@@ -334,27 +334,32 @@ def test_more_epochs_beside_max_steps_go_on(place: Path, tmp_path: Path, tiny_ll
 class TestInherited:
     @pytest.fixture(scope="class")
     def start(self, tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
-        """A causal encoder that pools the last token."""
+        """A causal encoder that pools the last token, and whose start token `auto` would not choose."""
         folder = tmp_path_factory.mktemp("causal")
         runs.write_data(folder, rows=24)
-        settings = {"model.init_args.backbone.attention": "causal", "model.init_args.pooling": "last_token"}
+        settings: dict[str, object] = {"model.init_args.backbone.attention": "causal"}
+        settings |= {"model.init_args.pooling": "last_token"}
+        settings |= {"model.init_args.backbone.start_token": "</s>", "model.init_args.pool_start": False}
         config = runs.write_stage(folder, "Supervised", tiny_llama, root="first", steps=2, **settings)
         runs.run("fit", "--config", config, cwd=folder)
         return folder
 
-    def card(self, root: Path) -> tuple[str, str, int]:
+    def card(self, root: Path) -> list[Any]:
         card = json.loads((root / "encoder" / "encoder.json").read_text())
-        return card["attention"], card["pooling"], card["max_length"]
+        return [card[name] for name in ("attention", "pooling", "max_length", "start_token", "pool_start")]
 
     def test_what_is_left_unset_comes_from_the_encoder(self, start: Path) -> None:
         config = runs.write_stage(start, "SimCSE", "first/encoder", root="same", steps=2)
         config.write_text(re.sub(r"\n    max_length: 64", "", config.read_text()))
         output = runs.run("fit", "--config", config, cwd=start)
-        assert self.card(start / "same") == ("causal", "last_token", 64) and "other than" not in output
+        assert self.card(start / "same") == ["causal", "last_token", 64, "</s>", False]
+        assert "other than" not in output and "start token: </s>, not pooled" in output
 
     def test_what_is_set_is_in_force_and_said(self, start: Path) -> None:
         settings = {"model.init_args.backbone.attention": "bidirectional", "model.init_args.pooling": "mean"}
+        settings |= {"model.init_args.backbone.start_token": "<s>"}
         config = runs.write_stage(start, "SimCSE", "first/encoder", root="other", steps=2, **settings)
         output = runs.run("fit", "--config", config, cwd=start)
-        assert self.card(start / "other") == ("bidirectional", "mean", 64)
+        assert self.card(start / "other") == ["bidirectional", "mean", 64, "<s>", False]
         assert "other than first/encoder: attention causal -> bidirectional, pooling last_token -> mean" in output
+        assert "start_token </s> -> <s>" in output
