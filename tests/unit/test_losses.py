@@ -142,7 +142,7 @@ def test_ranks_agree_with_one_process(name, pairs, negatives):
     loss, gradient = step(inputs)
     assert torch.stack(losses).mean().item() == pytest.approx(loss.item(), rel=1e-6)
     mean = torch.stack(gradients).mean(0)
-    assert ((mean - gradient).norm() / gradient.norm()).item() < 1e-6
+    assert ((mean - gradient).norm() / gradient.norm()).item() < 3e-6  # products of other sizes round differently
 
 
 def test_ranks_without_queries_of_their_own():
