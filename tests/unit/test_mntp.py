@@ -1,5 +1,7 @@
 """Masks as a function of (seed, row), and the loss against full logits."""
 
+import math
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -244,6 +246,26 @@ class TestLoss:
         loss, gradient = step(states, targets)
         assert torch.stack(losses).mean().item() == pytest.approx(loss.item(), rel=1e-6)
         assert distance(torch.stack(gradients).mean(0), gradient) < 1e-6
+
+    @pytest.mark.parametrize("sizes", [[9, 1], [0, 5], [4, 4]])
+    def test_ranks_call_the_head_equally_often(self, sizes):
+        """Its weights may be sharded, and gathering them is a collective."""
+        head = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
+
+        def calls_of_rank():
+            seen = []
+
+            def logits(states):
+                seen.append(len(states))
+                return states @ head.T
+
+            size = sizes[dist.get_rank()]
+            mntp.loss(torch.ones(size, 8, requires_grad=True), torch.arange(size), logits, chunk=2).backward()
+            return seen
+
+        calls = run_ranks(2, calls_of_rank)
+        assert [len(seen) for seen in calls] == [2 * math.ceil(max(sizes) / 2)] * 2, "forward, and again in backward"
+        assert max(max(seen) for seen in calls) == 2
 
 
 class Largest(TorchDispatchMode):
