@@ -119,6 +119,9 @@ class TestSettings:
         with pytest.raises(ValueError, match=message):
             InfoNCE(**settings)
 
+    def test_the_smallest_size(self):
+        assert torch.isfinite(InfoNCE(matryoshka=(1,))(*batch()))
+
     def test_matryoshka_wider_than_the_vectors(self):
         with pytest.raises(ValueError, match=f"must not exceed the hidden size {WIDTH}; got 32"):
             InfoNCE(matryoshka=(4, 32))(*batch())
