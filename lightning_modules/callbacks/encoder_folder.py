@@ -33,7 +33,7 @@ class EncoderFolder(pl.Callback):
     @override  # not on_train_end: Lightning leaves that out where a run resumes behind its last step
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, EncoderModule)
-        if trainer.interrupted or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         root = Path(trainer.default_root_dir)
         if out_of_time(trainer):

@@ -16,10 +16,10 @@ def draw(total: int) -> list[torch.Tensor]:
     return [torch.randn(1, heads, total, SIZE, generator=random) for heads in (HEADS, GROUPS, GROUPS)]
 
 
-def attend(q, k, v, lengths, *, causal=False, kernel="auto", dropout=0.0):
+def attend(q, k, v, lengths, *, causal=False, kernel="auto", dropout=0.0, **asked):
     out, weights = packed_attention(
         torch.nn.Module(), q, k, v, None, borders=Borders.of(random_texts(lengths)), causal=causal, kernel=kernel,
-        scaling=SIZE**-0.5, dropout=dropout, position_ids=None,
+        scaling=SIZE**-0.5, dropout=dropout, position_ids=None, **asked,
     )  # fmt: skip
     assert weights is None
     return out
@@ -69,6 +69,25 @@ def test_dropout_drops_and_keeps_the_expectation(kernel):
     out = attend(q * 0, k, torch.ones_like(v), [200] * 4, kernel=kernel, dropout=0.5)
     assert out.std() > 0.01  # each is a mean over 200 values, of which some were dropped
     assert out.mean().item() == pytest.approx(1, abs=0.02)
+
+
+class TestAskedFor:
+    @pytest.mark.parametrize(
+        ("asked", "message"),
+        [
+            ({"softcap": 50.0}, r"Module asks for softcap=50\.0\. Use another backbone\.model\.$"),
+            ({"sliding_window": 4}, r'sliding_window=4\. .*If no text is longer, set "sliding_window": null'),
+            ({"s_aux": torch.ones(4)}, r"asks for s_aux\. "),
+            ({"new": False}, "asks for new=False"),
+        ],
+    )
+    def test_what_is_not_computed_is_refused(self, asked, message):
+        with pytest.raises(ValueError, match=message):
+            attend(*draw(4), [4], **asked)
+
+    def test_what_changes_no_attention_is_taken(self):
+        qkv, ignored = draw(4), {"softcap": None, "sliding_window": None, "use_cache": False, "cache_position": 1}
+        assert torch.equal(attend(*qkv, [4], **ignored), attend(*qkv, [4]))
 
 
 class TestBorders:

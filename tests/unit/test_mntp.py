@@ -1,5 +1,7 @@
 """Masks as a function of (seed, row), and the loss against full logits."""
 
+import math
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -132,6 +134,7 @@ class TestSettings:
         tokenizer = AutoTokenizer.from_pretrained(request.getfixturevalue(fixture))
         assert tokenizer.convert_ids_to_tokens(Masking().token_id(tokenizer)) == "_"
         assert Masking(token="</s>").token_id(tokenizer) == tokenizer.eos_token_id
+        assert tokenizer.convert_ids_to_tokens(Masking(token=" ").token_id(tokenizer)) == "Ġ"  # spelled otherwise
 
     def test_a_mask_token_of_several_tokens_is_refused(self, tiny_llama):
         tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
@@ -244,6 +247,34 @@ class TestLoss:
         loss, gradient = step(states, targets)
         assert torch.stack(losses).mean().item() == pytest.approx(loss.item(), rel=1e-6)
         assert distance(torch.stack(gradients).mean(0), gradient) < 1e-6
+
+    def test_a_head_that_is_trained_alone(self):
+        states, weights = torch.randn(5, 8), [torch.randn(20, 8).requires_grad_()]
+        weights.append(weights[0].detach().clone().requires_grad_())
+        mntp.loss(states, torch.arange(5), lambda s: s @ weights[0].T, chunk=2).backward()
+        F.cross_entropy(states @ weights[1].T, torch.arange(5)).backward()
+        assert distance(weights[0].grad, weights[1].grad) < 1e-6
+
+    @pytest.mark.parametrize(("sizes", "chunk"), [([9, 1], 2), ([0, 5], 2), ([4, 4], 2), ([4, 3], 4)])
+    def test_ranks_call_the_head_equally_often(self, sizes, chunk):
+        """Its weights may be sharded, and gathering them is a collective."""
+        head = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
+
+        def calls_of_rank():
+            seen = []
+
+            def logits(states):
+                seen.append(len(states))
+                return states @ head.T
+
+            size = sizes[dist.get_rank()]
+            mntp.loss(torch.ones(size, 8, requires_grad=True), torch.arange(size), logits, chunk).backward()
+            return seen
+
+        calls, chunks = run_ranks(2, calls_of_rank), math.ceil(max(sizes) / chunk)
+        wanted = 2 * chunks if chunks > 1 else 1  # again in backward
+        assert [len(seen) for seen in calls] == [wanted, wanted]
+        assert max(max(seen) for seen in calls) == chunk
 
 
 class Largest(TorchDispatchMode):

@@ -115,6 +115,20 @@ def test_a_kernel_that_computes_something_else(
         load(tiny_llama, dtype=dtype).self_test()
 
 
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize("direction", ["bidirectional", "causal"])
+def test_a_kernel_with_another_mask(tiny_llama: Path, attention_function: Any, direction: Any, kernel: str) -> None:
+    """The texts of training meet both kernels of `auto`."""
+
+    def wrong(*args: Any, causal: bool, **options: Any) -> Any:
+        turned = direction == "bidirectional" if options["kernel"] == kernel else causal
+        return packed_attention(*args, causal=turned, **options)
+
+    attention_function(wrong)
+    with pytest.raises(MaskError, match=rf"attention must be {direction}, but an early token .*kernel {kernel}, cpu"):
+        load(tiny_llama, attention=direction).self_test()
+
+
 def test_attention_sinks_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"GptOssAttention asks for s_aux.*another backbone\.model"):
         load(save(tmp_path, "gpt_oss", **GPT_OSS)).self_test()

@@ -66,6 +66,21 @@ def test_blocks_join_texts_in_file_order(tokenizer: PreTrainedTokenizerBase, tmp
     assert len(data.open(data.sources[0]).rows[0]["input_ids"]) == 12
 
 
+def test_blocks_of_another_tokenizer_are_others(tiny_llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n".join(f"Sentence number {i}." for i in range(40)))
+    source = Source(str(tmp_path / "a.txt"))
+
+    def blocks(start_token: str | None) -> list[list[int]]:
+        tokenizer = load_tokenizer(str(tiny_llama), start_token=start_token)
+        data = Blocks(tokenizer, [source], global_batch_size=2, max_length=16, block_size=12)
+        return list(data.open(source).rows["input_ids"])
+
+    begun, ended, bare = blocks("<s>"), blocks("</s>"), blocks(None)
+    assert [found[0][0] for found in (begun, ended)] == [0, 1]
+    assert bare not in (begun, ended)
+    assert blocks("<s>") == begun
+
+
 def test_every_block_and_every_text_in_it_begins_with_the_start_token(tiny_llama: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(str(tiny_llama))
     start = start_id(tokenizer)

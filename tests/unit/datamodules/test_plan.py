@@ -79,6 +79,15 @@ def test_one_source_is_read_as_ever() -> None:
     assert [batch.epochs.tolist() for batch in found] == [[0] * 5, [0, 0, 0, 1, 1], [1, 2, 2, 2, 2]]
 
 
+def test_several_sources_are_read_as_ever() -> None:
+    """Pinned, too."""
+    mixed, weighted = Plan([30, 50, 23], None, 7, seed=1), Plan([30, 50, 20], [1, 2, 0.5], 7, seed=3)
+    assert [mixed.batch(step).source for step in range(14)] == [0, 2, 1, 1, 0, 1, 2, 0, 0, 1, 2, 1, 1, 1]
+    assert mixed.batch(13).rows.tolist() == [35, 19, 36, 37, 29, 16, 27]
+    assert [weighted.batch(step).source for step in range(70_000, 70_009)] == [0, 1, 0, 1, 0, 1, 1, 2, 1]
+    assert weighted.batch(70_000).rows.tolist() == [7, 21, 18, 10, 3, 4, 27]
+
+
 def test_a_plan_stores_nothing() -> None:
     import tracemalloc
 
@@ -93,8 +102,9 @@ def test_a_plan_stores_nothing() -> None:
 @pytest.mark.parametrize("weights", [None, [1, 2, 0.5]])
 def test_any_step_may_be_asked_first(weights: list[float] | None) -> None:
     plan = Plan([30, 50, 20], weights, global_batch_size=7, seed=3)
-    forward = [plan.batch(step) for step in range(40)]
-    for step in (39, 0, 17):
+    steps = [*range(40), 65_600, 131_100]  # and of later blocks of quotas
+    forward = {step: plan.batch(step) for step in steps}
+    for step in (39, 0, 17, 65_600, 131_100):
         batch = Plan([30, 50, 20], weights, global_batch_size=7, seed=3).batch(step)
         assert batch.source == forward[step].source
         assert batch.rows.tolist() == forward[step].rows.tolist()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from ranks import run_ranks
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -54,12 +55,10 @@ def fit(data: TextData, folder: Path, module: Recorder, ckpt: Path | None = None
     save = settings.pop("save", {"every_n_train_steps": 1})
     callbacks: list[Callback] = [ModelCheckpoint(folder, save_top_k=-1, filename="{epoch}-{step}", **save)]
     trainer = Trainer(
-        **{"max_epochs": 3, **settings},
+        **{"max_epochs": 3, "devices": 1, "use_distributed_sampler": False, **settings},
         accelerator="cpu",
-        devices=1,
         logger=False,
         callbacks=callbacks,
-        use_distributed_sampler=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
@@ -68,6 +67,21 @@ def fit(data: TextData, folder: Path, module: Recorder, ckpt: Path | None = None
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         trainer.fit(module, datamodule=data, ckpt_path=ckpt)
     return trainer
+
+
+def test_a_sampler_of_lightnings_own_is_refused(
+    sentences_of: Callable[..., Sentences], write_texts: Write, tmp_path: Path
+) -> None:
+    """It would deal out once more what the plan has dealt out."""
+    data = sentences_of(write_texts(21))
+
+    def start() -> None:
+        module = Recorder()
+        with pytest.raises(ValueError, match=r"trainer\.use_distributed_sampler must be false.*Set trainer\.use_dist"):
+            fit(data, tmp_path, module, devices=2, strategy="ddp", use_distributed_sampler=True)
+        assert not module.seen
+
+    run_ranks(2, start, group=False)
 
 
 CASES: dict[str, dict[str, Any]] = {

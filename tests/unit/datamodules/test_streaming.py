@@ -85,6 +85,18 @@ def test_ranks_share_the_rows(write_texts: Write, files: int) -> None:
     assert len(set(ids)) == len(ids)
 
 
+def test_every_turn_reads_the_files_in_another_order(tmp_path: Path) -> None:
+    """Six files, each as long as a window; three turns of one rank."""
+    paths = [tmp_path / f"{i}.txt" for i in range(6)]
+    for path in paths:
+        path.write_text("".join(f"{path.stem}\n" for _ in range(10)))
+    read = [rows for (_, rows, _), _ in stream([str(path) for path in paths], length=18, global_batch_size=10)]
+    assert all(len(set(rows)) == 1 for rows in read)
+    turns = ["".join(rows[0] for rows in read[start : start + 6]) for start in (0, 6, 12)]
+    assert [sorted(turn) for turn in turns] == [list("012345")] * 3
+    assert len(set(turns)) == 3
+
+
 @pytest.mark.parametrize("sizes", [[5, 50], [7], [3, 20, 8]])
 def test_ranks_read_every_row_equally_often(write_texts: Write, sizes: list[int]) -> None:
     """However uneven the files, and if there are fewer than ranks: over as many passes as ranks each reads all."""

@@ -134,10 +134,15 @@ def test_the_encoder_is_that_of_the_best_score(place: Path, tiny_llama: Path) ->
 
 
 def test_after_a_resume_no_score_is_missing(place: Path, tiny_llama: Path) -> None:
-    config = stage(place, tiny_llama, "MNTP", "resumed", 4, **{"mteb.at_end": False})
+    mine = {"dirpath": "mine", "filename": "{step}-{mteb/mean:.4f}", "save_top_k": -1, "every_n_train_steps": 1}
+    mine["auto_insert_metric_name"] = False  # it would put a slash there
+    callbacks = [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": mine}]
+    config = stage(place, tiny_llama, "MNTP", "resumed", 4, **{"mteb.at_end": False, "trainer.callbacks": callbacks})
     fit = ("fit", "--config", config)
-    assert list(said(runs.run(*fit, "--trainer.max_steps", "2", cwd=place))) == [0]
+    found = said(runs.run(*fit, "--trainer.max_steps", "2", cwd=place))
+    assert list(found) == [0]
     assert not said(runs.run(*fit, cwd=place))  # the start was evaluated, and is not again
+    assert sorted(path.stem for path in (place / "mine").iterdir()) == [f"{n}-{found[0]:.4f}" for n in range(1, 5)]
     state = torch.load(place / "resumed" / "checkpoints" / "step=4.ckpt" / "state.pt", weights_only=True)
     [kept] = (value for key, value in state["callbacks"].items() if key.startswith("MTEB"))
     assert kept["step"] == 0 and set(kept["metrics"]) == {f"mteb/{NAME}", "mteb/mean"}
