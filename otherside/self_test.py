@@ -77,7 +77,10 @@ def _test_mask(backbone: Backbone) -> None:
 
 
 def _test_numbers(backbone: Backbone, kernels: tuple[Kernel, ...]) -> None:
-    """Causal states and logits of one text against transformers' own forward, adapters included."""
+    """States and logits of one text against transformers' own forward, adapters included.
+
+    It is causal, unless config.json says otherwise, as that of an exported encoder does.
+    """
     ids = _ids(backbone)
     none = torch.tensor([0])
     text = Packed(ids, lengths=torch.tensor([len(ids)]), skip=none, start=none)
@@ -87,7 +90,8 @@ def _test_numbers(backbone: Backbone, kernels: tuple[Kernel, ...]) -> None:
         logits = backbone.lm(input_ids=ids[None], use_cache=False).logits[0]
     hook.remove()
     own = inner[0].last_hidden_state[0]
-    attention, backbone.attention = backbone.attention, "causal"
+    is_causal = getattr(backbone.lm.config, "is_causal", True) is not False
+    attention, backbone.attention = backbone.attention, "causal" if is_causal else "bidirectional"
     try:
         for backbone.kernel in kernels:
             _compare("hidden states", backbone(text), own, backbone)

@@ -126,8 +126,9 @@ def test_context_probes_of_the_base_model_agree_with_a_plain_script() -> None:
     plain = []
     for text in texts:
         ids = tokenizer(text)["input_ids"]
+        start = tokenizer.convert_tokens_to_ids("<|endoftext|>")
         with torch.no_grad():
-            states = lm.model(torch.tensor([ids])).last_hidden_state[0]
+            states = lm.model(torch.tensor([[start, *ids]])).last_hidden_state[0, 1:]
         owner = np.cumsum([tokenizer.decode(i).startswith(" ") for i in ids])
         plain.append([states[owner == word].mean(0).numpy() for word in range(5)])
     expected = []
