@@ -305,8 +305,8 @@ def lock(root: Path) -> IO[str]:
 
 
 def _locked(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:  # not flock, which the loader workers of a killed run would hold for seconds: they inherit it
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
     return True

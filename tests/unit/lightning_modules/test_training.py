@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import runs
 import yaml
 from safetensors.torch import load_file
 
-from lightning_modules.training import is_first
+from lightning_modules.training import is_first, lock
 
 
 @pytest.fixture
@@ -158,3 +161,20 @@ def test_only_the_first_process_of_the_first_node_is_first(monkeypatch: pytest.M
     assert is_first()
     monkeypatch.setenv("NODE_RANK", "1")  # all that Lightning's own launcher asks for on the second machine
     assert not is_first()
+
+
+def test_what_a_killed_run_leaves_behind_does_not_hold_its_folder(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    if not (trainer := os.fork()):
+        _held = lock(tmp_path)
+        if worker := os.fork():
+            os.write(write, str(worker).encode())
+        time.sleep(60)
+        os._exit(0)
+    worker = int(os.read(read, 20))
+    os.kill(trainer, signal.SIGKILL)
+    os.waitpid(trainer, 0)
+    try:
+        lock(tmp_path).close()
+    finally:
+        os.kill(worker, signal.SIGKILL)
