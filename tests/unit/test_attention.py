@@ -102,6 +102,19 @@ class TestBorders:
             assert not row[:, len(text) :].any()
         assert torch.equal(borders.unpad(padded), x)
 
+    @pytest.mark.parametrize("lengths", [UNEVEN, EVEN])
+    @pytest.mark.parametrize("longest", [None, 12])
+    def test_what_is_behind_the_last_text_takes_no_part(self, lengths, longest):
+        filled, plain = (Borders.of(random_texts(lengths), longest, filler) for filler in (3, 0))
+        x = torch.randn(sum(lengths) + 3, 3, 2, requires_grad=True)
+        padded = filled.pad(x)
+        assert torch.equal(padded, plain.pad(x[:-3])) and padded.shape[2] == (longest or max(lengths))
+        back = filled.unpad(padded)
+        assert torch.equal(back, torch.cat([x[:-3], torch.zeros(3, 3, 2)]))
+        (back * torch.arange(1.0, 1 + x.numel()).view_as(x)).sum().backward()
+        assert torch.equal(x.grad[:-3].flatten(), torch.arange(1.0, 1 + x[:-3].numel()))
+        assert not x.grad[-3:].any()
+
     def test_key_mask_marks_tokens(self):
         mask = Borders.of(random_texts(UNEVEN)).key_mask
         expected = torch.tensor([[i < length for i in range(max(UNEVEN))] for length in UNEVEN])

@@ -176,6 +176,12 @@ def test_set_twice_changes_nothing(family: tuple[Path, str]) -> None:
     assert tokenizer.backend_tokenizer.to_str() == before
 
 
+def test_added_words_are_text() -> None:
+    tokenizer = byte_level("<|endoftext|>", eos_token="<|endoftext|>")
+    tokenizer.add_tokens(["otherside"])
+    assert special_ids(tokenizer) == [tokenizer.eos_token_id]
+
+
 def test_masks_never_touch_it(family: tuple[Path, str]) -> None:
     tokenizer = load_tokenizer(str(family[0]))
     texts = tokenise(tokenizer, SENTENCES, 512)
