@@ -154,6 +154,11 @@ def test_mix_follows_the_weights(weights: list[float] | None) -> None:
     assert np.abs(drawn - shares).max() < 4 * np.sqrt(0.25 / 2000)
 
 
+def test_the_smallest_weight_is_read_once_a_block() -> None:
+    plan = Plan([10, 10], [1, 1e-9], global_batch_size=10, seed=0)
+    assert sum(plan._by_weight(step)[0] for step in range(65_537)) == 1
+
+
 def test_row_ids_are_unique() -> None:
     plan = Plan([12, 20], None, global_batch_size=4, seed=0)
     ids: list[int] = []
