@@ -149,7 +149,7 @@ def permute(positions: NDArray[np.int64], size: int, keys: NDArray[np.uint64]) -
     A Feistel network permutes [0, 4^h), the smallest such range that holds `size`; a value that falls outside is sent
     on until it comes back inside ("cycle walking"; Black and Rogaway, 2002), which is again a permutation.
     """
-    half = np.uint64(max(1, (int(size - 1).bit_length() + 1) // 2))
+    half = np.uint64((int(size - 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << int(half)) - 1)
 
     def network(values: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -3,11 +3,13 @@ from itertools import pairwise
 import pytest
 import torch
 from tiny import distance, random_texts
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from otherside.attention import Borders, check_kernel, packed_attention
+from otherside.attention import Borders, best_kernel, check_kernel, packed_attention
 
 UNEVEN, EVEN = [5, 1, 9, 3], [4, 4, 4]
 HEADS, GROUPS, SIZE = 4, 2, 8
+SCALE = 0.5  # not the default of SDPA
 
 
 def draw(total: int) -> list[torch.Tensor]:
@@ -19,7 +21,7 @@ def draw(total: int) -> list[torch.Tensor]:
 def attend(q, k, v, lengths, *, causal=False, kernel="auto", dropout=0.0, **asked):
     out, weights = packed_attention(
         torch.nn.Module(), q, k, v, None, borders=Borders.of(random_texts(lengths)), causal=causal, kernel=kernel,
-        scaling=SIZE**-0.5, dropout=dropout, position_ids=None, **asked,
+        scaling=SCALE, dropout=dropout, position_ids=None, **asked,
     )  # fmt: skip
     assert weights is None
     return out
@@ -32,7 +34,7 @@ def by_hand(q, k, v, lengths, causal):
     for start, end in pairwise(borders):
         for head in range(HEADS):
             group = head // (HEADS // GROUPS)
-            scores = q[0, head, start:end] @ k[0, group, start:end].T * SIZE**-0.5
+            scores = q[0, head, start:end] @ k[0, group, start:end].T * SCALE
             if causal:
                 scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), float("-inf"))
             out[0, start:end, head] = scores.softmax(-1) @ v[0, group, start:end]
@@ -69,6 +71,40 @@ def test_dropout_drops_and_keeps_the_expectation(kernel):
     out = attend(q * 0, k, torch.ones_like(v), [200] * 4, kernel=kernel, dropout=0.5)
     assert out.std() > 0.01  # each is a mean over 200 values, of which some were dropped
     assert out.mean().item() == pytest.approx(1, abs=0.02)
+
+
+class Operations(TorchDispatchMode):
+    """Names of all that is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_a_kernel_is_what_its_name_says(kernel):
+    with Operations() as called:
+        attend(*draw(sum(EVEN)), EVEN, kernel=kernel)
+    assert any("scaled_dot_product" in name for name in called.names) == (kernel == "sdpa")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "longest", "grad", "kernel"),
+    [
+        (torch.float32, 9, True, "sdpa"),
+        (torch.bfloat16, 128, True, "eager"),
+        (torch.float16, 9, True, "eager"),
+        (torch.bfloat16, 129, True, "sdpa"),
+        (torch.bfloat16, 9, False, "sdpa"),
+    ],
+)
+def test_auto_on_a_cpu(dtype, longest, grad, kernel):
+    with torch.set_grad_enabled(grad):
+        assert best_kernel(torch.empty(1, dtype=dtype), longest, 0.1) == kernel
 
 
 class TestAskedFor:
@@ -115,6 +151,10 @@ class TestBorders:
         assert torch.equal(x.grad[:-3].flatten(), torch.arange(1.0, 1 + x[:-3].numel()))
         assert not x.grad[-3:].any()
 
+    def test_texts_of_one_length_are_not_copied(self):
+        borders, x = Borders.of(random_texts(EVEN)), torch.randn(sum(EVEN), 3, 2)
+        assert borders.unpad(borders.pad(x)).data_ptr() == borders.pad(x).data_ptr() == x.data_ptr()
+
     def test_key_mask_marks_tokens(self):
         mask = Borders.of(random_texts(UNEVEN)).key_mask
         expected = torch.tensor([[i < length for i in range(max(UNEVEN))] for length in UNEVEN])
@@ -133,6 +173,11 @@ class TestBorders:
 def test_unknown_kernel():
     with pytest.raises(ValueError, match=r"backbone.kernel must be one of auto, sdpa.*got 'flash'"):
         check_kernel("flash")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kernel", ["auto", "sdpa", "eager", "varlen"])
+def test_the_other_kernels_need_no_package(kernel):
+    check_kernel(kernel)
 
 
 def test_flash_attention_needs_its_package():

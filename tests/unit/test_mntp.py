@@ -214,6 +214,10 @@ class TestLoss:
         assert loss.item() == 0
         assert not any(g.any() for g in adapter_gradients(backbone.lm).values())
 
+    def test_one_hidden_token(self):
+        states, targets = torch.randn(1, 20), torch.tensor([3])
+        assert torch.equal(mntp.loss(states, targets, lambda s: s), F.cross_entropy(states, targets))
+
     @pytest.mark.parametrize("chunk", [16, 1024])
     def test_never_all_logits(self, backbone, chunk):
         """No tensor of forward or backward is larger than (chunk, V), or than what the backbone itself needs."""

@@ -24,6 +24,13 @@ def test_permute_reaches_every_order_alike() -> None:
     assert max(abs(count - 200) for count in orders.values()) < 4 * np.sqrt(1200 / 6 * 5 / 6)
 
 
+@pytest.mark.parametrize("size", [4, 5, 16, 17])
+def test_permute_sends_the_last_position_anywhere(size: int) -> None:
+    """Where `size` is just beyond a power of four, a network too narrow by a bit leaves it where it is."""
+    last = np.array([size - 1])
+    assert {int(permute(last, size, permutation_keys(seed))[0]) for seed in range(500)} == set(range(size))
+
+
 def test_permute_takes_single_positions_of_huge_ranges() -> None:
     size = 10**12
     keys = permutation_keys(0)
@@ -145,6 +152,11 @@ def test_mix_follows_the_weights(weights: list[float] | None) -> None:
     shares = np.array(weights or sizes) / np.sum(weights or sizes)
     drawn = np.array([counts[source] for source in range(3)]) / 2000
     assert np.abs(drawn - shares).max() < 4 * np.sqrt(0.25 / 2000)
+
+
+def test_the_smallest_weight_is_read_once_a_block() -> None:
+    plan = Plan([10, 10], [1, 1e-9], global_batch_size=10, seed=0)
+    assert sum(plan._by_weight(step)[0] for step in range(65_537)) == 1
 
 
 def test_row_ids_are_unique() -> None:
