@@ -38,6 +38,8 @@ def train(
         "model.init_args.optimizer": SGD,
         "data.init_args.global_batch_size": 6,
     }
+    if stage == "Supervised":  # the default, 20, is the factor by which the loss enlarges the rounding of cosines
+        options["model.init_args.loss"] = {"scale": 2}
     config = runs.write_stage(place, stage, llama, root=root, **options | settings)
     runs.run_ranks(ranks, "fit", "--config", config, "--trainer.max_steps", str(stop), cwd=place, timeout=250)
     return place / root
@@ -58,5 +60,4 @@ def differences(found: Path, expected: Path) -> dict[str, float]:
 def assert_same_training(found: Path, expected: Path) -> None:
     """Loss and gradient norm of every step, and the final weights."""
     worst = differences(found, expected)
-    # what is left is the order of sums, which processors choose differently: up to 4.7e-6 with AVX2, 3e-6 with AVX-512
-    assert worst["train/loss"] < 3e-6 and worst["grad_norm"] < 1e-5 and worst["weights"] < 1e-5, worst
+    assert worst["train/loss"] < 3e-6 and worst["grad_norm"] < 3e-6 and worst["weights"] < 1e-5, worst

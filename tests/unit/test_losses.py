@@ -129,7 +129,8 @@ class TestSettings:
 
 SETTINGS = {
     "plain": InfoNCE(),
-    "all": InfoNCE(symmetric=True, matryoshka=(4, 8), false_negative_margin=0.05),
+    # a scale of 20 enlarges the rounding of cosines as much: 1.3e-6 with AVX2, where 2 leaves 2e-7
+    "all": InfoNCE(scale=2, symmetric=True, matryoshka=(4, 8), false_negative_margin=0.05),
 }
 SPLITS = [
     ([4, 4], [5, 4]),
@@ -161,7 +162,7 @@ def test_ranks_agree_with_one_process(name, pairs, negatives):
     loss, gradient = step(inputs)
     assert torch.stack(losses).mean().item() == pytest.approx(loss.item(), rel=1e-6)
     mean = torch.stack(gradients).mean(0)
-    assert ((mean - gradient).norm() / gradient.norm()).item() < 3e-6  # products of other sizes round differently
+    assert ((mean - gradient).norm() / gradient.norm()).item() < 1e-6
 
 
 def test_ranks_without_queries_of_their_own():
