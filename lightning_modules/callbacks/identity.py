@@ -59,9 +59,22 @@ class Identity(pl.Callback):
             self._refuse(identity.of_vectors(identity.differences(known["identity"], now)))
 
     def _known(self) -> dict[str, Any] | None:
-        """What the checkpoint says; None if it says nothing."""
-        file = Path(self.checkpoint or "") / IDENTITY
-        return json.loads(file.read_text()) if self.checkpoint and file.is_file() else None
+        """What the checkpoint says of itself; None where there is no checkpoint, or none that can be read.
+
+        Raises:
+            ValueError: it says nothing.
+        """
+        folder = Path(self.checkpoint) if self.checkpoint else None
+        if folder is None or not folder.is_dir():  # reading it says what is wrong
+            return None
+        if not (folder / IDENTITY).is_file():
+            raise ValueError(
+                f"a checkpoint must say of which model, data and settings it is; {folder} has no {IDENTITY}, as an "
+                "older version wrote it, which read texts without a start token. Use that version, the run's encoder/, "
+                "or a new trainer.default_root_dir."
+            )
+        known: dict[str, Any] = json.loads((folder / IDENTITY).read_text())
+        return known
 
     def _end(self, trainer: pl.Trainer, root: Path, note: dict[str, Any]) -> None:
         if changed := identity.untrained(identity.differences(note.get("identity", {}), self.now)):
@@ -78,8 +91,6 @@ class Identity(pl.Callback):
     def _compare(self, trainer: pl.Trainer, checkpoint: Path) -> None:
         known = self._known()
         if known is None:
-            if checkpoint.is_dir():  # else reading it says what is wrong
-                self._say(trainer, f"{checkpoint} is of an older version, which noted no settings to compare")
             return
         self.fingerprint, self.changes = known["fingerprint"], known["changes"]
         changed = identity.differences(known["identity"], self.now)
