@@ -27,6 +27,7 @@ from datamodules.streaming import (
     stream_content,
     stream_loader,
 )
+from otherside.tokenizer import digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -209,9 +210,7 @@ class TextData(LightningDataModule):
         """What decides, beside the settings, what a training step reads; never the number of ranks. To be called when
         `setup` has opened the tables. A stream's content is not read ahead: of its files there are names and sizes.
         """
-        from datamodules.blocks import tokenizer_digest
-
-        found: dict[str, Any] = {"tokenizer": tokenizer_digest(self.tokenizer)}
+        found: dict[str, Any] = {"tokenizer": digest(self.tokenizer)}
         for i, source in enumerate(self.sources):
             if self.streaming:
                 found[f"sources.{i}.content"] = stream_content(source)

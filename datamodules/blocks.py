@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,7 +17,7 @@ from datamodules.base import TextData
 from datamodules.rows import Skipped
 from datamodules.sources import Kind, Source, Table, cached, open_table
 from otherside.batching import Packed, TextBatch, Tokens
-from otherside.tokenizer import start_id
+from otherside.tokenizer import digest, start_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,7 +63,7 @@ class Blocks(TextData):
             for batch in texts.rows.iter(batch_size=256):
                 yield from cutter([{"text": text} for text in batch["text"]])
 
-        key = ["blocks", texts.rows._fingerprint, tokenizer_digest(self.tokenizer), self.block_size]
+        key = ["blocks", texts.rows._fingerprint, digest(self.tokenizer), self.block_size]
         rows, _, content = cached(key, FEATURES, blocks)
         return Table(source, rows, texts.skipped, texts.faults, content)
 
@@ -129,13 +127,3 @@ class BlockBatches:
         """See `datamodules.loading.MakeBatch`."""
         blocks = [Tokens(block, self.start, self.start) for block in rows["input_ids"]]
         return TextBatch(step, Packed.from_tokens(blocks), torch.from_numpy(ids))
-
-
-def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Equal for tokenizers that split texts alike, whatever they were used for before."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    state = json.loads(backend.to_str()) if backend is not None else {"vocabulary": tokenizer.get_vocab()}
-    for use in ("truncation", "padding"):  # left behind by the last call
-        state.pop(use, None)
-    state["eos"] = tokenizer.eos_token_id
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

@@ -25,7 +25,7 @@ from otherside.dropout import dropout as drop
 ATTENTION = "otherside_packed"
 Kernel = Literal["auto", "sdpa", "eager", "varlen", "flash_attention_2"]
 HALF = (torch.float16, torch.bfloat16)
-# Say nothing that we do not know, of the attention asked for
+# What a forward also hands down: of no effect on attention, or, as the direction, told by `causal`
 HARMLESS = ("is_causal", "position_ids", "cache_position", "use_cache", "output_hidden_states", "output_attentions")
 EAGER_UP_TO = 128  # tokens; for short texts in half precision the backward of torch's CPU kernel is far slower
 

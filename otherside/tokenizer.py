@@ -7,6 +7,7 @@ puts one there: training, evaluation, probing and exports all get it without ask
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,6 +86,16 @@ def start_name(tokenizer: PreTrainedTokenizerBase) -> str | None:
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids of all tokens that stand for no text."""
     return sorted(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
+
+
+def digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Equal for tokenizers that read texts alike, whatever they were used for before."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    state = json.loads(backend.to_str()) if backend is not None else {"vocabulary": tokenizer.get_vocab()}
+    for use in ("truncation", "padding"):  # left behind by the last call
+        state.pop(use, None)
+    state |= {"eos": tokenizer.eos_token_id, "split_special_tokens": tokenizer.split_special_tokens}
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def set_start(tokenizer: PreTrainedTokenizerBase, token: str | None) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 
 from otherside.encoder import Encoder
+from otherside.probing.lines import read_lines, text
 from otherside.probing.results import Row
 from otherside.probing.scores import bootstrap
 
@@ -15,29 +15,14 @@ Pair = tuple[str, str]
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """(query, positive) of each line of a JSONL file; other keys are ignored, empty lines skipped.
+    """(query, positive) of each line of a JSONL file; see `read_lines`.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a line is not such an object, or there are fewer than two different positives.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"--retrieval must be a JSONL file; there is none at {path}")
-    pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            query, positive = row["query"], row["positive"]
-            if not (isinstance(query, str) and query.strip() and isinstance(positive, str) and positive.strip()):
-                raise TypeError("one of the two is empty or no text")
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"--retrieval: every line must be a JSON object with the texts query and positive; {path}, line "
-                f"{number}, is {line[:80]!r} ({error!r})"
-            ) from error
-        pairs.append((query, positive))
+    needs = "the texts query and positive"
+    pairs = read_lines(path, "--retrieval", needs, lambda row: (text(row, "query"), text(row, "positive")))
     if len({positive for _, positive in pairs}) < 2:
         raise ValueError(f"--retrieval needs at least two different positives to choose from; {path} has fewer")
     return pairs

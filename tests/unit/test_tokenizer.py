@@ -19,7 +19,7 @@ from otherside.encoder import Encoder
 from otherside.lineage import CARD
 from otherside.mntp import Masking
 from otherside.pooling import weights
-from otherside.tokenizer import default_start, load_tokenizer, set_start, special_ids, start_id, start_name
+from otherside.tokenizer import default_start, digest, load_tokenizer, set_start, special_ids, start_id, start_name
 
 BYTES = {letter: i for i, letter in enumerate(sorted(ByteLevel.alphabet()))}
 PIECES = {letter: i + 3 for i, letter in enumerate(sorted({"▁", *"".join(SENTENCES), *"<|>_/0x"}))}
@@ -180,6 +180,17 @@ def test_added_words_are_text() -> None:
     tokenizer = byte_level("<|endoftext|>", eos_token="<|endoftext|>")
     tokenizer.add_tokens(["otherside"])
     assert special_ids(tokenizer) == [tokenizer.eos_token_id]
+
+
+def test_a_digest_tells_apart_what_reads_texts_otherwise(family: tuple[Path, str]) -> None:
+    """Blocks are kept by it, and a run compares it."""
+    folder, start = family
+    plain = AutoTokenizer.from_pretrained(folder)
+    found = {digest(load_tokenizer(str(folder), start_token=name)) for name in (None, start)} | {digest(plain)}
+    assert len(found) == 3, "a spelled special token is one token to the plain one"
+    used = load_tokenizer(str(folder), start_token=start)
+    used(SENTENCES, truncation=True, max_length=3)
+    assert digest(used) in found
 
 
 def test_masks_never_touch_it(family: tuple[Path, str]) -> None:
