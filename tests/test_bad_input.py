@@ -150,6 +150,17 @@ case("kernel", lambda bad: bad.model(**{"backbone.kernel": "flash"}), "model.bac
 case("kernel of a GPU", lambda bad: bad.model(**{"backbone.kernel": "varlen"}), "CUDA device", "Use kernel: auto")
 case("dtype", lambda bad: bad.model(**{"backbone.dtype": "int4"}), "model.backbone.dtype", "'bfloat16'", "got int4")
 case("attention", lambda bad: bad.model(**{"backbone.attention": "both"}), "'bidirectional', 'causal'; got both")
+case(
+    "start_token",
+    lambda bad: bad.model(**{"backbone.start_token": "<bos>"}),
+    "backbone.start_token must be auto, null or a token of the vocabulary, such as '<s>'; got '<bos>'",
+)
+case("pool_start", lambda bad: bad.model(pool_start="maybe"), "model.pool_start", "bool", "got maybe")
+case(
+    "instruction with a special token",
+    lambda bad: bad.data(sources=[{"path": "sentences.txt", "instruction": "<s>Find: "}]),
+    "instruction must be text; '<s>Find: ' spells the special token <s>",
+)
 case("pooling", lambda bad: bad.model(pooling="max"), "model.pooling", "'mean'", "got max")
 case("chunk_tokens", lambda bad: bad.model(chunk_tokens=-1), "model.chunk_tokens must be at least 1", "got -1")
 case("max_length of the model", lambda bad: bad.model(max_length=0), "model.max_length must be at least 2", "got 0")
