@@ -26,6 +26,8 @@ from ranks import free_port
 import lightning_modules.training  # noqa: F401  # imported once, for all forks
 from lightning_modules.cli import main
 
+OUTPUTS = tempfile.TemporaryDirectory(prefix="otherside-outputs-")  # goes with this process; forks end without it
+
 SUBJECTS = ["the cat", "a dog", "my neighbour", "the old teacher", "a committee", "the sea", "rain", "her brother"]
 VERBS = ["watched", "opened", "could not find", "slowly painted", "forgot", "wrote about", "sold", "carried"]
 OBJECTS = ["a window", "the other side of the street", "three letters", "water", "the mat", "an answer", "Paris"]
@@ -71,7 +73,7 @@ def start(
     before: Callable[[], None] | None = None,
 ) -> Run:
     """Start `lightning ARGUMENTS` in `cwd`; `before` is called in its process first."""
-    handle, name = tempfile.mkstemp(suffix=".out")
+    handle, name = tempfile.mkstemp(suffix=".out", dir=OUTPUTS.name)
     pid = os.fork()
     if pid:
         os.close(handle)

@@ -245,9 +245,9 @@ case(
     "trainer: strategy must be one of ddp, zero1, zero2, zero3, fsdp2; got 'zero9'",
 )
 case(
-    "W&B without its package",
-    lambda bad: bad.fit(**{"trainer.logger": {"class_path": "lightning.pytorch.loggers.WandbLogger"}}),
-    "'wandb>=",
+    "logger without its package",
+    lambda bad: bad.fit(**{"trainer.logger": {"class_path": "lightning.pytorch.loggers.MLFlowLogger"}}),
+    "'mlflow>=",
     "pip install",
 )
 
