@@ -63,7 +63,10 @@ def load_tokenizer(model: str, revision: str | None = None, start_token: str | N
 
 
 def default_start(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """What `auto` means for a base model: the token that its tokenizer puts first, else the document boundary."""
+    """What `auto` means for a base model: the token that its tokenizer puts first, else the document boundary.
+
+    A nominal beginning of text comes after it: `<|im_start|>` serves SmolLM2 worse (`benchmarks/start_tokens.py`).
+    """
     if (own := start_id(tokenizer)) is not None:
         return str(tokenizer.convert_ids_to_tokens(own))
     known = tokenizer.get_vocab()
