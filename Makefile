@@ -52,8 +52,6 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@sed -n 's/^#: \{0,1\}//p' Makefile
 
-# Threads that wait sleep, and leave their core to who needs it: on a busy machine 1.5 times the matrix products a second.
-quickstart: export OMP_WAIT_POLICY ?= passive
 # A recipe line is one simple command: make then starts it without a shell, and stopping make stops it.
 quickstart: $(READY)
 	@echo '== 1/4 texts and pairs from 10,033 Wikipedia summaries'

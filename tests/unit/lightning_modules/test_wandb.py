@@ -13,7 +13,6 @@ from lightning_modules.wandb import run_id
 def test_a_run_that_goes_on_is_the_same_and_leaves_nothing_outside(
     tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     runs.write_data(tmp_path, rows=16)
