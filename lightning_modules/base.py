@@ -23,13 +23,13 @@ from lightning_modules.identity import told
 from lightning_modules.schedules import Schedule, set_rates
 from otherside import distributed
 from otherside.adapters import Lora
-from otherside.backbone import Backbone, BackboneConfig, check_length
+from otherside.backbone import Backbone, BackboneConfig, check_length, keeps_sink
 from otherside.batching import Packed, PairBatch, TextBatch, tokens_at_once
 from otherside.encoder import Encoder
 from otherside.lineage import AUTO, BASE, ENCODER, Card
 from otherside.pooling import Pooling
 from otherside.sharding import Shard, whole_shape
-from otherside.tokenizer import load_tokenizer, start_name
+from otherside.tokenizer import load_tokenizer, start_id, start_name
 from otherside.weights import card_of
 
 LOADING = 3600.0  # seconds that ranks wait for the slowest to load the base; dead ones are found sooner
@@ -101,7 +101,8 @@ class EncoderModule(pl.LightningModule, ABC):
             raise ValueError(f"model.max_length must be at least 2 tokens; got {max_length}")
         card = card_of(backbone.model, backbone.revision)
         self.lora, self.pooling, self.max_length = lora, pooling or card.pooling, max_length or card.max_length
-        self.backbone_config = replace(backbone, attention=backbone.attention or card.attention)  # type: ignore[arg-type]
+        settled = {"attention": backbone.attention or card.attention, "keep_sink": keeps_sink(backbone, card)}
+        self.backbone_config = replace(backbone, **settled)  # type: ignore[arg-type]
         self.optimizer_factory, self.schedule = optimizer, schedule
         self.chunk_tokens, self.recompute, self.seed = chunk_tokens, recompute, seed
         self._normed = 0  # the last step whose gradient norm was logged
@@ -114,6 +115,7 @@ class EncoderModule(pl.LightningModule, ABC):
             pooling=self.pooling,
             pool_start=card.pool_start if pool_start is None else pool_start,
             start_token=card.start_token if backbone.start_token == AUTO else backbone.start_token,
+            keep_sink=self.backbone_config.keep_sink,
             max_length=self.max_length,
         )
         self.encoder: Encoder = None  # type: ignore[assignment]  # built in configure_model, where strategies shard
@@ -123,7 +125,7 @@ class EncoderModule(pl.LightningModule, ABC):
     def configure_model(self) -> None:
         if self.encoder is None:
             torch.manual_seed(self.seed)  # the adapter's start
-            backbone = Backbone.load(self.backbone_config, self.lora, self._shard)
+            backbone = Backbone.load(self.backbone_config, self.lora, self._shard, start_id(self.tokenizer))
             check_length("model.max_length must be", self.max_length, backbone.lm.config, "Lower model.max_length.")
             self.encoder = Encoder(backbone, self.tokenizer, self.pooling, self.max_length, self.pool_start)
             distributed.meet(LOADING)
@@ -151,7 +153,8 @@ class EncoderModule(pl.LightningModule, ABC):
             print(f"other than {self.backbone_config.model}: {self.departures}", file=sys.stderr, flush=True)
         start = start_name(self.tokenizer)
         pooled = "pooled" if self.pool_start else "not pooled"
-        print(f"start token: {f'{start}, {pooled}' if start else 'none'}", file=sys.stderr, flush=True)
+        kept = ", its sink kept" if self.encoder.backbone.sink else ""
+        print(f"start token: {f'{start}, {pooled}{kept}' if start else 'none'}", file=sys.stderr, flush=True)
 
     def _check_start(self) -> None:
         """Does the model compute what was asked for, here, and are its texts short enough for it?"""

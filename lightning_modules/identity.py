@@ -52,6 +52,7 @@ VECTORS = (
     "adapters",
     "model.backbone.attention",
     "model.backbone.start_token",
+    "model.backbone.keep_sink",
     "model.pooling",
     "model.pool_start",
     "model.lora.*",
@@ -60,6 +61,7 @@ VECTORS = (
 TRAINER = ("precision", "gradient_clip*", "accumulate_grad_batches", "max_steps", "max_epochs")
 GIVEN = ("model*", "data*", "seed_everything", *(f"trainer.{name}" for name in TRAINER))
 UNKNOWN = "not noted"
+OLDER = {"model.backbone.keep_sink": False}  # what runs of older versions were without noting it
 SHOWN = 5  # differences in one message
 
 
@@ -127,6 +129,11 @@ def adapters(model: str) -> list[str]:
 def names(lineage: Lineage) -> list[str]:
     """Name and SHA-256 of each adapter of a lineage."""
     return [f"{adapter.name} {adapter.sha256}" for adapter in lineage.adapters]
+
+
+def noted(identity: Values) -> Values:
+    """What a run wrote down, completed where an older version wrote it; nothing where that noted nothing."""
+    return {**OLDER, **identity} if identity else {}
 
 
 def differences(before: Values, now: Values) -> Values:

@@ -17,14 +17,15 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from otherside import adapters, sharding, weights
+from otherside import adapters, distributed, sharding, weights
 from otherside.adapters import Lora
 from otherside.attention import ATTENTION, HALF, Borders, Kernel, check_kernel
 from otherside.batching import Packed, rounded
-from otherside.lineage import AUTO, CARD, Lineage
+from otherside.lineage import AUTO, CARD, Card, Lineage
 from otherside.self_test import MaskError as MaskError
 from otherside.self_test import self_test
 from otherside.sharding import Shard
+from otherside.sink import Sink, sink_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -58,6 +59,8 @@ class BackboneConfig:
         activation_checkpointing: recompute each layer in backward: less memory, about a third more time.
         start_token: the first token of every text, on which attention rests. auto: that of an encoder folder; of a
             base model, what its tokenizer puts first, else its document boundary. A token by name; null: none.
+        keep_sink: in bidirectional attention, let the start token enter with the state that attention rests on, which
+            would not form there (`otherside.sink`). null: as the encoder folder; true on a base model.
     """
 
     model: str
@@ -68,6 +71,7 @@ class BackboneConfig:
     attention_dropout: float = 0.0
     activation_checkpointing: bool = False
     start_token: str | None = AUTO
+    keep_sink: bool | None = None
 
     def __post_init__(self) -> None:
         check_kernel(self.kernel)
@@ -93,20 +97,32 @@ class Backbone(nn.Module):
         lineage: where its weights come from.
         attention: bidirectional or causal; the attribute may be set at any time.
         kernel: see `BackboneConfig`.
+        sink: what the start token enters with in bidirectional attention; None: its embedding, as in causal attention.
     """
 
     def __init__(
-        self, lm: PreTrainedModel, lineage: Lineage, attention: Attention = "bidirectional", kernel: Kernel = "auto"
+        self,
+        lm: PreTrainedModel,
+        lineage: Lineage,
+        attention: Attention = "bidirectional",
+        kernel: Kernel = "auto",
+        sink: Sink | None = None,
     ) -> None:
         super().__init__()
         self.lm = lm
         self.lineage = lineage
         self.attention: Attention = attention
         self.kernel: Kernel = kernel
+        self.sink = sink
+        self.sink_state: Tensor | None
+        self.register_buffer("sink_state", sink.state.to(lm.device) if sink else None, persistent=False)
+        lm.get_input_embeddings().register_forward_hook(self._keep_sink)
         lm.set_attn_implementation(ATTENTION)
 
     @classmethod
-    def load(cls, config: BackboneConfig, lora: Lora | None = None, shard: Shard | None = None) -> Backbone:
+    def load(
+        cls, config: BackboneConfig, lora: Lora | None = None, shard: Shard | None = None, start: int | None = None
+    ) -> Backbone:
         """Load the base, merge its lineage's adapters in order, attach a new adapter.
 
         Run `self_test` once the model is where it will run: the kernel depends on the device.
@@ -115,6 +131,7 @@ class Backbone(nn.Module):
             config: which model.
             lora: a new adapter; None: none.
             shard: how weights are shared between ranks, all of which must call this; None: each holds all.
+            start: id of the start token, whose sink is kept if `config` says so; None: there is none.
 
         Raises:
             FileNotFoundError: there is no such model or adapter.
@@ -123,6 +140,10 @@ class Backbone(nn.Module):
         """
         card = weights.card_of(config.model, config.revision)
         lineage, attention = card.lineage, config.attention or card.attention
+        sink = None
+        if start is not None and keeps_sink(config, card):
+            reads = distributed.rank() == 0
+            sink = distributed.from_first(sink_of(config.model, config.revision, card, start) if reads else None)
         if shard is not None:
             lm, found = sharding.load(lineage, getattr(torch, config.dtype), lora, shard)
             check_fingerprint(found, lineage, config.model)
@@ -136,7 +157,7 @@ class Backbone(nn.Module):
                 adapters.attach(lm, lora)
         lineage = replace(lineage, fingerprint=found or lineage.fingerprint)
         set_attention_dropout(lm, config.attention_dropout)
-        backbone = cls(lm, lineage, attention, config.kernel)  # type: ignore[arg-type]  # as the card was checked to have it
+        backbone = cls(lm, lineage, attention, config.kernel, sink)  # type: ignore[arg-type]  # as the card was checked to have it
         if config.activation_checkpointing:
             lm.gradient_checkpointing_enable({"use_reentrant": False})
         return backbone
@@ -191,6 +212,13 @@ class Backbone(nn.Module):
                 kernel=self.kernel,
                 **options,
             )
+
+    def _keep_sink(self, module: nn.Module, inputs: tuple[Tensor], embedded: Tensor) -> Tensor:
+        """What comes out of the embeddings, with the start token's state in its place."""
+        if self.sink is None or self.sink_state is None or self.attention == "causal":
+            return embedded
+        is_start = (inputs[0] == self.sink.token).unsqueeze(-1)
+        return torch.where(is_start, self.sink_state.to(embedded.dtype), embedded)
 
     def base_type(self, device: torch.device) -> AbstractContextManager[Any]:
         """float32 adapters compute in the base's type; in float32 the caller's own autocast, if any, stays in force."""
@@ -304,6 +332,11 @@ def check_fingerprint(found: str | None, lineage: Lineage, model: str) -> None:
             f"the adapters of {model} were trained on a base with fingerprint {lineage.fingerprint[:12]}…; "
             f"{lineage.base} has {found[:12]}…. The base's weights have changed: name the revision that was used."
         )
+
+
+def keeps_sink(config: BackboneConfig, card: Card) -> bool:
+    """Whether `config` asks for it; if it leaves that open, what the encoder folder or base model has."""
+    return card.keep_sink if config.keep_sink is None else config.keep_sink
 
 
 def set_attention_dropout(lm: PreTrainedModel, share: float) -> None:

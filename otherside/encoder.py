@@ -26,7 +26,7 @@ from otherside.evaluation.model import Cosine, MTEBModel, model_meta
 from otherside.files import replace_folder
 from otherside.lineage import AUTO, Card, Lineage
 from otherside.pooling import Pooling
-from otherside.tokenizer import load_tokenizer, start_name
+from otherside.tokenizer import load_tokenizer, start_id, start_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -74,6 +74,7 @@ class Encoder(Cosine, nn.Module):
         max_length: int | None = None,
         start_token: str | None = AUTO,
         pool_start: bool | None = None,
+        keep_sink: bool | None = None,
         dtype: AnyDType = "float32",
         kernel: Kernel = "auto",
         device: str | torch.device = "cpu",
@@ -81,7 +82,7 @@ class Encoder(Cosine, nn.Module):
         """Open an encoder folder, or any base model (hub id, folder, .gguf, pkg://) as an untrained encoder.
 
         Settings that are not given come from the folder; for a base model they are bidirectional, mean, 512 or the
-        model's own limit, the start token of `BackboneConfig`, and pooled.
+        model's own limit, the start token of `BackboneConfig`, pooled, with its sink.
 
         Raises:
             FileNotFoundError: there is no such model.
@@ -90,10 +91,11 @@ class Encoder(Cosine, nn.Module):
         """
         card = weights.card_of(str(model))
         pool_start = card.pool_start if pool_start is None else pool_start
-        backbone = Backbone.load(BackboneConfig(str(model), attention=attention, dtype=dtype, kernel=kernel))
+        tokenizer = load_tokenizer(str(model), start_token=start_token)
+        config = BackboneConfig(str(model), attention=attention, dtype=dtype, kernel=kernel, keep_sink=keep_sink)
+        backbone = Backbone.load(config, start=start_id(tokenizer))
         limit = positions(backbone.lm.config)
         max_length = max_length or min(card.max_length, limit[0] if limit else card.max_length)
-        tokenizer = load_tokenizer(str(model), start_token=start_token)
         encoder = cls(backbone, tokenizer, pooling or card.pooling, max_length, pool_start)  # type: ignore[arg-type]
         encoder.to(device).eval()
         encoder.backbone.self_test()
@@ -194,8 +196,9 @@ class Encoder(Cosine, nn.Module):
             self.tokenizer.backend_tokenizer.no_truncation()  # `encode` left it there
             self.tokenizer.save_pretrained(work)
             lineage = self._save_adapters(work, stage, weights)
-            kept = (self.backbone.attention, self.pooling, self.max_length, start_name(self.tokenizer), self.pool_start)
-            Card(lineage, stage, steps, *kept).write(work)
+            sink = self.backbone.sink.write(work) if self.backbone.sink else None
+            read = (self.backbone.attention, self.pooling, self.max_length, start_name(self.tokenizer), self.pool_start)
+            Card(lineage, stage, steps, *read, sink).write(work)
             replace_folder(work, folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from otherside import pooling
-from otherside.backbone import DTypes
+from otherside.backbone import Backbone, DTypes
 from otherside.batching import Packed, tokenise
 from otherside.encoder import Encoder
 from otherside.files import make_folder, replace_folder
@@ -172,6 +172,7 @@ def write(encoder: Encoder, folder: Path, kind: Kind, dtype: DTypes = "float32")
         dtype: see `export`.
     """
     lm = encoder.backbone.lm
+    _embed_sink(encoder.backbone)
     model: Any = lm if kind == "merged" else lm.base_model
     for parameter in lm.parameters():  # not buffers: rotary frequencies stay float32
         parameter.data = parameter.data.to(getattr(torch, dtype))
@@ -186,6 +187,22 @@ def write(encoder: Encoder, folder: Path, kind: Kind, dtype: DTypes = "float32")
     tokenizer.save_pretrained(folder)
     if kind == "sentence-transformers":
         _write_modules(folder, encoder)
+
+
+@torch.no_grad()
+def _embed_sink(backbone: Backbone) -> None:
+    """What the start token enters with becomes its embedding; a head that shares its weights keeps the old ones."""
+    sink, lm = backbone.sink, backbone.lm
+    if sink is None or backbone.attention == "causal":
+        return
+    embeddings: Any
+    head: Any
+    embeddings, head = lm.get_input_embeddings(), lm.get_output_embeddings()
+    if head.weight is embeddings.weight:
+        head.weight = torch.nn.Parameter(head.weight.clone(), requires_grad=False)
+        lm.config.tie_word_embeddings = False
+    embeddings.weight[sink.token] = sink.state
+    backbone.sink = None
 
 
 def _complete_config(path: Path, causal: bool) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 CARD = "encoder.json"
 ENCODER = "encoder"  # the encoder folder inside a run's folder, or a checkpoint's
-FORMAT = 2
+SINK = "sink.safetensors"  # the start token's state in it, where that is kept
+FORMAT = 3
 BASE = "base"  # stage of a model that is no encoder folder
 AUTO = "auto"  # start token of such a model: see `tokenizer.default_start`
 OWN = "own"  # of format 1, which had no start token: whatever the tokenizer puts first, pooled without instruction only
@@ -77,6 +78,7 @@ class Card:
         max_length: longest text, in tokens.
         start_token: see `BackboneConfig`; by name, None for none.
         pool_start: see `pooling.weights`.
+        sink: SHA-256 of `sink.safetensors` (`sink.Sink`); None where the start token is like any other.
     """
 
     lineage: Lineage
@@ -87,6 +89,17 @@ class Card:
     max_length: int
     start_token: str | None
     pool_start: bool | None
+    sink: str | None
+
+    @property
+    def keep_sink(self) -> bool:
+        """As the setting of `BackboneConfig`."""
+        return self.sink is not None
+
+    @property
+    def has_own_sink(self) -> bool:
+        """Whether its folder holds one; False where one is yet to be found in the base model."""
+        return self.sink not in (None, AUTO)
 
     @staticmethod
     def is_at(folder: Path) -> bool:
@@ -103,10 +116,12 @@ class Card:
         path = folder / CARD
         try:
             content = json.loads(path.read_text())
-            if (found := content.pop("format")) == 1:
-                content |= {"start_token": OWN, "pool_start": None}
-            elif found != FORMAT:
+            if (found := content.pop("format")) not in range(1, FORMAT + 1):
                 raise ValueError(f"its format must be {FORMAT}")
+            if found == 1:
+                content |= {"start_token": OWN, "pool_start": None}
+            if found < FORMAT:
+                content["sink"] = None
             lineage = content.pop("lineage")
             merged = [Merged(**{**a, "folder": str((folder / a["folder"]).resolve())}) for a in lineage.pop("adapters")]
             return cls(lineage=Lineage(**lineage, adapters=tuple(merged)), **content)

@@ -56,7 +56,7 @@ def card_of(model: str, revision: str | None = None) -> Card:
     if isinstance(place, Path) and Card.is_at(place):
         return Card.read(place)
     base = model if isinstance(place, str) or model.startswith(PACKAGE) else str(place.resolve())
-    return Card(Lineage(base, revision), BASE, 0, "bidirectional", "mean", 512, AUTO, True)
+    return Card(Lineage(base, revision), BASE, 0, "bidirectional", "mean", 512, AUTO, True, AUTO)
 
 
 def resolve(model: str) -> str | Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -35,10 +36,11 @@ def shared(path: str) -> Path:
     return found
 
 
-def build_tiny_llama(folder: Path, bos: bool = False, tied: bool = False) -> Path:
+def build_tiny_llama(folder: Path, bos: bool = False, tied: bool = False, sink: bool = False) -> Path:
     """A two-layer Llama (hidden 64, grouped queries) and a byte-level BPE tokenizer trained on SENTENCES.
 
-    `bos` puts `<s>` before every text, `tied` makes the head the embeddings' transpose, as in small Llamas.
+    `bos` puts `<s>` before every text, `tied` makes the head the embeddings' transpose, as in small Llamas; `sink` adds
+    a layer, and lets the state of a `<s>` that sees only itself grow in the second, as in every trained Llama.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -63,7 +65,7 @@ def build_tiny_llama(folder: Path, bos: bool = False, tied: bool = False) -> Pat
         vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=128,
-        num_hidden_layers=2,
+        num_hidden_layers=3 if sink else 2,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,
@@ -73,9 +75,24 @@ def build_tiny_llama(folder: Path, bos: bool = False, tied: bool = False) -> Pat
         tie_word_embeddings=tied,
         initializer_range=0.2,  # so that attention and adapters make visible differences
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    model = LlamaForCausalLM(config)
+    if sink:
+        _add_sink(model.model)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def _add_sink(model: Any) -> None:
+    """One neuron of the second layer answers to the state of a `<s>` that sees only itself."""
+    seen: list[torch.Tensor] = []
+    mlp = model.layers[1].mlp
+    hook = mlp.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0][0, 0]))
+    with torch.no_grad():
+        model(torch.tensor([[0]]))
+        hook.remove()
+        mlp.gate_proj.weight[0] = mlp.up_proj.weight[0] = 4 * seen[0] / seen[0].norm()
+        mlp.down_proj.weight[:, 0] = 0.05 * torch.randn(64)
 
 
 @pytest.fixture(scope="session")
@@ -87,6 +104,12 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_llama_bos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As `tiny_llama`; its tokenizer puts a `<s>` first, as the Llama 2 and 3 tokenizers do."""
     return build_tiny_llama(tmp_path_factory.mktemp("tiny-llama-bos"), bos=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_sink(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `tiny_llama_bos`, with a sink and a head that shares the embeddings' weights."""
+    return build_tiny_llama(tmp_path_factory.mktemp("tiny-llama-sink"), bos=True, tied=True, sink=True)
 
 
 @pytest.fixture

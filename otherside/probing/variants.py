@@ -12,7 +12,7 @@ from otherside.backbone import Attention, Backbone, BackboneConfig, DTypes
 from otherside.encoder import Encoder
 from otherside.lineage import Card, Lineage
 from otherside.probing.bert import is_bert, load_bert
-from otherside.tokenizer import load_tokenizer
+from otherside.tokenizer import load_tokenizer, start_id
 
 Kind = Literal["encoder", "bert"]
 
@@ -39,10 +39,10 @@ class Variant:
             return load_bert(self.model, dtype).to(device).eval()
         card = self.card
         attention: Attention = "causal" if card.attention == "causal" else "bidirectional"
-        config = BackboneConfig(self.model, card.lineage.revision, attention, dtype)
+        config = BackboneConfig(self.model, card.lineage.revision, attention, dtype, keep_sink=card.keep_sink)
         tokenizer = load_tokenizer(self.model, card.lineage.revision, card.start_token)
         read = (card.pooling, card.max_length, card.pool_start)
-        encoder = Encoder(Backbone.load(config), tokenizer, *read)  # type: ignore[arg-type]
+        encoder = Encoder(Backbone.load(config, start=start_id(tokenizer)), tokenizer, *read)  # type: ignore[arg-type]
         return encoder.to(device).eval()
 
     def settings(self) -> dict[str, Any]:
@@ -55,6 +55,7 @@ class Variant:
             "adapters": [adapter.sha256 for adapter in lineage.adapters],
             "attention": self.card.attention,
             "start_token": self.card.start_token,
+            "keep_sink": self.card.keep_sink,
         }
 
     def _fingerprint(self) -> str | None:

@@ -11,6 +11,8 @@ import runs
 from conftest import build_tiny_llama
 from strategies import STRATEGIES, assert_same_training, train
 
+from otherside.lineage import SINK
+
 CUT = {"model.init_args.chunk_tokens": 40, "trainer.accumulate_grad_batches": 2, "trainer.gradient_clip_val": 0.05}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "supervised": ("Supervised", {}),
@@ -57,12 +59,14 @@ def test_an_earlier_stage_is_merged_into_shards(
     assert_same_training(train(place, earlier, f"later-{strategy}", "Supervised", strategy, 2), one)
 
 
-@pytest.mark.parametrize("strategy", ["zero3", "fsdp2"])
-def test_tied_embeddings_are_sharded_once(strategy: str, place: Path) -> None:
-    """The head reads the embeddings' shards, in MNTP with gradients through both."""
-    llama = build_tiny_llama(place / f"tied-{strategy}", tied=True)
+@pytest.mark.parametrize("strategy", ["ddp", "zero3", "fsdp2"])
+def test_tied_embeddings_are_sharded_once_and_keep_their_sink(strategy: str, place: Path) -> None:
+    """The head reads the embeddings' shards, in MNTP with gradients through both; the start token enters otherwise."""
+    llama = build_tiny_llama(place / f"tied-{strategy}", tied=True, sink=True)
     one = train(place, llama, f"tied-{strategy}-one", "MNTP", "auto", 1)
-    assert_same_training(train(place, llama, f"tied-{strategy}-two", "MNTP", strategy, 2), one)
+    two = train(place, llama, f"tied-{strategy}-two", "MNTP", strategy, 2)
+    assert_same_training(two, one)
+    assert (one / "encoder" / SINK).read_bytes() == (two / "encoder" / SINK).read_bytes()
 
 
 @pytest.mark.parametrize("strategy", ["zero2", "zero3", "fsdp2"])

@@ -44,7 +44,7 @@ def test_extending_keeps_order_and_the_rest(tmp_path):
 class TestCard:
     def write(self, folder) -> Card:
         lineage = Lineage("base", None, "print").extended("mntp", adapter_in(folder / "adapters" / "0-mntp"))
-        card = Card(lineage, "mntp", 1000, "bidirectional", "mean", 512, "<s>", True)
+        card = Card(lineage, "mntp", 1000, "bidirectional", "mean", 512, "<s>", True, "0" * 64)
         card.write(folder)
         return card
 
@@ -62,7 +62,7 @@ class TestCard:
         assert adapter.folder == str(tmp_path / "new" / "adapters" / "0-mntp")
 
     @pytest.mark.parametrize(
-        "change", [{"format": 3}, {"lineage": None}, {"pooling": ...}, {"unknown": 1}, {"lineage": {"adapters": [{}]}}]
+        "change", [{"format": 4}, {"lineage": None}, {"pooling": ...}, {"unknown": 1}, {"lineage": {"adapters": [{}]}}]
     )
     def test_a_broken_card(self, tmp_path, change):
         self.write(tmp_path)

@@ -16,6 +16,7 @@ from conftest import build_tiny_llama
 from transformers import AutoModelForCausalLM
 
 from lightning_modules import identity
+from otherside.lineage import sha256
 
 
 class TestValues:
@@ -160,6 +161,7 @@ CHANGES: list[tuple[str, dict[str, tuple[Any, str]]]] = [
         {
             "model.init_args.loss": ({"scale": 50}, "model.loss.scale 20.0 -> 50.0"),
             "model.init_args.backbone.attention_dropout": (0.3, "model.backbone.attention_dropout 0.1 -> 0.3"),
+            "model.init_args.backbone.keep_sink": (False, "model.backbone.keep_sink true -> false"),
         },
     ),
 ]
@@ -238,6 +240,22 @@ def test_a_checkpoint_of_an_older_version_is_refused(place: Path, cut: Path, tin
     config = stage(place, cut, tiny_llama, "MNTP", **{"data.init_args.predict_sources": [{"path": "sentences.txt"}]})
     for command in ("fit", "predict"):
         assert "step=2.ckpt has no identity.json" in fails(command, "--config", config, cwd=cut)
+
+
+def test_a_run_begun_before_sinks_were_kept_goes_on_without(place: Path, cut: Path, tiny_llama: Path) -> None:
+    [checkpoint] = (cut / "runs" / "mntp" / "checkpoints").iterdir()
+    noted = json.loads((checkpoint / "identity.json").read_text())
+    del noted["identity"]["model.backbone.keep_sink"]
+    (checkpoint / "identity.json").write_text(json.dumps(noted))
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["files"]["identity.json"] = {
+        "bytes": (checkpoint / "identity.json").stat().st_size,
+        "sha256": sha256(checkpoint / "identity.json"),
+    }
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    config = stage(place, cut, tiny_llama, "MNTP")
+    assert "model.backbone.keep_sink false -> true" in fails("fit", "--config", config, cwd=cut)
+    assert "resumes from" in runs.run("fit", "--config", config, "--model.backbone.keep_sink", "false", cwd=cut)
 
 
 def test_weights_are_read_into_the_model_they_were_trained_in(place: Path, cut: Path, tiny_llama: Path) -> None:

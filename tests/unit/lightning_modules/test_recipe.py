@@ -90,7 +90,9 @@ def test_a_stage_on_an_encoder_that_was_trained_again_is_in_doubt(tmp_path: Path
         folder = tmp_path / "mntp" / finished.ENCODER
         folder.mkdir(parents=True, exist_ok=True)
         adapter = Merged("mntp", str(folder / "adapters" / "0-mntp"), sha256)
-        Card(Lineage("base", adapters=(adapter,)), "mntp", 2, "bidirectional", "mean", 64, None, True).write(folder)
+        Card(Lineage("base", adapters=(adapter,)), "mntp", 2, "bidirectional", "mean", 64, None, True, None).write(
+            folder
+        )
         return str(folder)
 
     write(tmp_path, "simcse", encoder("a" * 64), str(tmp_path / "run"))
