@@ -1,7 +1,7 @@
 """What the quickstart's encoders are worth on texts that no stage has seen, over seeds: with a start token that is
 pooled or not, whose sink is kept or not, and without one.
 
-    python benchmarks/quickstart.py [--seeds 1 2 3] [--cases pooled "not pooled" "sink lost" none] [--work DIR] [--out DIR]
+    python benchmarks/quickstart.py [--seeds 1 2 3] [--cases pooled "not pooled" "sink lost" none] [--work DIR]
 
 Trains configs/quickstart once for each case and seed, in folders under --work that are kept: what is there is not
 trained again. Measured are held-out retrieval and similarity, which the quickstart shows too, and the test set of

@@ -2,8 +2,8 @@
 
     python benchmarks/start_tokens.py [--data runs/quickstart/data] [--tokens null "<|endoftext|>" ...] [--out DIR]
 
-The Llama is the quickstart's, and so are the held-out texts: similarity and retrieval, causal (`uni`) and bidirectional,
-with the state of the start token that attention rests on (`bi`) and without (`bi, sink lost`; `backbone.keep_sink`).
+The Llama is the quickstart's, and so are the held-out texts: similarity and retrieval, causal (`uni`) and
+bidirectional, with its sink kept (`bi`) and without (`backbone.keep_sink`).
 `null` is no start token. What `backbone.start_token: auto` means was chosen by this.
 """
 

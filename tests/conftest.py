@@ -77,13 +77,13 @@ def build_tiny_llama(folder: Path, bos: bool = False, tied: bool = False, sink: 
     )
     model = LlamaForCausalLM(config)
     if sink:
-        _add_sink(model.model)
+        add_sink(model.model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
-def _add_sink(model: Any) -> None:
+def add_sink(model: Any) -> None:
     """One neuron of the second layer answers to the state of a `<s>` that sees only itself."""
     seen: list[torch.Tensor] = []
     mlp = model.layers[1].mlp

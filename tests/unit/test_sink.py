@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import sentence_transformers
 import torch
-from tests.conftest import SENTENCES, build_tiny_llama
-from tests.tiny import distance
-from transformers import AutoModel
+from conftest import SENTENCES, add_sink, build_tiny_llama
+from tiny import distance
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from otherside.adapters import Lora
 from otherside.backbone import Backbone, BackboneConfig
@@ -66,6 +66,22 @@ class TestFind:
         model.config.is_causal = False
         model.save_pretrained(tmp_path)
         assert find(Lineage(str(tmp_path)), START) is None
+
+    @pytest.mark.parametrize(("family", "scale"), [("llama", 1.0), ("qwen3", 1.0), ("mistral", 1.0), ("granite", 12.0)])
+    def test_in_the_first_layers_of_other_families(self, family: str, scale: float, tmp_path: Path) -> None:
+        """Of more layers than are read, some with a list of kinds of layers, or with embeddings that are multiplied."""
+        sizes = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 10}
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "initializer_range": 0.2}
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(family, **sizes, **heads, sliding_window=None)
+        if family == "granite":
+            config.embedding_multiplier = scale
+        model = AutoModelForCausalLM.from_config(config)
+        add_sink(model.model)
+        model.save_pretrained(tmp_path)
+        found, states = find(Lineage(str(tmp_path)), START), states_of_start(tmp_path)
+        assert found is not None
+        assert torch.allclose(scale * found.state, states[1], atol=1e-4)
 
     def test_says_nothing_of_the_layers_left_out(self, capfd: pytest.CaptureFixture[str]) -> None:
         found = find(Lineage(SMOLLM2), START)
@@ -144,7 +160,7 @@ class TestInAFolder:
 
     def test_of_another_start_token_is_found_in_the_base(self, tiny_llama_sink: Path, tmp_path: Path) -> None:
         folder = trained(tiny_llama_sink, tmp_path / "encoder")
-        assert Encoder.load(folder, start_token="</s>").backbone.sink is None  # noqa: S106  # which does not grow
+        assert Encoder.load(folder, start_token="</s>").backbone.sink is None  # which does not grow
 
     @pytest.mark.parametrize("version", [1, 2])
     def test_older_folders_have_none(self, tiny_llama_sink: Path, tmp_path: Path, version: int) -> None:
@@ -182,8 +198,6 @@ class TestExported:
         assert (np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)).max() < tolerance
 
     def test_merged_weights_keep_the_head_and_are_opened_again(self, tiny_llama_sink: Path, tmp_path: Path) -> None:
-        from transformers import AutoModelForCausalLM
-
         folder = trained(tiny_llama_sink, tmp_path / "encoder")
         export(folder, tmp_path / "out", kind="merged")
         head = AutoModelForCausalLM.from_pretrained(tmp_path / "out").get_output_embeddings().weight
