@@ -140,10 +140,6 @@ class Backbone(nn.Module):
         """
         card = weights.card_of(config.model, config.revision)
         lineage, attention = card.lineage, config.attention or card.attention
-        sink = None
-        if start is not None and keeps_sink(config, card):
-            reads = distributed.rank() == 0
-            sink = distributed.from_first(sink_of(config.model, config.revision, card, start) if reads else None)
         if shard is not None:
             lm, found = sharding.load(lineage, getattr(torch, config.dtype), lora, shard)
             check_fingerprint(found, lineage, config.model)
@@ -157,6 +153,10 @@ class Backbone(nn.Module):
                 adapters.attach(lm, lora)
         lineage = replace(lineage, fingerprint=found or lineage.fingerprint)
         set_attention_dropout(lm, config.attention_dropout)
+        sink = None
+        if start is not None and keeps_sink(config, card):
+            reads = distributed.rank() == 0
+            sink = distributed.from_first(sink_of(config.model, config.revision, card, start) if reads else None)
         backbone = cls(lm, lineage, attention, config.kernel, sink)  # type: ignore[arg-type]  # as the card was checked to have it
         if config.activation_checkpointing:
             lm.gradient_checkpointing_enable({"use_reentrant": False})

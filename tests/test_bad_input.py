@@ -595,7 +595,10 @@ case(
     "--out must be a folder to write",
 )
 case(
-    "export: no model", lambda bad: ["export", bad.folder, "out"], "must be a folder with a model", "has no config.json"
+    "export: no model",
+    lambda bad: ["export", bad.folder, "out"],
+    "must be a folder with a model and its tokenizer",
+    "has none",
 )
 case("export: nothing named", lambda bad: ["export"], "must be given: encoder, out")
 case("export: no such encoder", lambda bad: ["export", "../no", "out"], "backbone.model must be", "nothing is at ../no")
