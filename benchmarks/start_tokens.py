@@ -23,7 +23,7 @@ from otherside.probing.similarity import read_rated, similarity
 
 VARIANTS = {
     "uni": {"attention": "causal"},
-    "bi": {"attention": "bidirectional", "keep_sink": True},
+    "bi": {"attention": "bidirectional"},
     "bi, sink lost": {"attention": "bidirectional", "keep_sink": False},
 }
 TOKENS = ("null", "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<file_sep>")

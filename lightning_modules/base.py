@@ -23,10 +23,11 @@ from lightning_modules.identity import told
 from lightning_modules.schedules import Schedule, set_rates
 from otherside import distributed
 from otherside.adapters import Lora
-from otherside.backbone import Backbone, BackboneConfig, check_length, keeps_sink
+from otherside.backbone import Backbone, BackboneConfig, keeps_sink
 from otherside.batching import Packed, PairBatch, TextBatch, tokens_at_once
 from otherside.encoder import Encoder
 from otherside.lineage import AUTO, BASE, ENCODER, Card
+from otherside.llama import check_length
 from otherside.pooling import Pooling
 from otherside.sharding import Shard, whole_shape
 from otherside.tokenizer import load_tokenizer, start_id, start_name
@@ -153,8 +154,10 @@ class EncoderModule(pl.LightningModule, ABC):
             print(f"other than {self.backbone_config.model}: {self.departures}", file=sys.stderr, flush=True)
         start = start_name(self.tokenizer)
         pooled = "pooled" if self.pool_start else "not pooled"
-        kept = ", its sink kept" if self.encoder.backbone.sink else ""
-        print(f"start token: {f'{start}, {pooled}{kept}' if start else 'none'}", file=sys.stderr, flush=True)
+        sink = "kept" if self.encoder.backbone.sink else "not found" if self.backbone_config.keep_sink else "not kept"
+        print(
+            f"start token: {f'{start}, {pooled}; its sink: {sink}' if start else 'none'}", file=sys.stderr, flush=True
+        )
 
     def _check_start(self) -> None:
         """Does the model compute what was asked for, here, and are its texts short enough for it?"""

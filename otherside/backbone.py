@@ -8,27 +8,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
-from otherside import adapters, distributed, sharding, weights
+from otherside import adapters, distributed, loading, sharding, weights
 from otherside.adapters import Lora
 from otherside.attention import ATTENTION, HALF, Borders, Kernel, check_kernel
 from otherside.batching import Packed, rounded
-from otherside.lineage import AUTO, CARD, Card, Lineage
+from otherside.lineage import AUTO, Card, Lineage
+from otherside.llama import check_length
+from otherside.loading import check_fingerprint
 from otherside.self_test import MaskError as MaskError
 from otherside.self_test import self_test
 from otherside.sharding import Shard
 from otherside.sink import Sink, sink_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 Attention = Literal["bidirectional", "causal"]
 DTypes = Literal["float32", "bfloat16", "float16"]
@@ -82,6 +81,8 @@ class BackboneConfig:
         self.dtype = fast_dtype() if self.dtype == "auto" else self.dtype
         if not 0 <= self.attention_dropout < 1:
             raise ValueError(f"backbone.attention_dropout must lie in [0, 1); got {self.attention_dropout}")
+        if self.keep_sink and self.start_token is None:
+            raise ValueError("backbone.keep_sink needs a start token to keep it of; got start_token: null. Use auto.")
         if self.kernel == "varlen" and self.attention_dropout:
             raise ValueError(
                 f"backbone.kernel: varlen has no dropout; got attention_dropout={self.attention_dropout}. "
@@ -140,17 +141,12 @@ class Backbone(nn.Module):
         """
         card = weights.card_of(config.model, config.revision)
         lineage, attention = card.lineage, config.attention or card.attention
+        dtype = getattr(torch, config.dtype)
         if shard is not None:
-            lm, found = sharding.load(lineage, getattr(torch, config.dtype), lora, shard)
+            lm, found = sharding.load(lineage, dtype, lora, shard)
             check_fingerprint(found, lineage, config.model)
         else:
-            lm = load_lm(lineage, config)
-            found = adapters.fingerprint(lm)
-            check_fingerprint(found, lineage, config.model)
-            for adapter in lineage.adapters:
-                adapters.merge(lm, adapter)
-            if lora is not None:
-                adapters.attach(lm, lora)
+            lm, found = loading.load(lineage, dtype, lora, config.model)
         lineage = replace(lineage, fingerprint=found or lineage.fingerprint)
         set_attention_dropout(lm, config.attention_dropout)
         sink = None
@@ -269,74 +265,10 @@ class Backbone(nn.Module):
         self_test(self)
 
 
-def positions(config: PreTrainedConfig) -> tuple[int, str] | None:
-    """Most tokens of a text, and why; None where the model sets no limit.
-
-    RoPE of type dynamic or longrope takes the frequencies of all texts from the longest one, once that is longer than
-    the original length: packed, a short text would depend on its company.
-    """
-    longest: int | None = getattr(config, "max_position_embeddings", None)
-    rope = getattr(config, "rope_parameters", None) or {}
-    limits: list[tuple[int, str]] = []
-    for part in (rope, *(part for part in rope.values() if isinstance(part, dict))):
-        if (kind := part.get("rope_type")) in ("dynamic", "longrope"):
-            original = int(part.get("original_max_position_embeddings") or longest or 0)
-            limits.append((original, f"behind which {kind} RoPE makes a text depend on the others of its batch"))
-    if longest:
-        limits.append((longest, f"the positions of a {(config.architectures or ['model'])[0]}"))
-    return min(limits, key=lambda limit: limit[0], default=None)
-
-
-def check_length(what: str, length: int, config: PreTrainedConfig, remedy: str = "") -> None:
-    """Raise a ValueError where texts of so many tokens are too long for a model; `what` names the requirement."""
-    limit = positions(config)
-    if limit and length > limit[0]:
-        raise ValueError(f"{what} at most {limit[0]} tokens, {limit[1]}; got {length}. {remedy}".rstrip())
-
-
-def load_lm(lineage: Lineage, config: BackboneConfig) -> PreTrainedModel:
-    """The base model of a lineage, frozen: safetensors only, no code from the checkpoint.
-
-    Raises:
-        FileNotFoundError: it is neither here nor on the hub, or cannot be read.
-    """
-    try:
-        place = weights.resolve(lineage.base)
-    except FileNotFoundError as error:
-        if not lineage.adapters:
-            raise
-        raise FileNotFoundError(
-            f"the base model of {config.model} must be where it was in training; nothing is at {lineage.base}. Put it "
-            f"back, or write its new place into {Path(weights.locate(config.model)) / CARD}, as lineage.base."
-        ) from error
-    if isinstance(place, Path) and not (place / "config.json").is_file():
-        raise FileNotFoundError(
-            f"backbone.model must be a folder with a model or an encoder; {place} has no config.json or encoder.json"
-        )
-    try:
-        lm = AutoModelForCausalLM.from_pretrained(
-            place, revision=lineage.revision, dtype=getattr(torch, config.dtype), use_safetensors=True
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise FileNotFoundError(
-            f"backbone.model must be a folder here or a model on the hub, with safetensors weights; {lineage.base} "
-            f"could not be loaded: {error}"
-        ) from error
-    return lm.requires_grad_(False)
-
-
-def check_fingerprint(found: str | None, lineage: Lineage, model: str) -> None:
-    """Raise a ValueError unless the base is the one that the lineage's adapters were trained on."""
-    if lineage.fingerprint and found and found != lineage.fingerprint:
-        raise ValueError(
-            f"the adapters of {model} were trained on a base with fingerprint {lineage.fingerprint[:12]}…; "
-            f"{lineage.base} has {found[:12]}…. The base's weights have changed: name the revision that was used."
-        )
-
-
 def keeps_sink(config: BackboneConfig, card: Card) -> bool:
     """Whether `config` asks for it; if it leaves that open, what the encoder folder or base model has."""
-    return card.keep_sink if config.keep_sink is None else config.keep_sink
+    inherited = card.keep_sink and config.start_token is not None
+    return inherited if config.keep_sink is None else config.keep_sink
 
 
 def set_attention_dropout(lm: PreTrainedModel, share: float) -> None:
@@ -353,8 +285,3 @@ def set_attention_dropout(lm: PreTrainedModel, share: float) -> None:
         )
     for layer in layers:
         layer.attention_dropout = share
-
-
-def lineage_of(model: str, revision: str | None = None) -> Lineage:
-    """The lineage that `model` stands for; see `weights.card_of`."""
-    return weights.card_of(model, revision).lineage

@@ -20,11 +20,12 @@ from tqdm import tqdm
 
 from otherside import adapters, pooling, weights
 from otherside.attention import Kernel
-from otherside.backbone import AnyDType, Attention, Backbone, BackboneConfig, check_length, positions
+from otherside.backbone import AnyDType, Attention, Backbone, BackboneConfig
 from otherside.batching import Packed, tokenise, tokens_at_once
 from otherside.evaluation.model import Cosine, MTEBModel, model_meta
 from otherside.files import replace_folder
 from otherside.lineage import AUTO, Card, Lineage
+from otherside.llama import check_length, positions
 from otherside.pooling import Pooling
 from otherside.tokenizer import load_tokenizer, start_id, start_name
 
@@ -92,7 +93,8 @@ class Encoder(Cosine, nn.Module):
         card = weights.card_of(str(model))
         pool_start = card.pool_start if pool_start is None else pool_start
         tokenizer = load_tokenizer(str(model), start_token=start_token)
-        config = BackboneConfig(str(model), attention=attention, dtype=dtype, kernel=kernel, keep_sink=keep_sink)
+        read = {"attention": attention, "start_token": start_token, "keep_sink": keep_sink}
+        config = BackboneConfig(str(model), dtype=dtype, kernel=kernel, **read)  # type: ignore[arg-type]
         backbone = Backbone.load(config, start=start_id(tokenizer))
         limit = positions(backbone.lm.config)
         max_length = max_length or min(card.max_length, limit[0] if limit else card.max_length)

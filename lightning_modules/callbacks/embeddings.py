@@ -18,9 +18,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_modules.base import EncoderModule
-from otherside.backbone import lineage_of
 from otherside.batching import TextBatch
 from otherside.lineage import sha256
+from otherside.weights import card_of
 
 FILE, WORK, SETTINGS = "predictions.parquet", ".predictions", "settings.json"
 KEY = b"otherside.settings"  # of the file's own metadata
@@ -69,7 +69,7 @@ class Embeddings(pl.Callback):
         config = module.backbone_config
         files = sorted(Path(self.checkpoint).rglob("*")) if self.checkpoint else []
         weights = [
-            asdict(lineage_of(config.model, config.revision)),
+            asdict(card_of(config.model, config.revision).lineage),
             *(sha256(path) for path in files if path.is_file()),
         ]
         model = [vars(config), vars(module.lora), module.pooling, module.max_length, trainer.precision]

@@ -14,8 +14,8 @@ from lightning_modules import finished, identity
 from lightning_modules.base import EncoderModule
 from lightning_modules.checkpoints import IDENTITY
 from lightning_modules.identity import Values
-from otherside.backbone import lineage_of
 from otherside.tokenizer import start_name
+from otherside.weights import card_of
 
 
 class Identity(pl.Callback):
@@ -137,7 +137,7 @@ class Identity(pl.Callback):
 def facts(module: EncoderModule) -> Values:
     """What no setting of the model says, or what it inherited."""
     backbone = module.backbone_config
-    lineage = lineage_of(backbone.model, backbone.revision)
+    lineage = card_of(backbone.model, backbone.revision).lineage
     return {
         "base": lineage.base,
         "revision": lineage.revision,

@@ -121,6 +121,12 @@ class TestInTheModel:
     def test_without_a_start_token_there_is_none(self, tiny_llama_sink: Path) -> None:
         assert load(tiny_llama_sink, start=None).sink is None
 
+    def test_nothing_can_be_kept_of_no_token(self, tiny_llama_sink: Path) -> None:
+        with pytest.raises(ValueError, match=r"backbone.keep_sink needs a start token"):
+            BackboneConfig(str(tiny_llama_sink), start_token=None, keep_sink=True)
+        encoder = Encoder.load(tiny_llama_sink, start_token=None, max_length=64)
+        assert encoder.backbone.sink is None
+
     def test_attention_rests_on_the_start_token_again(self) -> None:
         """In SmolLM2 its state grows in the third layer, if it sees nothing else, or if its sink is kept."""
         texts = Packed.from_tokens(tokenise(load_tokenizer(SMOLLM2), ["Rain fell all night on the roofs."], 64))

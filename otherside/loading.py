@@ -1,0 +1,81 @@
+"""Loading a base that every rank holds whole; `sharding` loads one that none does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM
+
+from otherside import adapters, weights
+from otherside.adapters import Lora
+from otherside.lineage import CARD, Lineage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def load(lineage: Lineage, dtype: torch.dtype, lora: Lora | None, model: str) -> tuple[PreTrainedModel, str | None]:
+    """The base, its lineage's adapters merged and a new adapter attached.
+
+    Args:
+        lineage: what to load.
+        dtype: of the frozen weights.
+        lora: a new adapter; None: none.
+        model: as the user named it, for errors.
+
+    Returns:
+        The model, and the fingerprint of the base.
+
+    Raises:
+        FileNotFoundError: there is no such model or adapter.
+        ValueError: an adapter was changed or does not fit, or the base was; a LoRA target matches nothing.
+    """
+    lm = base(lineage, dtype, model)
+    found = adapters.fingerprint(lm)
+    check_fingerprint(found, lineage, model)
+    for adapter in lineage.adapters:
+        adapters.merge(lm, adapter)
+    if lora is not None:
+        adapters.attach(lm, lora)
+    return lm, found
+
+
+def base(lineage: Lineage, dtype: torch.dtype, model: str) -> PreTrainedModel:
+    """The base model of a lineage, frozen: safetensors only, no code from the checkpoint.
+
+    Raises:
+        FileNotFoundError: it is neither here nor on the hub, or cannot be read.
+    """
+    try:
+        place = weights.resolve(lineage.base)
+    except FileNotFoundError as error:
+        if not lineage.adapters:
+            raise
+        raise FileNotFoundError(
+            f"the base model of {model} must be where it was in training; nothing is at {lineage.base}. Put it "
+            f"back, or write its new place into {Path(weights.locate(model)) / CARD}, as lineage.base."
+        ) from error
+    if isinstance(place, Path) and not (place / "config.json").is_file():
+        raise FileNotFoundError(
+            f"backbone.model must be a folder with a model or an encoder; {place} has no config.json or encoder.json"
+        )
+    try:
+        lm = AutoModelForCausalLM.from_pretrained(place, revision=lineage.revision, dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise FileNotFoundError(
+            f"backbone.model must be a folder here or a model on the hub, with safetensors weights; {lineage.base} "
+            f"could not be loaded: {error}"
+        ) from error
+    return lm.requires_grad_(False)
+
+
+def check_fingerprint(found: str | None, lineage: Lineage, model: str) -> None:
+    """Raise a ValueError unless the base is the one that the lineage's adapters were trained on."""
+    if lineage.fingerprint and found and found != lineage.fingerprint:
+        raise ValueError(
+            f"the adapters of {model} were trained on a base with fingerprint {lineage.fingerprint[:12]}…; "
+            f"{lineage.base} has {found[:12]}…. The base's weights have changed: name the revision that was used."
+        )
