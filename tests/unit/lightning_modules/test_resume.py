@@ -1,4 +1,7 @@
-"""Invariant 4 in one process: a run that was cut ends with the weights of one that was not, bit for bit."""
+"""Invariant 4 in one process: a run that was cut ends with the weights of one that was not, bit for bit.
+
+The tiny Llama has a sink, as trained ones have; it is looked for again when a run goes on.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("stage", ["MNTP", "SimCSE", "Supervised"])
 @pytest.mark.parametrize("settings", [{}, {"model.init_args.chunk_tokens": 40, "trainer.accumulate_grad_batches": 2}])
 def test_resume_in_the_middle_of_an_epoch_is_bit_equal(
-    stage: str, settings: dict[str, object], place: Path, tiny_llama: Path
+    stage: str, settings: dict[str, object], place: Path, tiny_llama_sink: Path
 ) -> None:
     for name in ("whole", "cut"):
         shutil.rmtree(place / name, ignore_errors=True)
-    whole = runs.write_stage(place, stage, tiny_llama, root="whole", steps=8, **settings)
+    whole = runs.write_stage(place, stage, tiny_llama_sink, root="whole", steps=8, **settings)
     runs.run("fit", "--config", whole, cwd=place)
     runs.run("fit", "--config", whole, "--trainer.default_root_dir", "cut", "--trainer.max_steps", "4", cwd=place)
     output = runs.run("fit", "--config", whole, "--trainer.default_root_dir", "cut", cwd=place)
@@ -34,8 +37,8 @@ def test_resume_in_the_middle_of_an_epoch_is_bit_equal(
 
 
 @pytest.mark.parametrize("zero", [2, 3])
-def test_resume_under_deepspeed_is_bit_equal(zero: int, place: Path, tiny_llama: Path) -> None:
-    config = runs.write_stage(place, "Supervised", tiny_llama, steps=6)
+def test_resume_under_deepspeed_is_bit_equal(zero: int, place: Path, tiny_llama_sink: Path) -> None:
+    config = runs.write_stage(place, "Supervised", tiny_llama_sink, steps=6)
     machine = Path(__file__).parents[3] / "configs" / "trainer" / f"zero{zero}.yaml"
     fit = ("fit", "--config", config, "--config", machine, "--trainer.accelerator", "cpu", "--trainer.devices", "1")
     fit = (*fit, "--trainer.precision", "32-true", "--trainer.default_root_dir")
@@ -45,8 +48,8 @@ def test_resume_under_deepspeed_is_bit_equal(zero: int, place: Path, tiny_llama:
     runs.assert_equal(runs.adapter(place / f"whole{zero}"), runs.adapter(place / f"cut{zero}"))
 
 
-def test_kill_at_random_moments_loses_nothing(place: Path, tiny_llama: Path) -> None:
-    config = runs.write_stage(place, "SimCSE", tiny_llama, steps=12, **{"checkpoints.every_n_steps": 1})
+def test_kill_at_random_moments_loses_nothing(place: Path, tiny_llama_sink: Path) -> None:
+    config = runs.write_stage(place, "SimCSE", tiny_llama_sink, steps=12, **{"checkpoints.every_n_steps": 1})
     fit = ("fit", "--config", config, "--trainer.default_root_dir")
     begun = time.monotonic()
     runs.run(*fit, "undisturbed", cwd=place)
@@ -61,8 +64,8 @@ def test_kill_at_random_moments_loses_nothing(place: Path, tiny_llama: Path) -> 
     runs.assert_equal(runs.adapter(place / "undisturbed"), runs.adapter(place / "killed"))
 
 
-def test_kill_inside_a_save_leaves_the_checkpoint_before_it(place: Path, tiny_llama: Path) -> None:
-    config = runs.write_stage(place, "Supervised", tiny_llama, steps=6, **{"checkpoints.every_n_steps": 1})
+def test_kill_inside_a_save_leaves_the_checkpoint_before_it(place: Path, tiny_llama_sink: Path) -> None:
+    config = runs.write_stage(place, "Supervised", tiny_llama_sink, steps=6, **{"checkpoints.every_n_steps": 1})
     fit = ("fit", "--config", config, "--trainer.default_root_dir")
     runs.run(*fit, "calm", cwd=place)
     hits = 0
@@ -80,20 +83,22 @@ def test_kill_inside_a_save_leaves_the_checkpoint_before_it(place: Path, tiny_ll
     runs.assert_equal(runs.adapter(place / "calm"), runs.adapter(place / "torn"))
 
 
-def test_a_torn_checkpoint_is_named_and_the_one_before_it_used(place: Path, tiny_llama: Path) -> None:
-    config = runs.write_stage(place, "MNTP", tiny_llama, root="bitrot", steps=8)
+@pytest.mark.parametrize("file", ["state.pt", "encoder/sink.safetensors"])
+def test_a_torn_checkpoint_is_named_and_the_one_before_it_used(file: str, place: Path, tiny_llama_sink: Path) -> None:
+    root = f"bitrot-{Path(file).stem}"
+    config = runs.write_stage(place, "MNTP", tiny_llama_sink, root=root, steps=8)
     runs.run("fit", "--config", config, "--trainer.max_steps", "6", cwd=place)
-    state = place / "bitrot" / "checkpoints" / "step=6.ckpt" / "state.pt"
-    state.write_bytes(state.read_bytes()[:-100])
+    torn = place / root / "checkpoints" / "step=6.ckpt" / file
+    torn.write_bytes(torn.read_bytes()[:-100])
     output = runs.run("fit", "--config", config, cwd=place)
-    assert "step=6.ckpt is torn: state.pt" in output
-    assert "resumes from bitrot/checkpoints/step=4.ckpt" in output
-    runs.run("fit", "--config", config, "--trainer.default_root_dir", "sound", cwd=place)
-    runs.assert_equal(runs.adapter(place / "sound"), runs.adapter(place / "bitrot"))
+    assert f"step=6.ckpt is torn: {file}" in output
+    assert f"resumes from {root}/checkpoints/step=4.ckpt" in output
+    runs.run("fit", "--config", config, "--trainer.default_root_dir", f"sound-{root}", cwd=place)
+    runs.assert_equal(runs.adapter(place / f"sound-{root}"), runs.adapter(place / root))
 
 
-def test_two_processes_cannot_train_in_one_folder(place: Path, tiny_llama: Path) -> None:
-    config = runs.write_stage(place, "MNTP", tiny_llama, root="shared", steps=200)
+def test_two_processes_cannot_train_in_one_folder(place: Path, tiny_llama_sink: Path) -> None:
+    config = runs.write_stage(place, "MNTP", tiny_llama_sink, root="shared", steps=200)
     first = runs.start("fit", "--config", config, cwd=place)
     while not (place / "shared" / "checkpoints").exists():
         time.sleep(0.05)
