@@ -86,17 +86,17 @@ def _test_numbers(backbone: Backbone, kernels: tuple[Kernel, ...]) -> None:
     text = Packed(ids, lengths=torch.tensor([len(ids)]), skip=none, start=none)
     inner: list[Any] = []  # what `output_hidden_states` returns is lost where FSDP2 wraps modules
     hook = backbone.lm.base_model.register_forward_hook(lambda module, inputs, output: inner.append(output))
-    with backbone.own_attention("eager"), backbone.base_type(ids.device):
-        logits = backbone.lm(input_ids=ids[None], use_cache=False).logits[0]
-    hook.remove()
-    own = inner[0].last_hidden_state[0]
     is_causal = getattr(backbone.lm.config, "is_causal", True) is not False
     attention, backbone.attention = backbone.attention, "causal" if is_causal else "bidirectional"
     try:
+        with backbone.own_attention("eager"), backbone.base_type(ids.device):
+            logits = backbone.lm(input_ids=ids[None], use_cache=False).logits[0]
+        own = inner[0].last_hidden_state[0]
         for backbone.kernel in kernels:
             _compare("hidden states", backbone(text), own, backbone)
         _compare("logits", backbone.logits(own), logits, backbone)
     finally:
+        hook.remove()
         backbone.attention = attention
 
 

@@ -16,7 +16,7 @@ from otherside.batching import Packed, tokenise
 from otherside.encoder import Encoder
 from otherside.export import export
 from otherside.lineage import CARD, SINK, Card, Lineage
-from otherside.sink import find
+from otherside.sink import Sink, find
 from otherside.tokenizer import load_tokenizer
 
 START = 0
@@ -112,6 +112,12 @@ class TestInTheModel:
         with torch.no_grad():
             alone = [backbone(texts.select(torch.tensor([i]))) for i in range(len(texts))]
             assert distance(backbone(texts), torch.cat(alone)) < 1e-5
+
+    @pytest.mark.parametrize("token", [5, 9, 12, 13])
+    def test_the_self_test_may_read_the_start_token(self, tiny_llama_sink: Path, token: int) -> None:
+        """Its text is the tokens 5 to 12, of which one is changed to 13."""
+        plain = load(tiny_llama_sink)
+        Backbone(plain.lm, plain.lineage, sink=Sink(token, 20 * torch.randn(64))).self_test()
 
     def test_logits_are_those_of_the_models_own_head(self, tiny_llama_sink: Path) -> None:
         states = torch.randn(3, 64)
