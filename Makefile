@@ -59,7 +59,7 @@ quickstart: $(READY)
 	@echo '== 2/4 three stages: mntp, simcse, supervised'
 	$(BIN)/lightning recipe configs/quickstart
 	@echo '== 3/4 what each stage did to word and sentence meaning'
-	$(BIN)/lightning probe runs/quickstart/mntp/encoder runs/quickstart/simcse/encoder runs/quickstart/supervised/encoder --retrieval runs/quickstart/data/heldout.jsonl --similarity runs/quickstart/data/similarity.jsonl --data $(PROBING) --out runs/quickstart
+	$(BIN)/lightning probe runs/quickstart/mntp/encoder runs/quickstart/simcse/encoder runs/quickstart/supervised/encoder --retrieval runs/quickstart/data/heldout.jsonl --similarity runs/quickstart/data/similarity.jsonl --generation runs/quickstart/data/sentences_heldout.txt --data $(PROBING) --out runs/quickstart
 	@echo '== 4/4 the report'
 	$(BIN)/lightning report runs/quickstart --out runs/quickstart/report
 

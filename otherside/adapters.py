@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -108,10 +109,10 @@ def matching_layers(lm: nn.Module, targets: list[str]) -> list[str]:
     return [name for name in names if any(fnmatch(name, target) for target in targets)]
 
 
-def _inject(lm: nn.Module, config: LoraConfig) -> None:
+def _inject(lm: nn.Module, config: LoraConfig, name: str = NAME) -> None:
     lm.requires_grad_(False)
     with torch.device("cpu"):  # the same start on every device; it follows its layer there
-        inject_adapter_in_model(config, lm, adapter_name=NAME)
+        inject_adapter_in_model(config, lm, adapter_name=name)
     for name, parameter in lm.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.float()
@@ -123,6 +124,11 @@ def _inject(lm: nn.Module, config: LoraConfig) -> None:
 def adapter_layers(lm: nn.Module) -> Iterator[LoraLayer]:
     """Layers of `lm` that have an adapter."""
     return (module for module in lm.modules() if isinstance(module, LoraLayer))
+
+
+def is_attached(lm: nn.Module, name: str = NAME) -> bool:
+    """Whether a layer of `lm` has an adapter of this name; by default, the new one."""
+    return any(name in layer.lora_A for layer in adapter_layers(lm))
 
 
 def are_on(lm: nn.Module) -> bool:
@@ -164,18 +170,33 @@ def save(lm: nn.Module, folder: Path, base: str, weights: Mapping[str, Tensor] |
     (folder / CONFIG).write_text(json.dumps(ordered, indent=2, sort_keys=True, default=str) + "\n")
 
 
-def merge(lm: nn.Module, adapter: Merged) -> None:
-    """Add a saved adapter to the weights of `lm`, in place, after checking that it is the one meant.
+def put_beside(lm: nn.Module, saved: Sequence[SavedAdapter]) -> None:
+    """Attach saved adapters, frozen and all at work, without touching the weights of `lm`: together they compute what
+    the merged model does, and `switch` turns them off.
 
     Raises:
-        FileNotFoundError: no such adapter.
-        ValueError: its SHA-256 is another, or its tensors do not fit the model.
+        ValueError: an adapter's tensors do not fit the model; several, of which one is DoRA, which is defined on the
+            weights that those before it left behind.
     """
-    SavedAdapter(adapter).merge(lm)
+    if len(saved) > 1 and any(adapter.config.use_dora for adapter in saved):
+        raise ValueError("merge=False needs adapters without dora, or one alone; got several. Use merge=True.")
+    names = [beside(i) for i in range(len(saved))]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+        for name, adapter in zip(names, saved, strict=True):
+            adapter.attach(lm, name)
+    for layer in adapter_layers(lm):
+        layer.set_adapter([name for name in names if name in layer.lora_A])
+    lm.requires_grad_(False)
+
+
+def beside(number: int) -> str:
+    """Name of a lineage's adapter that is attached and not merged."""
+    return f"stage{number}"
 
 
 class SavedAdapter:
-    """An adapter read from its folder, to be merged into a model as a whole or part by part.
+    """An adapter read from its folder, to be attached or merged into a model as a whole or part by part.
 
     Raises:
         FileNotFoundError: no such adapter.
@@ -195,14 +216,19 @@ class SavedAdapter:
         Raises:
             ValueError: its tensors do not fit.
         """
+        if self.attach(piece, NAME, prefix):
+            _fold(piece)
+
+    def attach(self, piece: nn.Module, name: str, prefix: str = "") -> bool:
+        """Attach it under a name; whether there was anything to attach. Otherwise as `merge`."""
         weights = {k.removeprefix(prefix): value for k, value in self.weights.items() if k.startswith(prefix)}
         if prefix and not weights:
-            return
+            return False
         try:
             with torch.random.fork_rng([]):  # a later adapter's start is the same however the model is loaded
-                _inject(piece, self.config)
-            outcome: Any = set_peft_model_state_dict(piece, weights, adapter_name=NAME)
-            lost = [key for key in outcome.missing_keys if "lora_" in key]
+                _inject(piece, self.config, name)
+            outcome: Any = set_peft_model_state_dict(piece, weights, adapter_name=name)
+            lost = [key for key in outcome.missing_keys if "lora_" in key and f".{name}" in key]
             if lost or outcome.unexpected_keys:
                 raise ValueError(f"missing {lost[:3]}, unexpected {outcome.unexpected_keys[:3]}")
         except (RuntimeError, ValueError, TypeError) as error:
@@ -211,7 +237,7 @@ class SavedAdapter:
                 f"adapter {self.adapter.name!r} in {self.adapter.folder} must fit the base model, and does not: "
                 f"{first}. Use the base model it was trained on."
             ) from error
-        _fold(piece)
+        return True
 
 
 @torch.no_grad()

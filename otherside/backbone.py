@@ -122,7 +122,12 @@ class Backbone(nn.Module):
 
     @classmethod
     def load(
-        cls, config: BackboneConfig, lora: Lora | None = None, shard: Shard | None = None, start: int | None = None
+        cls,
+        config: BackboneConfig,
+        lora: Lora | None = None,
+        shard: Shard | None = None,
+        start: int | None = None,
+        merge: bool = True,
     ) -> Backbone:
         """Load the base, merge its lineage's adapters in order, attach a new adapter.
 
@@ -133,12 +138,15 @@ class Backbone(nn.Module):
             lora: a new adapter; None: none.
             shard: how weights are shared between ranks, all of which must call this; None: each holds all.
             start: id of the start token, whose sink is kept if `config` says so; None: there is none.
+            merge: False leaves the base's weights as they are, so that `as_base` has them; not with `lora` or `shard`.
 
         Raises:
             FileNotFoundError: there is no such model or adapter.
             ValueError: an adapter was changed or does not fit; a LoRA target matches nothing; the model knows no
                 dropout of attention, and some is asked for.
         """
+        if not merge and (lora is not None or shard is not None):
+            raise ValueError("merge=False is for encoders in use; a new adapter and shards need merge=True")
         card = weights.card_of(config.model, config.revision)
         lineage, attention = card.lineage, config.attention or card.attention
         dtype = getattr(torch, config.dtype)
@@ -146,7 +154,7 @@ class Backbone(nn.Module):
             lm, found = sharding.load(lineage, dtype, lora, shard)
             check_fingerprint(found, lineage, config.model)
         else:
-            lm, found = loading.load(lineage, dtype, lora, config.model)
+            lm, found = loading.load(lineage, dtype, lora, config.model, merge)
         lineage = replace(lineage, fingerprint=found or lineage.fingerprint)
         set_attention_dropout(lm, config.attention_dropout)
         sink = None
@@ -232,15 +240,39 @@ class Backbone(nn.Module):
     def generate(self, *args: Any, **kwargs: Any) -> Tensor:
         """transformers' `generate`, in the base model's own attention code.
 
-        With adapters off (`without_adapters`) and causal attention it equals the base model's bit for bit.
+        Inside `as_base` it equals the base model's bit for bit.
 
         Raises:
             ValueError: attention is bidirectional; a model that sees the future cannot generate.
         """
         if self.attention != "causal":
-            raise ValueError("generate needs causal attention; got bidirectional. Set backbone.attention = 'causal'.")
+            raise ValueError(
+                "generate needs causal attention; got bidirectional. Generate inside `with backbone.as_base():`, or "
+                "set backbone.attention = 'causal' to keep the adapters on."
+            )
         with self.own_attention("sdpa"), self.base_type(self.lm.device) if adapters.are_on(self.lm) else nullcontext():
             return self.lm.generate(*args, **kwargs)  # type: ignore[operator]
+
+    @contextmanager
+    def as_base(self) -> Iterator[None]:
+        """Inside the block the base model as it was: attention causal, all adapters off; it can `generate`.
+
+        Raises:
+            ValueError: adapters are merged into its weights.
+        """
+        lineage = enumerate(self.lineage.adapters)
+        merged = [a.name for i, a in lineage if not adapters.is_attached(self.lm, adapters.beside(i))]
+        if merged:
+            raise ValueError(
+                f"as_base needs the base's own weights; {', '.join(merged)} is merged into them. Open it by "
+                "Encoder.load(..., merge=False)."
+            )
+        attention, self.attention = self.attention, "causal"
+        try:
+            with self.without_adapters():
+                yield
+        finally:
+            self.attention = attention
 
     @contextmanager
     def without_adapters(self) -> Iterator[None]:

@@ -76,6 +76,7 @@ class Encoder(Cosine, nn.Module):
         start_token: str | None = AUTO,
         pool_start: bool | None = None,
         keep_sink: bool | None = None,
+        merge: bool = True,
         dtype: AnyDType = "float32",
         kernel: Kernel = "auto",
         device: str | torch.device = "cpu",
@@ -84,6 +85,9 @@ class Encoder(Cosine, nn.Module):
 
         Settings that are not given come from the folder; for a base model they are bidirectional, mean, 512 or the
         model's own limit, the start token of `BackboneConfig`, pooled, with its sink.
+
+        merge=False leaves the base's weights as they are and the stages' adapters beside them: vectors are the same,
+        a little slower, and `encoder.backbone.as_base()` is the base model, which generates.
 
         Raises:
             FileNotFoundError: there is no such model.
@@ -95,7 +99,7 @@ class Encoder(Cosine, nn.Module):
         tokenizer = load_tokenizer(str(model), start_token=start_token)
         read = {"attention": attention, "start_token": start_token, "keep_sink": keep_sink}
         config = BackboneConfig(str(model), dtype=dtype, kernel=kernel, **read)  # type: ignore[arg-type]
-        backbone = Backbone.load(config, start=start_id(tokenizer))
+        backbone = Backbone.load(config, start=start_id(tokenizer), merge=merge)
         limit = positions(backbone.lm.config)
         max_length = max_length or min(card.max_length, limit[0] if limit else card.max_length)
         encoder = cls(backbone, tokenizer, pooling or card.pooling, max_length, pool_start)  # type: ignore[arg-type]
@@ -214,7 +218,7 @@ class Encoder(Cosine, nn.Module):
             shutil.copytree(adapter.folder, copied)
             replace(adapter, folder=str(copied)).check()  # still what was merged at the start?
             lineage = lineage.extended(adapter.name, copied)
-        if any(True for _ in adapters.adapter_layers(self.backbone.lm)):
+        if adapters.is_attached(self.backbone.lm):
             new = work / "adapters" / f"{len(old.adapters)}-{stage}"
             adapters.save(self.backbone.lm, new, lineage.base, weights)
             lineage = lineage.extended(stage, new)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def load(lineage: Lineage, dtype: torch.dtype, lora: Lora | None, model: str) -> tuple[PreTrainedModel, str | None]:
+def load(
+    lineage: Lineage, dtype: torch.dtype, lora: Lora | None, model: str, merge: bool = True
+) -> tuple[PreTrainedModel, str | None]:
     """The base, its lineage's adapters merged and a new adapter attached.
 
     Args:
@@ -25,6 +27,7 @@ def load(lineage: Lineage, dtype: torch.dtype, lora: Lora | None, model: str) ->
         dtype: of the frozen weights.
         lora: a new adapter; None: none.
         model: as the user named it, for errors.
+        merge: False attaches the lineage's adapters, too, and leaves the base's weights as they are.
 
     Returns:
         The model, and the fingerprint of the base.
@@ -36,8 +39,12 @@ def load(lineage: Lineage, dtype: torch.dtype, lora: Lora | None, model: str) ->
     lm = base(lineage, dtype, model)
     found = adapters.fingerprint(lm)
     check_fingerprint(found, lineage, model)
-    for adapter in lineage.adapters:
-        adapters.merge(lm, adapter)
+    saved = [adapters.SavedAdapter(adapter) for adapter in lineage.adapters]
+    if merge:
+        for adapter in saved:
+            adapter.merge(lm)
+    else:
+        adapters.put_beside(lm, saved)
     if lora is not None:
         adapters.attach(lm, lora)
     return lm, found

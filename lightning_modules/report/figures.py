@@ -94,9 +94,15 @@ def of_probing(results: Sequence[Result], tasks: Sequence[Measured], paper: Publ
     for title, chosen in cells.items():
         panels = [_beside(results, theirs, paper, cell) for cell in chosen if cell.task in measured]
         yield Group(title, f"Filled: ours, with 95 % intervals. Hollow: {paper.name} as published.", panels)
-    kinds = sorted({row.input for row in results[0].find(task="anisotropy")})
-    panels = [Panel(f"figure8-{k.replace(' ', '-')}", _alt_cosines(results, k), _anisotropy(results, k)) for k in kinds]
+    panels = [_by_layer(results, "figure8", *both) for both in probing.by_layer(results, "anisotropy")]
     yield Group("Figure 8: anisotropy", "Mean cosine of pairs of word vectors, by layer; 0 is the embeddings.", panels)
+    panels = [_by_layer(results, "words", *both) for both in probing.by_layer(results, "words")]
+    yield Group(
+        "Similarity of single words",
+        "Do cosines order pairs of words as people's ratings do? Mean over lists, by layer; in contexts: a word's mean "
+        "over sentences that have it.",
+        panels,
+    )
     panels = [
         Panel(
             task, _alt(title, results, Cell(task, "", metric)), partial(probing.draw_texts, results=results, task=task)
@@ -171,10 +177,6 @@ def _points(
     panel.set_ylabel({"pearson": "Pearson's r", "spearman": "Spearman's ρ"}.get(cell.metric, cell.metric))
 
 
-def _anisotropy(results: Sequence[Result], kind: str) -> Callable[[Axes], None]:
-    return partial(probing.draw_anisotropy, results=results, name=kind)
-
-
 def _curves(panel: Axes, title: str, curves: Mapping[str, Curve]) -> None:
     for i, (name, curve) in enumerate(curves.items()):
         style = {**probing.look(i), "markersize": 3 if len(curve) < 60 else 0}
@@ -197,10 +199,11 @@ def _alt(title: str, results: Sequence[Result], *cells: Cell) -> str:
     return f"{title}: {'; '.join(parts) or 'none'}"
 
 
-def _alt_cosines(results: Sequence[Result], kind: str) -> str:
+def _by_layer(results: Sequence[Result], name: str, task: str, kind: str) -> Panel:
     parts = []
     for result in results:
-        values = [row.score.value for row in result.find(task="anisotropy", input=kind)]
+        values = [row.score.value for row in probing.rows_by_layer(result, task, kind)]
         if values:
             parts.append(f"{result.name} mean {sum(values) / len(values):.2f}, last layer {values[-1]:.2f}")
-    return f"{kind}, mean cosine: {'; '.join(parts)}"
+    draw = partial(probing.draw_by_layer, results=results, task=task, name=kind)
+    return Panel(f"{name}-{kind.replace(' ', '-')}", f"{kind}, {probing.BY_LAYER[task][3]}: {'; '.join(parts)}", draw)

@@ -204,6 +204,7 @@ def _page(
         probes=probes,
         findings=_findings(probed, paper),
         beside=tables.beside(probed.results, paper) if probed else [],
+        generation=tables.generation(probed.results) if probed else None,
         margin=MARGIN,
         paper=paper,
         probed=probed,

@@ -117,6 +117,20 @@ def _score(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.2f}"
 
 
+def generation(results: Sequence[Result]) -> Table | None:
+    """Perplexities and samples of each variant; None where they were not measured."""
+    rows = []
+    for result in results:
+        if found := result.find(task="generation"):
+            scores = [f"{row.score.value:.2f} ({row.score.low:.2f}…{row.score.high:.2f})" for row in found]
+            rows.append([result.name, *scores, *result.settings["completions"].values()])
+            names = [row.input for row in found]
+    if not rows:
+        return None
+    header = ["", *(f"perplexity, {name}" for name in names), *(f"goes on, {name}" for name in names)]
+    return Table("Generation: perplexity of the next token in held-out text, causal attention", header, rows)
+
+
 def beside(results: Sequence[Result], paper: Published) -> list[Table]:
     """Our numbers with intervals and the published ones: a table per task, two columns a variant of the paper's."""
     tables = []

@@ -20,6 +20,9 @@ def probe(
     baselines: bool = True,
     retrieval: Path | None = None,
     similarity: Path | None = None,
+    generation: Path | None = None,
+    words: Literal["published"] | Path | None = None,
+    contexts: Path | None = None,
     dtype: Literal["auto", "bfloat16", "float32", "float16"] = "auto",
     device: str = "auto",
 ) -> None:
@@ -49,6 +52,13 @@ def probe(
         baselines: also the encoders' base model untrained, causal (uni) and bidirectional (bi).
         retrieval: JSONL file with `query` and `positive` in each line; none leaves it out.
         similarity: JSONL file with `sentence1`, `sentence2` and `score` in each line; none leaves it out.
+        generation: text file, a text in each line, of which 100 are read: perplexity of the next token, adapters
+            off (where it must be the base's) and on, and a sample; none leaves it out.
+        words: folder with lists of word pairs, NAME.txt with `word word rating` in each line; or published, which
+            fetches 13 lists such as SimLex-999 and WordSim-353 (230 kB, checked by SHA-256) into the user's cache.
+            Cosines of single words against people's ratings, at every layer; none leaves it out.
+        contexts: text file, a sentence in each line, to take these words' vectors from, too: means over the first five
+            sentences that have a word; none takes them without context only.
         dtype: of the weights. auto: bfloat16 where this machine multiplies in it fast, else float32. Scores of both lie
             well within the intervals.
         device: auto (a GPU if there is one), cpu, cuda, cuda:1, …
@@ -67,6 +77,9 @@ def probe(
         baselines=baselines,
         retrieval=retrieval,
         similarity=similarity,
+        generation=generation,
+        words=words,
+        contexts=contexts,
         dtype=dtype,
         device=device,
     )

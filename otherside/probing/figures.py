@@ -25,18 +25,21 @@ TEXTS = {  # metric, title, label
     "retrieval": ("MRR", "Retrieval of held-out pairs", "mean reciprocal rank"),
     "similarity": ("spearman", "Similarity of held-out sentences", "Spearman's correlation"),
 }
+BY_LAYER = {  # metric, target, title, label
+    "anisotropy": ("cosine", "", "Anisotropy", "mean cosine"),
+    "words": ("spearman", "mean", "Similarity of words", "Spearman's correlation"),
+}
 Draw = Callable[["Axes"], None]
 
 
 def write_figures(results: Sequence[Result], tasks: Sequence[Shape], out: Path) -> None:
-    """Retrieval, every task and anisotropy, as far as measured; each file appears whole or not at all."""
+    """Retrieval, every task, anisotropy and words, as far as measured; each file appears whole or not at all."""
     panels: list[Draw] = []
     panels += [partial(draw_texts, results=results, task=task) for task in TEXTS if results[0].find(task=task)]
     for task in tasks:
         draw = draw_words if len(task.inputs) == 5 else draw_inputs
         panels.append(partial(draw, results=results, task=task, probe=best_probe(results, task)))
-    for name in sorted({row.input for row in results[0].find(task="anisotropy")}):
-        panels.append(partial(draw_anisotropy, results=results, name=name))
+    panels += [partial(draw_by_layer, results=results, task=name, name=kind) for name, kind in by_layer(results)]
     save(panels, out / "probing")
     if any(len(layers_of(result)) > 1 for result in results):
         save([partial(draw_layers, results=results, task=task) for task in tasks], out / "layers")
@@ -149,19 +152,32 @@ def draw_inputs(panel: Axes, results: Sequence[Result], task: Shape, probe: str)
     panel.set_ylabel(f"{'Pearson' if task.regression else 'accuracy'} ({probe})")
 
 
-def draw_anisotropy(panel: Axes, results: Sequence[Result], name: str) -> None:
-    """Mean cosine by layer."""
+def by_layer(results: Sequence[Result], *tasks: str) -> list[tuple[str, str]]:
+    """(task, input) of what is measured at every layer and is no probe."""
+    chosen = tasks or tuple(BY_LAYER)
+    return [(task, name) for task in chosen for name in dict.fromkeys(row.input for row in results[0].find(task=task))]
+
+
+def rows_by_layer(result: Result, task: str, name: str) -> list[Row]:
+    """Of all lists of words, their mean."""
+    metric, target, *_ = BY_LAYER[task]
+    return result.find(task=task, input=name, metric=metric, target=target)
+
+
+def draw_by_layer(panel: Axes, results: Sequence[Result], task: str, name: str) -> None:
+    """A line per variant."""
+    _, _, title, label = BY_LAYER[task]
     for i, result in enumerate(results):
-        rows = result.find(task="anisotropy", input=name)
+        rows = rows_by_layer(result, task, name)
         if not rows:
             continue
         places = [row.layer or 0 for row in rows]
         style = {**look(i), "markersize": 3}
         panel.plot(places, [row.score.value for row in rows], label=result.name, linewidth=1.3, **style)
-    panel.set_title(f"Anisotropy: {name}", size=10)
+    panel.set_title(f"{title}: {name}", size=10)
     panel.set_xlabel("layer")
     panel.locator_params(axis="x", integer=True)
-    panel.set_ylabel("mean cosine")
+    panel.set_ylabel(label)
 
 
 def draw_layers(panel: Axes, results: Sequence[Result], task: Shape) -> None:

@@ -28,7 +28,7 @@ def tables(results: Sequence[Result], tasks: Sequence[Task]) -> str:
     for task in tasks:
         for probe, by in PROBES.items():
             parts += _task(results, task, probe, by)
-    parts += _anisotropy(results)
+    parts += [*_anisotropy(results), *_words(results), *_generation(results)]
     parts += [f"{task.name}: {note}." for task in tasks for note in task.notes]
     return "\n\n".join(parts) + "\n\n± is half of the 95 % bootstrap interval over words and repeats.\n"
 
@@ -79,9 +79,55 @@ def _anisotropy(results: Sequence[Result]) -> Iterator[str]:
         yield "Anisotropy of the last layer: mean cosine\n\n" + markdown(header, body)
 
 
+def _words(results: Sequence[Result]) -> Iterator[str]:
+    """Mean over lists, of the last layer and of the best one; which part of the pairs there was."""
+    first = results[0].find(task="words", target="mean", metric="spearman")
+    names = list(dict.fromkeys(row.input for row in first))
+    if not names:
+        return
+    body = []
+    for result in results:
+        cells = []
+        for name in names:
+            rows = result.find(task="words", input=name, target="mean", metric="spearman")
+            best = max(rows, key=lambda row: row.score.value)
+            cells += [shown(rows[-1].score), f"{shown(best.score)}, layer {best.layer}"]
+        body.append([result.name, *cells])
+    header = [f"{name}, {layer}" for name in names for layer in ("last layer", "best")]
+    lists = results[0].find(task="words", metric="coverage")
+    covered = [(n, [row.score.value for row in lists if row.input == n]) for n in names]
+    title = (
+        f"Similarity of single words: Spearman's correlation with ratings, mean over {len(lists) // len(names)} lists"
+    )
+    yield f"{title}\n\n{markdown(['variant', *header], body)}"
+    yield "Pairs whose words are there: " + ", ".join(f"{n} {sum(s) / len(s):.0%}" for n, s in covered) + "."
+
+
+def _generation(results: Sequence[Result]) -> Iterator[str]:
+    """Perplexity, and how each variant goes on from the same words."""
+    found = [(result, result.find(task="generation")) for result in results]
+    body = [[r.name, *(f"{row.score.value:.2f} ±{half(row.score):.2f}" for row in rows)] for r, rows in found if rows]
+    if body:
+        names = [row.input for row in found[0][1]]
+        yield "Generation: perplexity of the next token, causal attention\n\n" + markdown(["variant", *names], body)
+        samples = [f"- {r.name}, {name}: {text!r}" for r in results for name, text in samples_of(r).items()]
+        yield "How the first text is gone on with\n\n" + "\n".join(samples)
+
+
+def samples_of(result: Result) -> dict[str, str]:
+    """Continuations by whether adapters are on; where it makes no difference, one."""
+    found: dict[str, str] = result.settings.get("completions", {})
+    return found if len(set(found.values())) > 1 else dict(list(found.items())[:1])
+
+
+def half(score: Score) -> float:
+    """Of the interval."""
+    return (score.high - score.low) / 2
+
+
 def shown(score: Score) -> str:
     """A score in a table."""
-    return f"{score.value:.2f} ±{(score.high - score.low) / 2:.2f}"
+    return f"{score.value:.2f} ±{half(score):.2f}"
 
 
 def markdown(header: list[str], body: list[list[str]]) -> str:

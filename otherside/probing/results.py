@@ -27,13 +27,13 @@ class Row:
     """One number.
 
     Args:
-        task: such as `telicity`; also `anisotropy`, `retrieval` and `similarity`.
+        task: such as `telicity`; also `anisotropy`, `retrieval`, `similarity`, `words` and `generation`.
         input: what the probe read, such as the number of a word, or `cosine`.
-        target: one of several ratings, `mean` for the mean of all; else empty.
+        target: one of several ratings or lists, `mean` for the mean of all; else empty.
         layer: 0 is the embeddings; None for vectors of texts.
         probe: `linear`, `mlp`, or empty.
         condition: `context`, `shuffled labels` or `no context`.
-        metric: accuracy, mse, r2, pearson, spearman, cosine, MRR or recall@1.
+        metric: accuracy, mse, r2, pearson, spearman, cosine, MRR, recall@1, coverage or perplexity.
         score: the number.
     """
 

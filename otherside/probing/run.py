@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,23 +17,23 @@ from otherside.encoder import Encoder
 from otherside.files import make_folder
 from otherside.lineage import sha256
 from otherside.probing.anisotropy import anisotropy, sample
-from otherside.probing.download import fetch
-from otherside.probing.features import Store, group_by_text
+from otherside.probing.download import PROBING, WORDS, fetch
+from otherside.probing.features import group_by_text
 from otherside.probing.findings import write_findings
+from otherside.probing.generation import generation, read_texts
 from otherside.probing.measure import Protocol, measure
 from otherside.probing.published import read_tasks
 from otherside.probing.report import tables, write_report
 from otherside.probing.results import Result, Row, keep, kept, settings_of, write_results
 from otherside.probing.retrieval import Pair, read_pairs, retrieval
+from otherside.probing.session import VARIANTS, Layers, Session
 from otherside.probing.similarity import Rated, read_rated, similarity
 from otherside.probing.tasks import Condition, Mention, Task
 from otherside.probing.templates import template_tasks
 from otherside.probing.variants import Variant, find_variants
+from otherside.probing.wordsim import WordList, mentions_of, read_contexts, read_lists, texts_of, wordsim
 
-VERSION = 3  # raise it when the same settings would measure something else: it renames what is kept
-VARIANTS, FEATURES = "variants", "features"
 Measure = Callable[[Encoder, Any], list[Row]]
-Layers = Literal["last", "all"] | list[int]
 Split = Literal["published", "random"]
 
 
@@ -63,11 +60,42 @@ def load_tasks(data: str, names: list[str] | None = None) -> tuple[list[Task], l
             )
         subjects = [words[1] for words in tasks[0].mentions[:200]]
         return [task for task in tasks if names is None or task.name in names], subjects
-    folder = fetch() if data == "published" else Path(data).expanduser()
+    folder = fetch(PROBING) if data == "published" else Path(data).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(f"--data must be builtin, published or a folder; there is no folder {folder}")
     [wic] = read_tasks(folder, ["wic"])
     return read_tasks(folder, names), [mention for item in wic.mentions for mention in item]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is measured beside tasks and anisotropy; where there is none, it is left out.
+
+    Args:
+        pairs: for retrieval.
+        rated: for similarity.
+        texts: for generation.
+        lists: for similarity of words.
+        contexts: sentences to take these words from.
+    """
+
+    pairs: list[Pair] = field(default_factory=list)
+    rated: list[Rated] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    lists: list[WordList] = field(default_factory=list)
+    contexts: list[str] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, files: Mapping[str, Path | None]) -> Material:
+        """From files by name of the option; raises what their readers raise."""
+        readers: dict[str, Callable[[Path], list[Any]]] = {
+            "retrieval": read_pairs,
+            "similarity": read_rated,
+            "generation": read_texts,
+            "words": read_lists,
+            "contexts": read_contexts,
+        }
+        return cls(*(read(file) if (file := files.get(name)) else [] for name, read in readers.items()))
 
 
 class Probing:
@@ -76,8 +104,7 @@ class Probing:
     Args:
         tasks: see `load_tasks`.
         words: for anisotropy; none: it is left out.
-        pairs: for retrieval; none: it is left out.
-        rated: for similarity; none: it is left out.
+        material: for what is no probe.
         protocol: of the probes.
         layers: numbers from 0 (embeddings), all, or the last.
         dtype: of the weights.
@@ -89,8 +116,7 @@ class Probing:
         self,
         tasks: list[Task],
         words: Sequence[Mention],
-        pairs: list[Pair],
-        rated: list[Rated],
+        material: Material,
         protocol: Protocol,
         layers: Layers,
         dtype: DTypes,
@@ -98,24 +124,29 @@ class Probing:
         out: Path,
     ) -> None:
         self.tasks, self.words, self.protocol = tasks, sample(words), protocol
-        self.pairs, self.rated = pairs, rated
+        self.pairs, self.rated, self.texts = material.pairs, material.rated, material.texts
+        self.lists, self.mentions = material.lists, mentions_of(material.lists, material.contexts)
         self.layers, self.dtype, self.device, self.out = layers, dtype, device, out
 
     @property
     def work(self) -> int:
         """Texts that go through each variant, those of the measures that are no tasks included."""
         texts = sum(len(group_by_text(self._mentions(t, c))) for t in self.tasks for c in self._taken(t))
-        return texts + len(self.words) + 2 * len(self.pairs) + 2 * len(self.rated)
+        texts += 2 * len(self.pairs) + 2 * len(self.rated) + 2 * len(self.texts)
+        return texts + len(self.words) + texts_of(self.mentions)
 
     def measure(self, variant: Variant, bar: tqdm) -> Result:
         """What was kept of a variant, and what is missing of it."""
-        session = Session(variant, self)
+        session = Session(variant, self.dtype, self.device, self.out)
         parts = [*self._tasks(session, bar), self._anisotropy(session, bar)]
         parts += [self._texts(session, bar, "retrieval", self.pairs, retrieval)]
         parts += [self._texts(session, bar, "similarity", self.rated, similarity)]
+        parts += [self._words(session, bar), self._generation(session, bar)]
         rows = [row for part in parts for row in part]
         probed = session.chosen(self.layers)[-1]
         settings = {"model": variant.model, **session.settings, "layers": session.last, "probed": probed}
+        if self.texts and variant.kind == "encoder":
+            settings["completions"] = session.completions(self.texts[0])
         return Result(variant.name, rows, settings)
 
     def _tasks(self, session: Session, bar: tqdm) -> Iterator[list[Row]]:
@@ -159,6 +190,29 @@ class Probing:
             keep(path, anisotropy(session.encoder, self.words, range(session.last + 1), bar))
         return kept(path)
 
+    def _words(self, session: Session, bar: tqdm) -> list[Row]:
+        """Similarity of words, at every layer."""
+        if not self.lists:
+            return []
+        path = session.path("words", [asdict(one) for one in self.lists], self.mentions)
+        if path.exists():
+            bar.update(texts_of(self.mentions))
+        else:
+            bar.set_postfix_str("words")
+            keep(path, wordsim(session.encoder, self.lists, self.mentions, range(session.last + 1), bar))
+        return kept(path)
+
+    def _generation(self, session: Session, bar: tqdm) -> list[Row]:
+        """Of decoders only."""
+        if not self.texts or session.variant.kind != "encoder":
+            return []
+        path = session.path("generation", self.texts)
+        if not path.exists():
+            bar.set_postfix_str("generation")
+            keep(path, generation(session.generator, self.texts))
+        bar.update(2 * len(self.texts))
+        return kept(path)
+
     def _texts(self, session: Session, bar: tqdm, name: str, pairs: list[Any], measure: Measure) -> list[Row]:
         """What is asked of vectors of whole texts."""
         if not pairs:
@@ -170,44 +224,6 @@ class Probing:
             keep(path, measure(session.encoder, pairs))
         bar.update(2 * len(pairs))
         return kept(path)
-
-
-class Session:
-    """One variant while it is measured; its model is loaded when something is missing."""
-
-    def __init__(self, variant: Variant, probing: Probing) -> None:
-        self.variant, self._probing = variant, probing
-        self.settings = {**variant.settings(), "dtype": probing.dtype}
-        self.store = Store(probing.out / FEATURES, self.settings, lambda: self.encoder)
-
-    @cached_property
-    def encoder(self) -> Encoder:
-        """Opened once."""
-        return self.variant.open(self._probing.dtype, self._probing.device)
-
-    @cached_property
-    def last(self) -> int:
-        """Number of the last layer."""
-        path = self.path("layers")
-        if not path.exists():
-            path.write_text(str(self.encoder.backbone.layers))
-        return int(path.read_text())
-
-    def chosen(self, layers: Layers) -> list[int]:
-        """Layer numbers."""
-        if isinstance(layers, list):
-            if wrong := [layer for layer in layers if not 0 <= layer <= self.last]:
-                raise ValueError(
-                    f"--layers must lie in 0 … {self.last}, the last of {self.variant.name}; got "
-                    f"{', '.join(map(str, wrong))}"
-                )
-            return sorted(set(layers))
-        return [self.last] if layers == "last" else list(range(self.last + 1))
-
-    def path(self, *content: Any) -> Path:
-        """Where a result that depends on the variant and on `content` is kept."""
-        settings = json.dumps([VERSION, self.settings, content], sort_keys=True)
-        return self._probing.out / VARIANTS / f"{hashlib.sha256(settings.encode()).hexdigest()[:24]}"
 
 
 def run_probe(
@@ -222,6 +238,9 @@ def run_probe(
     baselines: bool = True,
     retrieval: Path | None = None,
     similarity: Path | None = None,
+    generation: Path | None = None,
+    words: Literal["published"] | Path | None = None,
+    contexts: Path | None = None,
     dtype: AnyDType = "auto",
     device: str = "auto",
 ) -> list[Result]:
@@ -235,15 +254,16 @@ def run_probe(
     """
     protocol = protocol or Protocol()
     variants = find_variants(encoders, baselines)
-    pairs = read_pairs(retrieval) if retrieval else []
-    rated = read_rated(similarity) if similarity else []
-    found, words = load_tasks(data, tasks)
+    files = {"retrieval": retrieval, "similarity": similarity, "generation": generation}
+    files |= {"words": fetch(WORDS) if words == "published" else words, "contexts": contexts}
+    material = Material.read(files)
+    found, random = load_tasks(data, tasks)
     if split == "random":
         found = [replace(task, test=None) for task in found]
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = fast_dtype() if dtype == "auto" else dtype
-    probing = Probing(found, words, pairs, rated, protocol, layers, dtype, device, out)
+    probing = Probing(found, random, material, protocol, layers, dtype, device, out)
     make_folder(out / VARIANTS, "--out")
     logging.disable_progress_bar()  # one bar at a time
     results = []
@@ -257,7 +277,8 @@ def run_probe(
         "protocol": settings_of(protocol),
         "tasks": [describe(task) for task in found],
     }
-    about |= {name: sha256(file) for name, file in (("retrieval", retrieval), ("similarity", similarity)) if file}
+    about |= {name: sha256(file) for name, file in files.items() if file and file.is_file()}
+    about |= {"words": [one.name for one in material.lists]} if words else {}
     write_results(results, about, out)
     write_findings(results, out)
     write_report(results, found, out)

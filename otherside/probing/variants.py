@@ -33,8 +33,8 @@ class Variant:
     card: Card
     kind: Kind = "encoder"
 
-    def open(self, dtype: DTypes, device: str) -> Encoder:
-        """Load it."""
+    def open(self, dtype: DTypes, device: str, merge: bool = True) -> Encoder:
+        """Load it; see `Encoder.load`."""
         if self.kind == "bert":
             return load_bert(self.model, dtype).to(device).eval()
         card = self.card
@@ -42,8 +42,8 @@ class Variant:
         config = BackboneConfig(self.model, card.lineage.revision, attention, dtype, keep_sink=card.keep_sink)
         tokenizer = load_tokenizer(self.model, card.lineage.revision, card.start_token)
         read = (card.pooling, card.max_length, card.pool_start)
-        encoder = Encoder(Backbone.load(config, start=start_id(tokenizer)), tokenizer, *read)  # type: ignore[arg-type]
-        return encoder.to(device).eval()
+        backbone = Backbone.load(config, start=start_id(tokenizer), merge=merge)
+        return Encoder(backbone, tokenizer, *read).to(device).eval()  # type: ignore[arg-type]
 
     def settings(self) -> dict[str, Any]:
         """All of the variant that word vectors depend on."""

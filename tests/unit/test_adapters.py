@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from otherside import adapters
-from otherside.adapters import PROJECTIONS, Lora, SharedDropout
+from otherside.adapters import PROJECTIONS, Lora, SavedAdapter, SharedDropout
 from otherside.lineage import ADAPTER_WEIGHTS, Lineage, Merged
 
 TEXTS = random_texts([1, 9, 3, 17, 9, 2])
@@ -273,7 +273,7 @@ class TestFiles:
         backbone = trained(tiny_llama, lora=Lora(r=4, dora=dora))
         adapter = save(backbone, tmp_path)
         merged = load(tiny_llama)
-        adapters.merge(merged.lm, adapter)
+        SavedAdapter(adapter).merge(merged.lm)
         assert distance(merged(TEXTS), backbone(TEXTS)) < 1e-5
         assert not adapted(merged.lm)
         assert not any(p.requires_grad for p in merged.parameters())
@@ -282,16 +282,16 @@ class TestFiles:
         """Base + first, then the second trained upon it, is what merging both gives."""
         first = save(trained(tiny_llama, seed=1), tmp_path / "first")
         upon = load(tiny_llama)
-        adapters.merge(upon.lm, first)
+        SavedAdapter(first).merge(upon.lm)
         adapters.attach(upon.lm, Lora(r=8, alpha=8))
         train_a_little(upon.lm, seed=2, size=0.1)
         second = save(upon, tmp_path / "second")
         both = load(tiny_llama)
         for adapter in (first, second):
-            adapters.merge(both.lm, adapter)
+            SavedAdapter(adapter).merge(both.lm)
         assert distance(both(TEXTS), upon.eval()(TEXTS)) < 1e-5
         alone = load(tiny_llama)
-        adapters.merge(alone.lm, second)
+        SavedAdapter(second).merge(alone.lm)
         assert distance(both(TEXTS), alone(TEXTS)) > 0.01
 
     def test_a_tampered_adapter_is_refused(self, tiny_llama, tmp_path):
@@ -300,7 +300,7 @@ class TestFiles:
         next(iter(tensors.values()))[0, 0] += 1
         save_file(tensors, tmp_path / ADAPTER_WEIGHTS)
         with pytest.raises(ValueError, match=r"'mntp'.*must have SHA-256"):
-            adapters.merge(load(tiny_llama).lm, adapter)
+            SavedAdapter(adapter).merge(load(tiny_llama).lm)
 
     def test_an_adapter_of_another_width_is_refused(self, tiny_llama, tmp_path):
         adapter = save(trained(tiny_llama), tmp_path)
@@ -308,14 +308,14 @@ class TestFiles:
             LlamaConfig(vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
         )
         with pytest.raises(ValueError, match=r"(?s)'mntp' in .* must fit the base model.*size mismatch.*Use the base"):
-            adapters.merge(other, adapter)
+            SavedAdapter(adapter).merge(other)
 
     def test_an_adapter_of_more_layers_is_refused(self, tiny_llama, tmp_path):
         adapter = save(trained(tiny_llama), tmp_path)
         lm = load(tiny_llama).lm
         del lm.model.layers[1]
         with pytest.raises(ValueError, match=r"(?s)must fit the base model.*unexpected.*layers.1"):
-            adapters.merge(lm, adapter)
+            SavedAdapter(adapter).merge(lm)
 
     def test_an_adapter_without_some_tensors_is_refused(self, tiny_llama, tmp_path):
         save(trained(tiny_llama), tmp_path)
@@ -324,13 +324,13 @@ class TestFiles:
         save_file(tensors, tmp_path / ADAPTER_WEIGHTS)
         adapter = Lineage("base").extended("mntp", tmp_path).adapters[0]
         with pytest.raises(ValueError, match=r"must fit the base model.*missing"):
-            adapters.merge(load(tiny_llama).lm, adapter)
+            SavedAdapter(adapter).merge(load(tiny_llama).lm)
 
     def test_a_missing_adapter(self, tiny_llama, tmp_path):
         adapter = save(trained(tiny_llama), tmp_path / "a")
         shutil.rmtree(tmp_path / "a")
         with pytest.raises(FileNotFoundError, match="adapter 'mntp' must be at"):
-            adapters.merge(load(tiny_llama).lm, adapter)
+            SavedAdapter(adapter).merge(load(tiny_llama).lm)
 
 
 class TestFingerprint:

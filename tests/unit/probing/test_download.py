@@ -6,13 +6,15 @@ import http.server
 import re
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
 
 from otherside.lineage import sha256
-from otherside.probing import download
+from otherside.probing.download import PROBING, WORDS, Published
+from otherside.probing.download import fetch as fetch_published
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -22,6 +24,7 @@ class Server(http.server.ThreadingHTTPServer):
     cut_after: int | None = None
     ranges = True
     asked: list[tuple[str, str | None]]
+    published: Published
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -49,7 +52,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
+def server(tmp_path: Path) -> Iterator[Server]:
     files = {"Task 1/a.txt": b"a" * 3000, "Task 2/b c.txt": b"b" * 50}
     running = Server(("127.0.0.1", 0), Handler)
     running.files, running.asked = files, []
@@ -57,7 +60,8 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
     for name, content in files.items():
         (tmp_path / "whole").write_bytes(content)
         digests[name] = sha256(tmp_path / "whole")
-    monkeypatch.setattr(download, "FILES", digests)
+    address = f"http://127.0.0.1:{running.server_port}/data"
+    running.published = Published("--data", "place", address, digests)
     threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     yield running
     running.shutdown()
@@ -65,7 +69,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
 
 
 def fetch(server: Server, folder: Path) -> Path:
-    return download.fetch(folder, f"http://127.0.0.1:{server.server_port}/data")
+    return fetch_published(server.published, folder)
 
 
 def test_fetches_what_is_missing_or_changed(server: Server, tmp_path: Path) -> None:
@@ -117,13 +121,13 @@ def test_no_such_file_and_no_server(server: Server, tmp_path: Path) -> None:
     with pytest.raises(ConnectionError, match=r"b%20c\.txt answers 404 .*name it with --data"):
         fetch(server, tmp_path)
     with pytest.raises(ConnectionError, match="cannot be fetched"):
-        download.fetch(tmp_path / "new", "http://127.0.0.1:9/data")
+        fetch_published(replace(server.published, address="http://127.0.0.1:9/data"), tmp_path / "new")
 
 
 def test_published_digests_are_those_of_the_published_files() -> None:
     from conftest import shared
 
     folder = shared("data/probing")
-    assert len(download.FILES) == 14
-    for name, digest in download.FILES.items():
+    assert len(PROBING.files) == 14 and len(WORDS.files) == 13
+    for name, digest in PROBING.files.items():
         assert sha256(folder / name) == digest, name

@@ -2,8 +2,10 @@
 
 import csv
 import json
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from probing_data import write_published
@@ -86,6 +88,36 @@ def test_report_on_built_in_sentences(
     assert (out / "probing.png").read_bytes().startswith(b"\x89PNG")
     assert "simcse" in (out / "probing.svg").read_text()
     assert not list(out.rglob("*.tmp"))
+
+
+def test_words_and_generation(encoders: list[str], sentences: list[str], tmp_path: Path) -> None:
+    words = [word for sentence in sentences for word in sentence.lower().strip(".").split() if word.isalpha()]
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    for name in ("A", "B"):
+        lines = [f"{one}\t{other}\t{len(one) - len(name + other)}" for one, other in pairwise(words)]
+        (lists / f"{name}.txt").write_text("\n".join(lines))
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(sentences))
+    options: dict[str, object] = {"words": lists, "contexts": texts, "generation": texts}
+    out = tmp_path / "out"
+    results = run(encoders, out, tasks=["subject_animacy"], protocol=Protocol(1, controls=False), **options)
+    off = {tuple(numbers(results, name, input="adapters off")) for name in ("uni", "bi", "mntp", "simcse")}
+    assert len(off) == 1, "the base's, bit for bit"
+    assert numbers(results, "uni", input="adapters on") == [*off.pop()] != numbers(results, "mntp", input="adapters on")
+    for name in ("alone", "behind a space", "in contexts"):
+        found = [
+            numbers(results, "mntp", input=name, target=target, metric="spearman") for target in ("A", "B", "mean")
+        ]
+        assert len(found[2]) == 3 and found[2] == pytest.approx(np.mean(found[:2], axis=0))
+    table, content = (out / "table.md").read_text(), json.loads((out / "results.json").read_text())
+    assert "mean over 2 lists" in table and "Generation: perplexity" in table and "in contexts 100%" in table
+    samples = content["variants"][2]["completions"]
+    assert samples["adapters off"] == content["variants"][0]["completions"]["adapters on"] != samples["adapters on"]
+    assert content["words"] == ["A", "B"] and len(content["generation"]) == 64
+    cached = written(out)
+    again = run(encoders, out, tasks=["subject_animacy"], protocol=Protocol(1, controls=False), **options)
+    assert again == results and written(out) == cached
 
 
 def test_the_papers_tasks(encoders: list[str], published: str, tmp_path: Path) -> None:

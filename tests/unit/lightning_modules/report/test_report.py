@@ -74,7 +74,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
     runs.run("fit", "--config", runs.write_stage(folder, "Supervised", "runs/mntp/encoder", steps=2), cwd=folder)
     data = write_published(folder / "probing")
     encoders = ["runs/mntp/encoder", "runs/supervised/encoder"]
-    runs.run("probe", *encoders, "--data", data, "--out", "runs/probe", *QUICK, cwd=folder)
+    (folder / "lists").mkdir()
+    (folder / "lists/L.txt").write_text("".join(f"word{i} thing{i % 5} {i % 7}\n" for i in range(12)))
+    (folder / "texts.txt").write_text("One of the texts that no stage has ever read.\nAnother of them.\n")
+    more = ("--words", "lists", "--generation", "texts.txt")
+    runs.run("probe", *encoders, "--data", data, "--out", "runs/probe", *more, *QUICK, cwd=folder)
     return folder
 
 
@@ -86,7 +90,8 @@ def test_report_of_everything(trained: Path) -> None:
         assert (out / part).stat().st_size > 50, part
     drawn = {file.stem for file in (out / "figures").glob("*.svg")}
     assert drawn == {file.stem for file in (out / "figures").glob("*.png")}
-    assert len(page.all("img")) == len(drawn) == 8 + 2 + 4 + 3 + 2 + 2 + 1  # figures 3, 5, 6, 7, 8, losses, mteb
+    assert len(page.all("img")) == len(drawn) == 8 + 2 + 4 + 3 + 2 + 2 + 2 + 1  # figures 3, 5 to 8, words, losses, mteb
+    assert "Does it still generate?" in page.text and "perplexity, adapters off" in page.text
 
     [result] = (trained / "runs/mntp/mteb/results").glob("*/*-step3/STSBenchmark.json")
     score = json.loads(result.read_text())["scores"]["test"][0]["main_score"]
