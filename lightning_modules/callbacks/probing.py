@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -16,15 +17,17 @@ from lightning_modules.callbacks.undisturbed import leave_out, undisturbed
 
 if TYPE_CHECKING:
     from otherside.encoder import Encoder
+    from otherside.probing.run import Material
     from otherside.probing.tasks import Mention, Task
 
 CHOSEN = ["subject_animacy", "object_animacy"]
 
 
 class Probing(pl.Callback):
-    """Logs `probe/TASK_WORD`, a linear probe's accuracy (of ratings, Pearson's correlation) on the last layer, and
-    `probe/anisotropy_…`, mean cosines: before the first step, every n steps and at the end. Training goes on as if
-    nothing had happened: the same random numbers, the same modes.
+    """Logs `probe/TASK_WORD`, a linear probe's accuracy (of ratings, Pearson's correlation) on the last layer,
+    `probe/anisotropy_…`, mean cosines, and what is asked of whole texts, if files for it are named: before the first
+    step, every n steps and at the end. Training goes on as if nothing had happened: the same random numbers, the same
+    modes.
 
     All ranks encode the same texts in the same order, as sharded weights need; rank 0 fits the probes.
 
@@ -35,6 +38,9 @@ class Probing(pl.Callback):
             bidirectional attention, 5 is behind everything.
         data: builtin, published, or a folder; see `lightning probe`.
         items: train each probe on at most so many sentences, and test it on half as many.
+        retrieval: file as of `lightning probe`, for `probe/MRR`.
+        similarity: file as of `lightning probe`, for `probe/similarity`.
+        generation: file as of `lightning probe`, for `probe/perplexity`: causal, with the adapter on.
     """
 
     def __init__(
@@ -44,6 +50,9 @@ class Probing(pl.Callback):
         words: list[int] = [1, 5],  # noqa: B006  # never changed; jsonargparse shows it as the default
         data: str = "builtin",
         items: int = 400,
+        retrieval: str | None = None,
+        similarity: str | None = None,
+        generation: str | None = None,
     ) -> None:
         if every_n_steps < 1 or items < 20:
             raise ValueError(
@@ -52,6 +61,8 @@ class Probing(pl.Callback):
         if wrong := [word for word in words if not 1 <= word <= 5]:
             raise ValueError(f"Probing: words must lie in 1 … 5; got {', '.join(map(str, wrong))}")
         self.every_n_steps, self.names, self.words, self.data, self.items = every_n_steps, tasks, words, data, items
+        self.files = {"retrieval": retrieval, "similarity": similarity, "generation": generation}
+        self._material: Material | None = None
         self._tasks: list[Task] = []
         self._random: list[Mention] = []
         self._measured = -1
@@ -59,10 +70,11 @@ class Probing(pl.Callback):
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         from otherside.probing.anisotropy import sample
-        from otherside.probing.run import load_tasks
+        from otherside.probing.run import Material, load_tasks
 
         if stage != "fit":
             return
+        self._material = Material.read({name: Path(file) for name, file in self.files.items() if file})
         if trainer.is_global_zero:  # it fetches what is missing, once
             load_tasks(self.data, self.names)
         trainer.strategy.barrier()
@@ -95,9 +107,9 @@ class Probing(pl.Callback):
         found: dict[str, float] | str = "other ranks wait for rank 0"
         try:
             with undisturbed(pl_module):
-                vectors = self._vectors(pl_module.encoder)
+                vectors, of_texts = self._vectors(pl_module.encoder), self._texts(pl_module.encoder)
                 if trainer.is_global_zero:
-                    found = self._fit(vectors)
+                    found = {**self._fit(vectors), **of_texts}
         except Exception as error:
             if not trainer.is_global_zero:
                 raise  # the watchdog tells the others
@@ -141,6 +153,18 @@ class Probing(pl.Callback):
         for text, vectors in layer_vectors(encoder, list(texts), spans, [encoder.backbone.layers]):
             found |= {wanted[i]: vector for i, vector in zip(members[text], vectors[:, 0], strict=True)}
         return found
+
+    def _texts(self, encoder: Encoder) -> dict[str, float]:
+        """What is asked of whole texts; all ranks come to the same."""
+        from otherside.probing.generation import perplexity
+        from otherside.probing.retrieval import retrieval
+        from otherside.probing.similarity import similarity
+
+        assert self._material is not None
+        pairs, rated, texts = self._material.pairs, self._material.rated, self._material.texts
+        found = {"probe/MRR": retrieval(encoder, pairs)[0].score.value} if pairs else {}
+        found |= {"probe/similarity": similarity(encoder, rated)[0].score.value} if rated else {}
+        return found | ({"probe/perplexity": perplexity(encoder, texts)} if texts else {})
 
     def _fit(self, vectors: dict[Mention, np.ndarray]) -> dict[str, float]:
         from otherside.probing.anisotropy import from_vectors

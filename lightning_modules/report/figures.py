@@ -54,24 +54,42 @@ def write(groups: Sequence[Group], folder: Path) -> None:
 
 
 def of_training(runs: Sequence[Run]) -> Iterator[Group]:
-    """Losses, and what callbacks measured on the way."""
+    """Losses by run; and what callbacks measured on the way, by measure, with the stages on one axis."""
+    panels = []
+    for run in runs:
+        curves = {name: curve for name, curve in run.curves.items() if name in ("train/loss", "val/loss")}
+        if curves:
+            panels.append(_panel(f"loss-{run.name}", run.name, curves))
+    caption = "By optimizer step. The stages' losses are different measures: compare shapes, not heights."
+    yield Group("Loss", caption, panels)
+    begins = begin(runs)
     for prefix, title, caption in (
-        ("", "Loss", "By optimizer step. The stages' losses are different measures: compare shapes, not heights."),
-        ("mteb/", "MTEB while training", "Main score of each task by step."),
-        ("probe/", "Probes while training", "Linear probes of the last layer, and mean cosines, by step."),
+        ("mteb/", "MTEB while training", "Main score of each task."),
+        (
+            "probe/",
+            "Probes while training",
+            "Linear probes of the last layer, mean cosines, measures of texts.",
+        ),
     ):
         panels = []
-        for run in runs:
-            curves = {name: curve for name, curve in run.curves.items() if _belongs(name, curve, prefix)}
+        for name in dict.fromkeys(n for run in runs for n, c in run.curves.items() if n.startswith(prefix)):
+            curves = {
+                run.name: [(begins[run.name] + step, value) for step, value in run.curves[name]]
+                for run in runs
+                if len(run.curves.get(name, [])) > 1
+            }
             if curves:
-                ends = [
-                    f"{n}: {c[0][1]:.3g} at step {c[0][0]}, {c[-1][1]:.3g} at {c[-1][0]}" for n, c in curves.items()
-                ]
-                draw = partial(_curves, title=run.name, curves=curves)
-                panels.append(
-                    Panel(f"{prefix.strip('/') or 'loss'}-{run.name}", f"{run.name}: {'; '.join(ends)}", draw, 2)
-                )
-        yield Group(title, caption, panels)
+                panels.append(_panel(name.replace("/", "-"), name.removeprefix(prefix).replace("_", " "), curves))
+        yield Group(title, f"{caption} By optimizer step, each stage behind the one that it starts from.", panels)
+
+
+def begin(runs: Sequence[Run]) -> dict[str, int]:
+    """Steps that went before each run, in the stages that it was built on and that are among `runs`."""
+    found: dict[str, int] = {}
+    for run in sorted(runs, key=lambda run: run.order):
+        parent = next((other for other in runs if other.name in found and run.starts_from(other)), None)
+        found[run.name] = found[parent.name] + parent.steps if parent else 0
+    return found
 
 
 def of_probing(results: Sequence[Result], tasks: Sequence[Measured], paper: Published) -> Iterator[Group]:
@@ -177,6 +195,11 @@ def _points(
     panel.set_ylabel({"pearson": "Pearson's r", "spearman": "Spearman's ρ"}.get(cell.metric, cell.metric))
 
 
+def _panel(name: str, title: str, curves: Mapping[str, Curve]) -> Panel:
+    ends = [f"{n}: {c[0][1]:.3g} at step {c[0][0]}, {c[-1][1]:.3g} at {c[-1][0]}" for n, c in curves.items()]
+    return Panel(name, f"{title}: {'; '.join(ends)}", partial(_curves, title=title, curves=curves), 2)
+
+
 def _curves(panel: Axes, title: str, curves: Mapping[str, Curve]) -> None:
     for i, (name, curve) in enumerate(curves.items()):
         style = {**probing.look(i), "markersize": 3 if len(curve) < 60 else 0}
@@ -184,10 +207,6 @@ def _curves(panel: Axes, title: str, curves: Mapping[str, Curve]) -> None:
     panel.set_title(title, size=10)
     panel.set_xlabel("step")
     panel.locator_params(axis="x", integer=True)
-
-
-def _belongs(name: str, curve: Curve, prefix: str) -> bool:
-    return name.startswith(prefix) and len(curve) > 1 if prefix else name in ("train/loss", "val/loss")
 
 
 def _alt(title: str, results: Sequence[Result], *cells: Cell) -> str:

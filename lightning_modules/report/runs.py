@@ -105,6 +105,21 @@ class Run:
         return sorted((_mteb(file) for file in files), key=lambda found: (found.step, found.task))
 
     @property
+    def steps(self) -> int:
+        """Of its encoder, or, unfinished, as far as it was logged."""
+        if self.card:
+            return self.card.steps
+        return max((step for curve in self.curves.values() for step, _ in curve), default=0)
+
+    def starts_from(self, other: Run) -> bool:
+        """Whether it was built on the encoder of `other`."""
+        if self.card and other.card:
+            mine, theirs = ([a.sha256 for a in card.lineage.adapters] for card in (self.card, other.card))
+            return len(mine) > 1 and mine[:-1] == theirs
+        model = str(self.setting("model.init_args.backbone.model", ""))
+        return self.card is None and Path(model).name == ENCODER and str(other.root / ENCODER).endswith(model)
+
+    @property
     def order(self) -> tuple[int, str]:
         """Before the runs that start from it."""
         return (len(self.card.lineage.adapters) if self.card else 99, self.name)

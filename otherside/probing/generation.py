@@ -66,6 +66,12 @@ def generation(encoder: Encoder, texts: Sequence[str]) -> list[Row]:
     return rows
 
 
+def perplexity(encoder: Encoder, texts: Sequence[str]) -> float:
+    """Of a token given those in front of it, in causal attention, with whatever adapters are at work."""
+    packed = Packed.from_tokens(tokenise(encoder.tokenizer, list(texts), LONGEST))
+    return float(np.exp(_causal(encoder, packed).sum() / (packed.lengths - 1).sum().item()))
+
+
 def _causal(encoder: Encoder, packed: Packed) -> np.ndarray:
     backbone = encoder.backbone
     attention, backbone.attention = backbone.attention, "causal"

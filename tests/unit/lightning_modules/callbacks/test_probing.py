@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,11 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_modules.callbacks.probing import Probing
+from otherside.encoder import Encoder
+from otherside.probing.generation import perplexity
+from otherside.probing.retrieval import read_pairs, retrieval
+from otherside.probing.run import Material
+from otherside.probing.similarity import read_rated, similarity
 
 CALLBACK = "lightning_modules.callbacks.Probing"
 
@@ -44,6 +51,35 @@ def test_training_does_not_notice(stage: str, tiny_llama: Path, tmp_path: Path) 
     same = [value for _, value in found["probe/anisotropy_same_sentence"]]
     assert len(set(same)) == 5, "the encoder that is trained is measured"
     assert "probe at step 4  subject_animacy_1" in output
+
+
+def test_measures_of_texts(tiny_llama: Path, sentences: list[str], tmp_path: Path) -> None:
+    """At the start, the base's; at the end, the encoder's that the stage leaves behind; training notices nothing."""
+    runs.write_data(tmp_path)
+    files = {name: str(tmp_path / name) for name in ("retrieval", "similarity", "generation")}
+    rows = [
+        {"query": a, "positive": b, "sentence1": a, "sentence2": b, "score": len(a)} for a, b in pairwise(sentences)
+    ]
+    for name in ("retrieval", "similarity"):
+        Path(files[name]).write_text("\n".join(map(json.dumps, rows)))
+    Path(files["generation"]).write_text("\n".join(sentences))
+    runs.run("fit", "--config", runs.write_stage(tmp_path, "MNTP", tiny_llama, root="plain", steps=2), cwd=tmp_path)
+    options = probing(every_n_steps=100, tasks=["subject_animacy"], words=[1], **files)
+    runs.run("fit", "--config", runs.write_stage(tmp_path, "MNTP", tiny_llama, steps=2, **options), cwd=tmp_path)
+    runs.assert_equal(runs.adapter(tmp_path / "plain"), runs.adapter(tmp_path / "runs/mntp"))
+    found = logged(tmp_path / "runs/mntp")
+    pairs, rated = read_pairs(Path(files["retrieval"])), read_rated(Path(files["similarity"]))
+    for step, model in ((0, str(tiny_llama)), (2, str(tmp_path / "runs/mntp/encoder"))):
+        encoder = Encoder.load(model, max_length=64)
+        expected = {
+            "probe/MRR": retrieval(encoder, pairs)[0].score.value,
+            "probe/similarity": similarity(encoder, rated)[0].score.value,
+            "probe/perplexity": perplexity(encoder, sentences),
+        }
+        for name, value in expected.items():
+            assert dict(found[name])[step] == pytest.approx(value, rel=1e-3), name
+    with pytest.raises(FileNotFoundError, match="--generation must be a text file"):
+        Material.read({"generation": tmp_path / "none"})
 
 
 def test_start_and_end_and_after_a_resume(tiny_llama: Path, tmp_path: Path) -> None:

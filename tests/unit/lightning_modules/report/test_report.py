@@ -14,6 +14,9 @@ import runs
 from probing_data import write_published
 from sts import write_sts
 
+from lightning_modules.report.figures import begin
+from lightning_modules.report.runs import Run, find_runs
+
 QUICK = ("--repeats", "2", "--mlp=false", "--controls=false", "--dtype", "float32")
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -90,7 +93,7 @@ def test_report_of_everything(trained: Path) -> None:
         assert (out / part).stat().st_size > 50, part
     drawn = {file.stem for file in (out / "figures").glob("*.svg")}
     assert drawn == {file.stem for file in (out / "figures").glob("*.png")}
-    assert len(page.all("img")) == len(drawn) == 8 + 2 + 4 + 3 + 2 + 2 + 2 + 1  # figures 3, 5 to 8, words, losses, mteb
+    assert len(page.all("img")) == len(drawn) == 8 + 2 + 4 + 3 + 2 + 2 + 2 + 2  # figures 3, 5 to 8, words, losses, mteb
     assert "Does it still generate?" in page.text and "perplexity, adapters off" in page.text
 
     [result] = (trained / "runs/mntp/mteb/results").glob("*/*-step3/STSBenchmark.json")
@@ -130,6 +133,16 @@ def test_report_without_probing_mteb_and_notes_says_so(trained: Path, tmp_path: 
         assert said in page.text
     assert not page.all("img")
     assert not (tmp_path / "out/mteb.csv").exists()
+
+
+def test_stages_stand_one_behind_the_other(trained: Path) -> None:
+    found = find_runs([trained / "runs"])
+    assert begin(found) == {"mntp": 0, "supervised": 3}
+    assert begin(found[1:]) == {"supervised": 0}, "what is not in the report is not counted"
+    unfinished = Run(found[1].root, "supervised")
+    unfinished.__dict__["card"] = None  # as before its encoder is there: known by its settings
+    assert unfinished.starts_from(found[0]) and not found[0].starts_from(unfinished)
+    assert begin([found[0], unfinished]) == {"mntp": 0, "supervised": 3}
 
 
 def test_report_again_leaves_nothing_old(trained: Path, tmp_path: Path) -> None:
