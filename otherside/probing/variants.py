@@ -10,7 +10,7 @@ from typing import Any, Literal
 from otherside import adapters, weights
 from otherside.backbone import Attention, Backbone, BackboneConfig, DTypes
 from otherside.encoder import Encoder
-from otherside.lineage import Card, Lineage
+from otherside.lineage import ENCODER, Card, Lineage
 from otherside.probing.bert import is_bert, load_bert
 from otherside.tokenizer import load_tokenizer, start_id
 
@@ -83,8 +83,26 @@ def find_variants(encoders: list[str], baselines: bool) -> list[Variant]:
         base = untrained([variant.card for variant in ours])
         keys = [f"{variant.model} {variant.card.attention}" for variant in base]
         found = dict(zip(keys, base, strict=True)) | {k: v for k, v in found.items() if k not in keys}
-    names = Counter(variant.name for variant in found.values())
-    return [v if names[v.name] == 1 else replace(v, name=f"{v.name} ({v.model})") for v in found.values()]
+    return told_apart(list(found.values()))
+
+
+def told_apart(variants: list[Variant]) -> list[Variant]:
+    """Those of one name by their runs' folders, such as `supervised` and `simcse-supervised`, or, if that does not do,
+    by their whole paths.
+    """
+    shared = {name for name, times in Counter(variant.name for variant in variants).items() if times > 1}
+    named = [replace(v, name=run_of(v.model)) if v.name in shared else v for v in variants]
+    clear = Counter(variant.name for variant in named)
+    return [
+        now if clear[now.name] == 1 else replace(before, name=f"{before.name} ({before.model})")
+        for before, now in zip(variants, named, strict=True)
+    ]
+
+
+def run_of(model: str) -> str:
+    """Name of the folder that a run was in."""
+    path = Path(model)
+    return path.parent.name if path.name == ENCODER else path.name
 
 
 def variants_of(model: str) -> list[Variant]:
@@ -105,7 +123,10 @@ def variants_of(model: str) -> list[Variant]:
         )
     card = weights.card_of(model)
     if is_bert(model):
-        named = replace(card, stage=place.name if isinstance(place, Path) else place)
+        name = place.name if isinstance(place, Path) else place
+        if model.startswith(weights.PACKAGE):
+            name = model.removeprefix(weights.PACKAGE).split("/")[0]
+        named = replace(card, stage=name)
         return [Variant(named.stage, model, named, "bert")]
     return untrained([card])
 

@@ -17,6 +17,7 @@ from otherside.probing import probe, probes
 from otherside.probing.measure import Protocol
 from otherside.probing.results import Result
 from otherside.probing.run import run_probe
+from otherside.probing.variants import find_variants
 from otherside.tokenizer import load_tokenizer
 
 
@@ -200,6 +201,15 @@ def test_two_encoders_of_one_stage_are_told_apart(encoders: list[str], tiny_llam
     other = trained(tiny_llama, tmp_path / "mntp", "mntp", seed=7)
     results = run([encoders[0], other], tmp_path / "out", baselines=False, protocol=Protocol(1, controls=False))
     assert [result.name for result in results] == [f"mntp ({encoders[0]})", f"mntp ({other})"]
+
+
+def test_encoders_of_one_stage_are_named_by_their_runs(encoders: list[str], tiny_llama: Path, tmp_path: Path) -> None:
+    """A chain with two supervised stages: the one in `supervised` keeps the name that the findings are about."""
+    models = [
+        trained(tiny_llama, tmp_path / run / "encoder", "mntp", seed=i) for i, run in enumerate(["mntp", "other"])
+    ]
+    named = [variant.name for variant in find_variants([*models, encoders[1]], baselines=True)]
+    assert named == ["uni", "bi", "mntp", "other", "simcse"]
 
 
 def test_what_it_refuses(encoders: list[str], tiny_llama: Path, tiny_llama_bos: Path, tmp_path: Path) -> None:
