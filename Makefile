@@ -1,6 +1,7 @@
 #: otherside
 #:
 #:   make quickstart    a 135M Llama becomes an encoder in three stages, is probed and reported; in runs/quickstart
+#:   make evening       the same with an honest share of training, two hours or so, and curves; in runs/evening
 #:   make test          the tests (ARGS="tests/unit -k pooling" for some of them)
 #:   make install       nothing but the virtual environment; then `source .venv/bin/activate`
 #:   make lint          ruff, mypy and shellcheck
@@ -9,7 +10,7 @@
 #: Each makes the virtual environment .venv first if it is missing, and brings it up to date when pyproject.toml or
 #: constraints.txt has changed. Whatever was cut off is finished by running the same command again.
 #:
-#: Variable of quickstart:
+#: Variable of quickstart and evening:
 #:   PROBING=published      the paper's probing data instead of the built-in sentences, fetched once; or a folder that has
 #:                          them. Takes far longer. The default is the folder data/probing where there is one
 #:
@@ -47,7 +48,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart test lint clean FORCE
+.PHONY: help install quickstart evening test lint clean FORCE
 
 help:
 	@sed -n 's/^#: \{0,1\}//p' Makefile
@@ -62,6 +63,16 @@ quickstart: $(READY)
 	$(BIN)/lightning probe runs/quickstart/mntp/encoder runs/quickstart/simcse/encoder runs/quickstart/supervised/encoder --retrieval runs/quickstart/data/heldout.jsonl --similarity runs/quickstart/data/similarity.jsonl --generation runs/quickstart/data/sentences_heldout.txt --data $(PROBING) --out runs/quickstart
 	@echo '== 4/4 the report'
 	$(BIN)/lightning report runs/quickstart --out runs/quickstart/report
+
+evening: $(READY)
+	@echo '== 1/4 texts and pairs from 10,033 Wikipedia summaries'
+	$(BIN)/python -m datamodules.wikipedia --out runs/evening/data
+	@echo '== 2/4 four stages: mntp, simcse, and supervised behind either'
+	$(BIN)/lightning recipe configs/evening
+	@echo '== 3/4 what each stage did to word and sentence meaning'
+	$(BIN)/lightning probe runs/evening/mntp/encoder runs/evening/simcse/encoder runs/evening/supervised/encoder runs/evening/simcse-supervised/encoder --retrieval runs/evening/data/heldout.jsonl --similarity runs/evening/data/similarity.jsonl --generation runs/evening/data/sentences_heldout.txt --data $(PROBING) --out runs/evening
+	@echo '== 4/4 the report'
+	$(BIN)/lightning report runs/evening --out runs/evening/report
 
 install: $(READY)
 

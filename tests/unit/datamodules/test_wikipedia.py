@@ -11,7 +11,17 @@ from typing import Any
 
 import pytest
 
-from datamodules.wikipedia import NO_TOPIC, PACKAGE, Article, build, find_articles, main, rate_pairs, split_sentences
+from datamodules.wikipedia import (
+    NO_TOPIC,
+    PACKAGE,
+    Article,
+    build,
+    find_articles,
+    main,
+    make_pairs,
+    rate_pairs,
+    split_sentences,
+)
 
 FILES = ["heldout.jsonl", "pairs.jsonl", "sentences.txt", "sentences_heldout.txt", "similarity.jsonl"]
 
@@ -76,9 +86,25 @@ def test_training_and_heldout_share_nothing(tmp_path: Path) -> None:
     assert "Short" in queries and not queries & {"Shared by two", "shared by two"}
     numbered = [pair for pair in pairs if pair["query"].startswith("Numbered")]
     assert len(numbered) == 40 - 8 + sum(test["title"].startswith("Other") for test in tests)
-    for pair in numbered:  # odd numbers are one topic, even numbers the other
-        assert int(pair["positive"][6:8]) % 2 == int(pair["negatives"][0][6:8]) % 2
     assert counts == {name: len(read(tmp_path / "out" / name)) for name in FILES}
+
+
+def test_hard_negatives_are_the_most_alike(tmp_path: Path) -> None:
+    """By description; never the same or nearly the same; of the same topic where no word is shared."""
+    about = {
+        "A": ("French film director of the silent era", "Arts"),
+        "B": ("Swiss film director", "Arts"),
+        "C": ("French film director of the silent era of old", "Arts"),  # may be an answer to A, too
+        "D": ("River in Peru", "Places"),
+        "E": ("Lake", "Places"),
+    }
+    articles = [
+        Article(name, text, topic, (f"{name} is all that this is about.",)) for name, (text, topic) in about.items()
+    ]
+    negatives = {str(pair["positive"])[0]: pair["negatives"] for pair in make_pairs(articles, seed=1)}
+    assert negatives["A"] == negatives["C"] == ["B is all that this is about."]
+    assert [negatives[name][0][0] for name in "DE"] == ["E", "D"]
+    assert make_pairs(articles[:1], seed=1)[0]["negatives"] == []
 
 
 def test_rated_pairs_come_from_what_no_stage_reads() -> None:

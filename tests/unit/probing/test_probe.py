@@ -203,6 +203,18 @@ def test_two_encoders_of_one_stage_are_told_apart(encoders: list[str], tiny_llam
     assert [result.name for result in results] == [f"mntp ({encoders[0]})", f"mntp ({other})"]
 
 
+def test_several_seeds_are_one_variant(tiny_llama: Path, pairs: Path, tmp_path: Path) -> None:
+    models = [trained(tiny_llama, tmp_path / seed / "mntp" / "encoder", "mntp", int(seed)) for seed in "12"]
+    options: dict[str, object] = {"retrieval": pairs, "protocol": Protocol(1, controls=False)}
+    each = run(models, tmp_path / "each", **options)
+    both = run(models, tmp_path / "both", seeds=True, **options)
+    assert [result.name for result in both] == ["uni", "bi", "mntp"]
+    of_each = [numbers(each, f"mntp ({model})", task="anisotropy", layer=2)[0] for model in models]
+    assert of_each[0] != of_each[1]
+    assert numbers(both, "mntp", task="anisotropy", layer=2)[0] == pytest.approx(np.mean(of_each))
+    assert json.loads((tmp_path / "both/results.json").read_text())["variants"][2]["model"] == models
+
+
 def test_encoders_of_one_stage_are_named_by_their_runs(encoders: list[str], tiny_llama: Path, tmp_path: Path) -> None:
     """A chain with two supervised stages: the one in `supervised` keeps the name that the findings are about."""
     models = [
