@@ -37,7 +37,8 @@ class Probing(pl.Callback):
         words: of tasks that ask every word of a sentence, these; 1 sees the rest of the sentence only with
             bidirectional attention, 5 is behind everything.
         data: builtin, published, or a folder; see `lightning probe`.
-        items: train each probe on at most so many sentences, and test it on half as many.
+        items: train each probe on at most so many sentences, and test it on half as many; of the files below at most so
+            many lines are read.
         retrieval: file as of `lightning probe`, for `probe/MRR`.
         similarity: file as of `lightning probe`, for `probe/similarity`.
         generation: file as of `lightning probe`, for `probe/perplexity`: causal, with the adapter on.
@@ -161,7 +162,8 @@ class Probing(pl.Callback):
         from otherside.probing.similarity import similarity
 
         assert self._material is not None
-        pairs, rated, texts = self._material.pairs, self._material.rated, self._material.texts
+        material = self._material
+        pairs, rated, texts = (part[: self.items] for part in (material.pairs, material.rated, material.texts))
         found = {"probe/MRR": retrieval(encoder, pairs)[0].score.value} if pairs else {}
         found |= {"probe/similarity": similarity(encoder, rated)[0].score.value} if rated else {}
         return found | ({"probe/perplexity": perplexity(encoder, texts)} if texts else {})
