@@ -162,8 +162,8 @@ class Probing(pl.Callback):
         from otherside.probing.similarity import similarity
 
         assert self._material is not None
-        material = self._material
-        pairs, rated, texts = (part[: self.items] for part in (material.pairs, material.rated, material.texts))
+        pairs, rated = self._material.pairs[: self.items], self._material.rated[: self.items]
+        texts = self._material.texts[: self.items]
         found = {"probe/MRR": retrieval(encoder, pairs)[0].score.value} if pairs else {}
         found |= {"probe/similarity": similarity(encoder, rated)[0].score.value} if rated else {}
         return found | ({"probe/perplexity": perplexity(encoder, texts)} if texts else {})
