@@ -27,6 +27,7 @@ from datamodules.streaming import (
     stream_content,
     stream_loader,
 )
+from datamodules.texts import SentenceBatches
 from otherside.tokenizer import digest
 
 if TYPE_CHECKING:
@@ -167,8 +168,6 @@ class TextData(LightningDataModule):
 
         The first `predict_from` batches are left out.
         """
-        from datamodules.sentences import SentenceBatches
-
         make = SentenceBatches(self.tokenizer, self.predict_max_length, [s.instruction for s in self.predict_sources])
         return self._ordered(self.predict_tables, make, self.predict_from)
 
