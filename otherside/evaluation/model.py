@@ -95,7 +95,7 @@ def model_meta(
 
     backbone = encoder.backbone
     lineage, lm = backbone.lineage, backbone.lm
-    attached = any(True for _ in adapters.adapter_layers(lm))
+    attached = adapters.is_attached(lm)
     stages = [adapter.name for adapter in lineage.adapters] + ([stage or "adapter"] if attached else [])
     if not stages:
         stages = ["uni" if backbone.attention == "causal" else "bi"]
@@ -103,6 +103,7 @@ def model_meta(
         "lineage": {**asdict(lineage), "adapters": [adapter.sha256 for adapter in lineage.adapters]},
         "encoder": [backbone.attention, encoder.pooling, encoder.max_length, str(lm.dtype)],
         "start": [start_name(encoder.tokenizer), encoder.pool_start],
+        "sink": _bytes(backbone.sink.state).hex() if backbone.sink else None,
         "instructions": dict(instructions or {}),
         "attached": _digest_of_adapter(encoder) if attached and step is None else None,
     }
@@ -138,8 +139,12 @@ def _digest_of_adapter(encoder: Encoder) -> str:
     digest = hashlib.sha256()
     for name, parameter in encoder.named_parameters():
         if "lora_" in name:
-            digest.update(name.encode() + parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(name.encode() + _bytes(parameter))
     return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def _license(base: str) -> str | None:

@@ -103,6 +103,19 @@ def test_a_revision_stands_for_all_that_decides_vectors(tiny_llama: Path, encode
     assert revision() == revision(Encoder.load(tiny_llama, max_length=64))
 
 
+def test_a_kept_sink_is_another_revision(tiny_llama_sink: Path) -> None:
+    kept, lost = (Encoder.load(tiny_llama_sink, max_length=64, keep_sink=keep) for keep in (True, False))
+    assert model_meta(kept).revision != model_meta(lost).revision
+
+
+def test_adapters_beside_the_base_are_the_same_model(tiny_llama: Path, tmp_path: Path) -> None:
+    trained = Encoder.load(tiny_llama, max_length=64)
+    adapters.attach(trained.backbone.lm, Lora(r=4))
+    folder = trained.save(tmp_path / "encoder", "mntp")
+    merged, beside = (model_meta(Encoder.load(folder, merge=merge)) for merge in (True, False))
+    assert (merged.name, merged.revision) == (beside.name, beside.revision)
+
+
 def test_metadata_are_true(encoder: Encoder, tiny_llama: Path, tmp_path: Path) -> None:
     meta = encoder.mteb_model_meta
     assert meta.n_parameters == sum(p.numel() for p in encoder.backbone.lm.base_model.parameters())
