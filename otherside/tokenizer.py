@@ -46,7 +46,7 @@ def load_tokenizer(model: str, revision: str | None = None, start_token: str | N
     if isinstance(place, Path) and not any(place.glob("tokenizer*")):
         raise FileNotFoundError(f"backbone.model must be a folder with a model and its tokenizer; {place} has none")
     # LLM2Vec read tokenizer.json as it stands; a LlamaTokenizer of transformers 5 sets a rule for spaces of its own
-    reader = AutoTokenizer if card.template is None else PreTrainedTokenizerFast
+    reader: Any = AutoTokenizer if card.template is None else PreTrainedTokenizerFast
     try:
         tokenizer = reader.from_pretrained(place, revision=revision if is_base else None)
     except (OSError, ValueError) as error:
