@@ -150,17 +150,19 @@ def tokenise(
     if instruction and tokenizer.split_special_tokens:
         _check_instruction(instruction, tokenizer)
     template = template_of(tokenizer)
+    before = instruction
     if template is not None and in_template:
+        before = template.around(instruction)[0]
         found = template.tokens(tokenizer, texts, max_length, instruction)
     else:
         found = _as_they_stand(tokenizer, texts, max_length, instruction, start)
     filler = [token for token in (tokenizer.eos_token_id, tokenizer.bos_token_id, 0) if token is not None][:1]
     batch = []
     for (ids, skip), text in zip(found, texts, strict=True):
-        if skip >= len(ids) and (instruction or skip > start) and text.strip():
+        if skip >= len(ids) and before and text.strip():
             raise ValueError(
-                f"max_length must leave room for text behind the instruction; got max_length={max_length} and an "
-                f"instruction of {skip} tokens. Raise max_length or shorten the instruction {instruction[:60]!r}."
+                f"max_length must leave room for text behind the instruction; got max_length={max_length} and {skip} "
+                f"tokens before the text, of {before[:60]!r}. Raise max_length or shorten the instruction."
             )
         batch.append(Tokens(ids, min(skip, len(ids) - 1), start) if ids else Tokens(filler))
     return batch

@@ -21,7 +21,7 @@ from lightning_modules import Supervised, identity
 from lightning_modules.sizing.shape import read_shape
 from otherside import llm2vec, weights
 from otherside.adapters import Lora, SavedAdapter
-from otherside.backbone import BackboneConfig
+from otherside.backbone import Backbone, BackboneConfig
 from otherside.batching import tokenise
 from otherside.encoder import Encoder
 from otherside.export import export
@@ -30,6 +30,7 @@ from otherside.probing.variants import find_variants
 from otherside.template import Template, set_template
 from otherside.tokenizer import digest, load_tokenizer
 
+LONGER = {"data.init_args.max_length": 64}  # the header alone has 36 tokens here
 INSTRUCTION = "Retrieve the other side:"
 TEXTS = [*SENTENCES, "  spaces around  ", "Snow </s> fell.", "a line\n"]
 LLAMA_3 = ("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>")
@@ -140,6 +141,12 @@ class TestVectors:
         assert close(encoder.encode(TEXTS), Encoder.load(supervised).encode(TEXTS))
         with encoder.backbone.as_base():
             assert encoder.backbone.attention == "causal"
+
+    def test_loaded_in_pieces(self, supervised):
+        """As strategies do that shard the base."""
+        backbone = Backbone.load(BackboneConfig(str(supervised), dtype="float32"), None, lambda modules: None)
+        encoder = Encoder(backbone, load_tokenizer(str(supervised)), pool_start=False)
+        assert close(encoder.encode(TEXTS), Encoder.load(supervised).encode(TEXTS))
 
     def test_a_stage_upon_it_keeps_how_texts_are_read(self, trained):
         encoder, folder = trained
@@ -288,7 +295,7 @@ class TestUse:
         module = Supervised(backbone=BackboneConfig(str(supervised)))
         assert (module.pool_start, module.backbone_config.keep_sink, module.departures) == (False, False, "")
         runs.write_data(tmp_path)
-        stage = runs.write_stage(tmp_path, "Supervised", supervised, root="run", steps=2)
+        stage = runs.write_stage(tmp_path, "Supervised", supervised, root="run", steps=2, **LONGER)
         runs.run("fit", "--config", stage, cwd=tmp_path)
         assert Card.read(tmp_path / "run" / "encoder").template == weights.card_of(str(supervised)).template
         assert "Nothing to do" in runs.run("fit", "--config", stage, cwd=tmp_path)
