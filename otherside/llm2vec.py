@@ -81,8 +81,8 @@ def card(folder: Path) -> Card:
             f"{folder / SETTINGS} must have a pooling_mode of {', '.join(POOLINGS)}, and skip_instruction true; got "
             f"{pooling!r} and {skip}. We have no pooling that equals it: use another model."
         )
-    form = FORMS.get(_json(first / CONFIG).get("_name_or_path") or lineage.base, PLAIN)
-    template = Template(form, settings["doc_max_length"])
+    names = (_json(first / CONFIG).get("_name_or_path"), lineage.base)  # the package asks for either: here, on the hub
+    template = Template(next((FORMS[name] for name in names if name in FORMS), PLAIN), settings["doc_max_length"])
     return Card(
         lineage, stage_of(folder), 0, "bidirectional", pooling, settings["max_length"], OWN, False, None, template
     )

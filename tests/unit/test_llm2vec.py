@@ -187,6 +187,14 @@ class TestChain:
         monkeypatch.chdir(supervised)
         assert weights.card_of(".") == weights.card_of(str(supervised))
 
+    def test_the_header_is_the_bases_by_name_wherever_it_stands(self, copied):
+        folder = copied / "LLM2Vec-X-mntp"
+        assert "<|eot_id|>" in weights.card_of(str(folder)).template.form
+        (folder / "config.json").unlink()
+        assert weights.card_of(str(folder)).template.form == "{instruction} {text}"
+        change(folder / "adapter_config.json", base_model_name_or_path="meta-llama/Llama-2-7b-chat-hf")
+        assert weights.card_of(str(folder)).template.form == "[INST] {instruction} {text} [/INST]"
+
     def test_base_is_mntps_folder(self, copied):
         """As a newer PEFT notes it, or a user; the name then does not matter."""
         folder = (copied / "LLM2Vec-X-mntp-supervised").rename(copied / "mine")
