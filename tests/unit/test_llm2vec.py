@@ -11,24 +11,23 @@ import numpy as np
 import pytest
 import runs
 import torch
-from conftest import SENTENCES, build_tiny_llama
+from conftest import SENTENCES
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from tiny import load, train_a_little
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModel, AutoTokenizer
 
 from lightning_modules import Supervised, identity
 from lightning_modules.sizing.shape import read_shape
 from otherside import llm2vec, weights
 from otherside.adapters import Lora, SavedAdapter
 from otherside.backbone import Backbone, BackboneConfig
-from otherside.batching import tokenise
 from otherside.encoder import Encoder
 from otherside.export import export
 from otherside.lineage import ADAPTER_WEIGHTS, Card
 from otherside.probing.variants import find_variants
-from otherside.template import Template, set_template
-from otherside.tokenizer import digest, load_tokenizer
+from otherside.template import Template
+from otherside.tokenizer import load_tokenizer
 
 LONGER = {"data.init_args.max_length": 64}  # the header alone has 36 tokens here
 INSTRUCTION = "Retrieve the other side:"
@@ -319,41 +318,3 @@ class TestUse:
         assert [variant.name for variant in found] == ["uni", "bi", "supervised"]
         assert close(found[2].open("float32", "cpu").encode(TEXTS), Encoder.load(supervised).encode(TEXTS))
         assert read_shape(str(supervised)) == read_shape(str(tiny_llama_bos))
-
-
-class TestTemplate:
-    @pytest.fixture
-    def tokenizer(self, tmp_path):
-        return PreTrainedTokenizerFast.from_pretrained(build_tiny_llama(tmp_path, bos=True))
-
-    def test_around(self):
-        template = Template("<u> {instruction} {text}</u>", 400)
-        assert template.around() == ("<u> ", "</u>")
-        assert template.around(" Find: \n") == ("<u> Find: ", "</u>")
-
-    def test_long_texts_lose_words(self, tokenizer):
-        template = Template("{instruction} {text}", 20)
-        words = ("the other side " * 40).split()
-        found = template.shortened(tokenizer, " ".join(words), 512)
-        assert found.split() == words[: len(found.split())]
-        assert 15 < len(tokenizer(found, add_special_tokens=False).input_ids) <= 20
-        assert template.shortened(tokenizer, "x" * 100, 512) == "x" * 100  # one word, to be cut by tokens
-        assert template.shortened(tokenizer, "  the \n side ", 512) == "  the \n side "
-
-    def test_tokens(self, tokenizer):
-        set_template(tokenizer, Template("[INST] {instruction} {text} [/INST]", 400))
-        [found] = tokenise(tokenizer, ["the street "], 512, "Find:")
-        assert tokenizer.decode(found.ids) == "<s>[INST] Find: the street [/INST]"
-        assert tokenizer.decode(found.ids[: found.skip]) == "<s>[INST] Find:"
-        [plain] = tokenise(tokenizer, ["the street "], 512, in_template=False)
-        assert tokenizer.decode(plain.ids) == "<s>the street "
-        with pytest.raises(ValueError, match="must leave room"):
-            tokenise(tokenizer, ["the street"], 4)
-
-    def test_tokenizers_that_differ_in_it_are_told_apart(self, tokenizer):
-        before = digest(tokenizer)
-        set_template(tokenizer, Template("{instruction} {text}", 400))
-        assert digest(tokenizer) != before
-        assert digest(pickle.loads(pickle.dumps(tokenizer))) == digest(tokenizer)
-        set_template(tokenizer, None)
-        assert digest(tokenizer) == before
