@@ -15,7 +15,8 @@ from typing import Any
 import yaml
 
 from lightning_modules.includes import read_settings, update
-from otherside.lineage import ENCODER, Card, Lineage
+from otherside.lineage import Lineage
+from otherside.weights import card_of
 
 Values = dict[str, Any]
 """Setting or fact -> value, as JSON has it. A setting's name is that of its option."""
@@ -120,10 +121,11 @@ def _parsed(value: str) -> Any:
 
 
 def adapters(model: str) -> list[str]:
-    """Name and SHA-256 of each adapter behind `backbone.model`; none for a base model."""
-    place = Path(model).expanduser()
-    folder = place / ENCODER if Card.is_at(place / ENCODER) else place
-    return names(Card.read(folder).lineage) if Card.is_at(folder) else []
+    """Name and SHA-256 of each adapter behind `backbone.model`; none for a base model, or where nothing is yet."""
+    try:
+        return names(card_of(model).lineage)
+    except FileNotFoundError:
+        return []
 
 
 def names(lineage: Lineage) -> list[str]:

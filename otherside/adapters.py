@@ -25,6 +25,7 @@ from otherside.llama import PROJECTIONS, READERS
 CONFIG = "adapter_config.json"
 NAME = "default"  # PEFT's name for a model's one adapter
 PREFIX = "base_model.model."  # of keys in PEFT's files, which are named as in `PeftModel`
+BODY = "model."  # of a causal language model; LLM2Vec adapted that alone, and its keys lack it
 
 
 @dataclass
@@ -208,7 +209,8 @@ class SavedAdapter:
         self.adapter = adapter
         self.config = LoraConfig.from_pretrained(adapter.folder)
         saved = load_file(Path(adapter.folder) / ADAPTER_WEIGHTS)
-        self.weights = {key.removeprefix(PREFIX): value for key, value in saved.items()}
+        named = {key.removeprefix(PREFIX): value for key, value in saved.items()}
+        self.weights = {f"{BODY}{key}" if key.startswith("layers.") else key: value for key, value in named.items()}
 
     def merge(self, piece: nn.Module, prefix: str = "") -> None:
         """Add it to the weights of a model, or of the part of a model whose names begin with `prefix`; in place.

@@ -48,7 +48,7 @@ class BackboneConfig:
 
     Args:
         model: hub id, folder, .gguf file, pkg://PACKAGE/FILE, or the encoder folder of an earlier stage, whose
-            adapters are merged first.
+            adapters are merged first; or one of LLM2Vec's (`otherside.llm2vec`).
         revision: of a hub id.
         attention: bidirectional or causal. None: as the encoder folder; bidirectional on a base model.
         dtype: of the frozen weights. Adapters are always float32. auto: bfloat16 where this machine multiplies in it

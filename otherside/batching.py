@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from otherside.template import template_of
 from otherside.tokenizer import start_id
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ class Tokens:
 
     Args:
         ids: token ids.
-        skip: how many leading tokens are not of the text itself: start token and instruction. They take part in
-            attention, not in pooling (the start token: as `pool_start` says).
+        skip: how many leading tokens are not of the text itself: start token, template and instruction. They take part
+            in attention, not in pooling (the start token: as `pool_start` says).
         start: how many of these are the start token: 0 or 1.
     """
 
@@ -129,12 +130,17 @@ def rounded(n: int) -> int:
 
 
 def tokenise(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int, instruction: str = ""
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    max_length: int,
+    instruction: str = "",
+    in_template: bool = True,
 ) -> list[Tokens]:
-    """Token ids of start token, instruction and text, cut after `max_length` tokens.
+    """Token ids of start token, instruction and text, in the tokenizer's template if it carries one and is not told
+    otherwise; cut after `max_length` tokens.
 
-    Where the instruction ends is found by character offsets: a token that reaches into the text belongs to the text.
-    A text without any token becomes the end-of-text token, so that it has a vector.
+    Where the instruction ends is found by character offsets: a token that reaches into the text belongs to the text. In
+    a template: see `Template.tokens`. A text without any token becomes the end-of-text token, so that it has a vector.
 
     Raises:
         ValueError: `max_length` leaves no room for the text behind the instruction, or the instruction spells a special
@@ -143,6 +149,29 @@ def tokenise(
     start = 0 if start_id(tokenizer) is None else 1
     if instruction and tokenizer.split_special_tokens:
         _check_instruction(instruction, tokenizer)
+    template = template_of(tokenizer)
+    before = instruction
+    if template is not None and in_template:
+        before = template.around(instruction)[0]
+        found = template.tokens(tokenizer, texts, max_length, instruction)
+    else:
+        found = _as_they_stand(tokenizer, texts, max_length, instruction, start)
+    filler = [token for token in (tokenizer.eos_token_id, tokenizer.bos_token_id, 0) if token is not None][:1]
+    batch = []
+    for (ids, skip), text in zip(found, texts, strict=True):
+        if skip >= len(ids) and before and text.strip():
+            raise ValueError(
+                f"max_length must leave room for text behind the instruction; got max_length={max_length} and {skip} "
+                f"tokens before the text, of {before[:60]!r}. Raise max_length or shorten the instruction."
+            )
+        batch.append(Tokens(ids, min(skip, len(ids) - 1), start) if ids else Tokens(filler))
+    return batch
+
+
+def _as_they_stand(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int, instruction: str, start: int
+) -> list[tuple[list[int], int]]:
+    """Token ids without a template, and how many of them are not of the text."""
     encoded = tokenizer(
         [instruction + text for text in texts],
         truncation=True,
@@ -152,18 +181,12 @@ def tokenise(
         verbose=False,
     )
     if not instruction:
-        filler = [token for token in (tokenizer.eos_token_id, tokenizer.bos_token_id, 0) if token is not None][:1]
-        return [Tokens(ids, min(start, len(ids) - 1), start) if ids else Tokens(filler) for ids in encoded["input_ids"]]
-    batch = []
-    for ids, offsets, text in zip(encoded["input_ids"], encoded["offset_mapping"], texts, strict=True):
+        return [(ids, start) for ids in encoded["input_ids"]]
+    found = []
+    for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
         skip = next((i for i, (_, end) in enumerate(offsets) if end > len(instruction)), len(ids))
-        if skip == len(ids) and text.strip():
-            raise ValueError(
-                f"max_length must leave room for text behind the instruction; got max_length={max_length} and an "
-                f"instruction of {skip} tokens. Raise max_length or shorten the instruction {instruction[:60]!r}."
-            )
-        batch.append(Tokens(ids, min(skip, len(ids) - 1), start))
-    return batch
+        found.append((ids, skip))
+    return found
 
 
 def _check_instruction(instruction: str, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -24,9 +24,10 @@ from otherside.backbone import AnyDType, Attention, Backbone, BackboneConfig
 from otherside.batching import Packed, tokenise, tokens_at_once
 from otherside.evaluation.model import Cosine, MTEBModel, model_meta
 from otherside.files import replace_folder
-from otherside.lineage import AUTO, Card, Lineage
+from otherside.lineage import ADAPTER_WEIGHTS, AUTO, Card, Lineage
 from otherside.llama import check_length, positions
 from otherside.pooling import Pooling
+from otherside.template import template_of
 from otherside.tokenizer import load_tokenizer, start_id, start_name
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ class Encoder(Cosine, nn.Module):
         kernel: Kernel = "auto",
         device: str | torch.device = "cpu",
     ) -> Encoder:
-        """Open an encoder folder, or any base model (hub id, folder, .gguf, pkg://) as an untrained encoder.
+        """Open an encoder folder, one of LLM2Vec's (hub id or folder), or any base model (hub id, folder, .gguf, pkg://)
+        as an untrained encoder.
 
         Settings that are not given come from the folder; for a base model they are bidirectional, mean, 512 or the
         model's own limit, the start token of `BackboneConfig`, pooled, with its sink.
@@ -132,7 +134,8 @@ class Encoder(Cosine, nn.Module):
 
         Args:
             texts: N texts; sorted by length inside, so their order does not matter for speed.
-            instruction: put between start token and text, as it is; takes part in attention, not in pooling.
+            instruction: put between start token and text, as it is, or as the encoder's template says; takes part in
+                attention, not in pooling.
             batch_size: at most so many texts at once; None: as many as make a good number of tokens for the device.
             normalize: scale vectors to length 1.
             show_progress: a progress bar with the time left.
@@ -204,7 +207,7 @@ class Encoder(Cosine, nn.Module):
             lineage = self._save_adapters(work, stage, weights)
             sink = self.backbone.sink.write(work) if self.backbone.sink else None
             read = (self.backbone.attention, self.pooling, self.max_length, start_name(self.tokenizer), self.pool_start)
-            Card(lineage, stage, steps, *read, sink).write(work)
+            Card(lineage, stage, steps, *read, sink, template_of(self.tokenizer)).write(work)
             replace_folder(work, folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -215,7 +218,9 @@ class Encoder(Cosine, nn.Module):
         lineage = Lineage(old.base, old.revision, old.fingerprint)
         for i, adapter in enumerate(old.adapters):
             copied = work / "adapters" / f"{i}-{adapter.name}"
-            shutil.copytree(adapter.folder, copied)
+            copied.mkdir(parents=True)
+            for file in (adapters.CONFIG, ADAPTER_WEIGHTS):  # LLM2Vec's folders hold more
+                shutil.copyfile(Path(adapter.folder) / file, copied / file)
             replace(adapter, folder=str(copied)).check()  # still what was merged at the start?
             lineage = lineage.extended(adapter.name, copied)
         if adapters.is_attached(self.backbone.lm):

@@ -23,6 +23,7 @@ from otherside.backbone import Backbone, DTypes
 from otherside.batching import Packed, tokenise
 from otherside.encoder import Encoder
 from otherside.files import make_folder, replace_folder
+from otherside.template import Template, set_template, template_of
 from otherside.tokenizer import start_id
 
 Kind = Literal["sentence-transformers", "merged"]
@@ -76,6 +77,7 @@ class Reference:
         pooling: the encoder's.
         max_length: the encoder's.
         pool_start: the encoder's; None where it has no start token.
+        template: the encoder's.
     """
 
     plain: np.ndarray
@@ -83,13 +85,15 @@ class Reference:
     pooling: pooling.Pooling
     max_length: int
     pool_start: bool | None
+    template: Template | None = None
 
     @classmethod
     def of(cls, encoder: Encoder) -> Reference:
         """Encode the texts."""
         plain, prompted = encoder.encode(TEXTS), encoder.encode(TEXTS, instruction=PROMPT)
         pool_start = encoder.pool_start if start_id(encoder.tokenizer) is not None else None
-        return cls(plain, prompted, encoder.pooling, encoder.max_length, pool_start)
+        template = template_of(encoder.tokenizer)
+        return cls(plain, prompted, encoder.pooling, encoder.max_length, pool_start, template)
 
     @property
     def unequal_prompts(self) -> str:
@@ -129,7 +133,7 @@ def export(
     Raises:
         FileNotFoundError: no such encoder.
         FileExistsError: OUT is not empty and `force` is not set.
-        ValueError: OUT contains the encoder.
+        ValueError: OUT contains the encoder; sentence-transformers cannot read texts as the encoder does.
         ParityError: the vectors differ; nothing is written.
     """
     _check_target(Path(encoder), out, force)
@@ -137,6 +141,7 @@ def export(
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent)).resolve()
     try:
         loaded = Encoder.load(encoder)
+        _check_template(loaded, kind)
         write(loaded, work, kind, dtype)
         reference = Reference.of(loaded)
         del loaded  # one copy in memory at a time
@@ -149,6 +154,17 @@ def export(
         print(f"With a prompt sentence-transformers gives other vectors: {why}.")
     if kind == "sentence-transformers" and reference.unit:
         print("sentence-transformers gives them with length 1.")
+    if (template := reference.template) is not None:
+        print(f"They are of texts in this template, pooled from the text on: {template.form!r}.")
+
+
+def _check_template(encoder: Encoder, kind: Kind) -> None:
+    template = template_of(encoder.tokenizer)
+    if kind == "sentence-transformers" and template is not None:
+        raise ValueError(
+            "sentence-transformers must read texts as the encoder does, and cannot put them into its template, "
+            f"{template.form!r}. Use --kind=merged, and put the template around texts yourself."
+        )
 
 
 def _check_target(encoder: Path, out: Path, force: bool) -> None:
@@ -317,6 +333,7 @@ def _by_transformers(folder: Path, prompts: Sequence[str], reference: Reference)
 
     model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    set_template(tokenizer, reference.template)
     found = []
     for prompt in prompts:
         rows = []

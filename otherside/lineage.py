@@ -7,13 +7,15 @@ import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from otherside.template import Template
+
 CARD = "encoder.json"
 ENCODER = "encoder"  # the encoder folder inside a run's folder, or a checkpoint's
 SINK = "sink.safetensors"  # the start token's state in it, where that is kept
 FORMAT = 3
 BASE = "base"  # stage of a model that is no encoder folder
 AUTO = "auto"  # start token of such a model: see `tokenizer.default_start`
-OWN = "own"  # of format 1, which had no start token: whatever the tokenizer puts first, pooled without instruction only
+OWN = "own"  # of format 1, which had no start token, and of LLM2Vec: whatever the tokenizer puts first
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
@@ -77,8 +79,9 @@ class Card:
         pooling: see `pooling.Pooling`.
         max_length: longest text, in tokens.
         start_token: see `BackboneConfig`; by name, None for none.
-        pool_start: see `pooling.weights`.
+        pool_start: see `pooling.weights`; None in format 1, which pooled it without instruction only.
         sink: SHA-256 of `sink.safetensors` (`sink.Sink`); None where the start token is like any other.
+        template: what texts have around them; None: nothing.
     """
 
     lineage: Lineage
@@ -90,6 +93,7 @@ class Card:
     start_token: str | None
     pool_start: bool | None
     sink: str | None
+    template: Template | None = None
 
     @property
     def keep_sink(self) -> bool:
@@ -122,6 +126,8 @@ class Card:
                 content |= {"start_token": OWN, "pool_start": None}
             if found < FORMAT:
                 content["sink"] = None
+            if content.get("template") is not None:
+                content["template"] = Template(**content["template"])
             lineage = content.pop("lineage")
             merged = [Merged(**{**a, "folder": str((folder / a["folder"]).resolve())}) for a in lineage.pop("adapters")]
             return cls(lineage=Lineage(**lineage, adapters=tuple(merged)), **content)

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from otherside import adapters, weights
 from otherside.adapters import Lora
-from otherside.lineage import CARD, Lineage
+from otherside.lineage import CARD, Card, Lineage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,9 +61,13 @@ def base(lineage: Lineage, dtype: torch.dtype, model: str) -> PreTrainedModel:
     except FileNotFoundError as error:
         if not lineage.adapters:
             raise
+        folder = Path(weights.locate(model))
+        noted = f"{folder / CARD}, as lineage.base"
+        if not Card.is_at(folder):
+            noted = f"{Path(lineage.adapters[0].folder) / adapters.CONFIG}, as base_model_name_or_path"
         raise FileNotFoundError(
             f"the base model of {model} must be where it was in training; nothing is at {lineage.base}. Put it "
-            f"back, or write its new place into {Path(weights.locate(model)) / CARD}, as lineage.base."
+            f"back, or write its new place into {noted}."
         ) from error
     if isinstance(place, Path) and not (place / "config.json").is_file():
         raise FileNotFoundError(

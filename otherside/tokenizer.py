@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer, models
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from otherside import weights
-from otherside.lineage import AUTO, BASE, OWN
+from otherside.lineage import AUTO, BASE, OWN, Card
+from otherside.template import set_template, template_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,9 +27,9 @@ BOUNDARY = "<|endoftext|>"  # what GPT-2's successors put between two documents;
 
 
 def load_tokenizer(model: str, revision: str | None = None, start_token: str | None = AUTO) -> PreTrainedTokenizerBase:
-    """The tokenizer of a base model or of an encoder folder, with its start token.
+    """The tokenizer of a base model or of an encoder folder, with its start token and template.
 
-    In texts, the spelling of a special token such as `<|endoftext|>` is text like any other.
+    In texts that have no template, the spelling of a special token such as `<|endoftext|>` is text like any other.
 
     Args:
         model: see `BackboneConfig`.
@@ -40,11 +42,13 @@ def load_tokenizer(model: str, revision: str | None = None, start_token: str | N
     """
     card = weights.card_of(model, revision)
     is_base = card.stage == BASE
-    place = weights.resolve(model) if is_base else weights.locate(model)
+    place = weights.resolve(model) if is_base else _tokenizer_folder(card, weights.locate(model, revision))
     if isinstance(place, Path) and not any(place.glob("tokenizer*")):
         raise FileNotFoundError(f"backbone.model must be a folder with a model and its tokenizer; {place} has none")
+    # LLM2Vec read tokenizer.json as it stands; a LlamaTokenizer of transformers 5 sets a rule for spaces of its own
+    reader: Any = AutoTokenizer if card.template is None else PreTrainedTokenizerFast
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision if is_base else None)
+        tokenizer = reader.from_pretrained(place, revision=revision if is_base else None)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"backbone.model must be a folder here or a model on the hub, with a tokenizer; that of {model} "
@@ -55,11 +59,23 @@ def load_tokenizer(model: str, revision: str | None = None, start_token: str | N
             f"backbone.model must have a fast tokenizer (tokenizer.json), which knows where words are; that of {model} "
             f"is a {type(tokenizer).__name__}"
         )
+    set_template(tokenizer, card.template)
     if start_token == OWN or (not is_base and start_token in (AUTO, card.start_token)):
         return tokenizer  # as it came
+    if card.template is not None:
+        raise ValueError(
+            f"backbone.start_token must be auto on {model}, whose template spells special tokens of its own; got "
+            f"{start_token!r}"
+        )
     tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = True  # the latter is saved
     set_start(tokenizer, default_start(tokenizer) if start_token == AUTO else start_token)
     return tokenizer
+
+
+def _tokenizer_folder(card: Card, place: str | Path) -> Path:
+    """LLM2Vec reads with the tokenizer of its first stage; an encoder folder's adapters have none."""
+    folders = [*(Path(adapter.folder) for adapter in card.lineage.adapters), Path(place)]
+    return next((folder for folder in folders if any(folder.glob("tokenizer*"))), folders[-1])
 
 
 def default_start(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -97,6 +113,8 @@ def digest(tokenizer: PreTrainedTokenizerBase) -> str:
     state = json.loads(backend.to_str()) if backend is not None else {"vocabulary": tokenizer.get_vocab()}
     for use in ("truncation", "padding"):  # left behind by the last call
         state.pop(use, None)
+    if (template := template_of(tokenizer)) is not None:
+        state["template"] = asdict(template)
     state |= {"eos": tokenizer.eos_token_id, "split_special_tokens": tokenizer.split_special_tokens}
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 

@@ -9,18 +9,20 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from otherside import llm2vec
 from otherside.lineage import AUTO, BASE, CARD, ENCODER, Card, Lineage, sha256
 
 PACKAGE = "pkg://"
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
-def locate(model: str) -> str | Path:
-    """The folder or .gguf file that `model` names, or the hub id it is.
+def locate(model: str, revision: str | None = None) -> str | Path:
+    """The folder or .gguf file that `model` names, or the hub id it is; of an adapter on the hub, where it is cached.
 
     Args:
         model: `org/name` on the hub, a folder, a .gguf file, or `pkg://PACKAGE/FILE` (a file or folder in an installed
             package, which is not imported). The folder of a run or of one of its checkpoints stands for its encoder.
+        revision: of a hub id.
 
     Raises:
         FileNotFoundError: there is no such file, folder or package, or the run there has no encoder yet.
@@ -42,19 +44,21 @@ def locate(model: str) -> str | Path:
             f"backbone.model must be a hub id, a folder, a .gguf file or pkg://PACKAGE/FILE; nothing is at {path}. "
             "If it is an earlier stage's encoder, train that stage first (`lightning recipe` keeps the order)."
         )
-    return model
+    return llm2vec.downloaded(model, revision) or model
 
 
 def card_of(model: str, revision: str | None = None) -> Card:
-    """What `model` stands for: an encoder folder's description, or that of a base model as an untrained encoder.
+    """What `model` stands for: an encoder folder's description, LLM2Vec's encoder, or a base model as an untrained one.
 
     Raises:
         FileNotFoundError: nothing is there.
-        ValueError: an encoder folder's description is broken.
+        ValueError: an encoder folder's description is broken; it is another adapter than LLM2Vec's.
     """
-    place = locate(model)
+    place = locate(model, revision)
     if isinstance(place, Path) and Card.is_at(place):
         return Card.read(place)
+    if isinstance(place, Path) and llm2vec.is_adapter(place):
+        return llm2vec.card(place)
     base = model if isinstance(place, str) or model.startswith(PACKAGE) else str(place.resolve())
     return Card(Lineage(base, revision), BASE, 0, "bidirectional", "mean", 512, AUTO, True, AUTO)
 

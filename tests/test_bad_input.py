@@ -397,6 +397,12 @@ def on_another_base(encoder: Path) -> None:
     card(encoder, base=str(encoder.parent / "other"), fingerprint=None)
 
 
+case(
+    "encoder: one of its adapters",
+    lambda bad: bad.fit("SimCSE", next(bad.encoder.glob("adapters/*"))),
+    "nothing says that it is LLM2Vec's",
+    "Name the encoder folder it belongs to",
+)
 case("encoder: adapter changed", lambda bad: bad.changed_encoder(tampered), "must have SHA-256", "restore it, or train")
 case(
     "encoder: another base", lambda bad: bad.changed_encoder(on_another_base), "must fit the base model", "Use the base"

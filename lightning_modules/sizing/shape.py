@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from otherside import weights
-from otherside.lineage import Card
+from otherside.lineage import BASE
 from otherside.llama import PROJECTIONS
 
 CONFIG = "config.json"
@@ -168,10 +168,9 @@ def read_shape(model: str, revision: str | None = None) -> Shape:
         FileNotFoundError: its `config.json` is neither here nor on the hub.
         ValueError: it is no Llama's.
     """
-    place = weights.locate(model)
-    if isinstance(place, Path) and Card.is_at(place):
-        lineage = Card.read(place).lineage
-        return read_shape(lineage.base, lineage.revision)
+    place, card = weights.locate(model, revision), weights.card_of(model, revision)
+    if card.stage != BASE:
+        return read_shape(card.lineage.base, card.lineage.revision)
     if isinstance(place, Path) and place.suffix == ".gguf":
         if not (folder := weights.converted(place)).exists():
             return Shape.from_config(_from_gguf(place), str(place))

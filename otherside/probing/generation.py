@@ -53,7 +53,7 @@ def generation(encoder: Encoder, texts: Sequence[str]) -> list[Row]:
         texts: N texts, of which the first 512 tokens are read.
     """
     backbone = encoder.backbone
-    packed = Packed.from_tokens(tokenise(encoder.tokenizer, list(texts), LONGEST))
+    packed = Packed.from_tokens(tokenise(encoder.tokenizer, list(texts), LONGEST, in_template=False))
     with backbone.as_base():
         surprise = {OFF: surprisals(encoder, packed)}
     surprise[ON] = _causal(encoder, packed) if backbone.lineage.adapters else surprise[OFF]
@@ -68,7 +68,7 @@ def generation(encoder: Encoder, texts: Sequence[str]) -> list[Row]:
 
 def perplexity(encoder: Encoder, texts: Sequence[str]) -> float:
     """Of a token given those in front of it, in causal attention, with whatever adapters are at work."""
-    packed = Packed.from_tokens(tokenise(encoder.tokenizer, list(texts), LONGEST))
+    packed = Packed.from_tokens(tokenise(encoder.tokenizer, list(texts), LONGEST, in_template=False))
     return float(np.exp(_causal(encoder, packed).sum() / (packed.lengths - 1).sum().item()))
 
 

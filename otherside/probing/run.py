@@ -219,7 +219,8 @@ class Probing:
         if not pairs:
             return []
         card = session.variant.card
-        path = session.path(name, pairs, card.pooling, card.max_length, card.pool_start)
+        template = [asdict(card.template)] if card.template else []
+        path = session.path(name, pairs, card.pooling, card.max_length, card.pool_start, *template)
         if not path.exists():
             bar.set_postfix_str(name)
             keep(path, measure(session.encoder, pairs))

@@ -10,8 +10,9 @@ from typing import Any, Literal
 from otherside import adapters, weights
 from otherside.backbone import Attention, Backbone, BackboneConfig, DTypes
 from otherside.encoder import Encoder
-from otherside.lineage import ENCODER, Card, Lineage
+from otherside.lineage import BASE, ENCODER, Card, Lineage
 from otherside.probing.bert import is_bert, load_bert
+from otherside.template import set_template
 from otherside.tokenizer import load_tokenizer, start_id
 
 Kind = Literal["encoder", "bert"]
@@ -39,8 +40,10 @@ class Variant:
             return load_bert(self.model, dtype).to(device).eval()
         card = self.card
         attention: Attention = "causal" if card.attention == "causal" else "bidirectional"
-        config = BackboneConfig(self.model, card.lineage.revision, attention, dtype, keep_sink=card.keep_sink)
-        tokenizer = load_tokenizer(self.model, card.lineage.revision, card.start_token)
+        revision = None if card.lineage.adapters else card.lineage.revision  # the base's
+        config = BackboneConfig(self.model, revision, attention, dtype, keep_sink=card.keep_sink)
+        tokenizer = load_tokenizer(self.model, revision, card.start_token)
+        set_template(tokenizer, card.template)
         read = (card.pooling, card.max_length, card.pool_start)
         backbone = Backbone.load(config, start=start_id(tokenizer), merge=merge)
         return Encoder(backbone, tokenizer, *read).to(device).eval()  # type: ignore[arg-type]
@@ -113,15 +116,14 @@ def variants_of(model: str) -> list[Variant]:
         raise FileNotFoundError(
             f"every ENCODER must be an encoder folder, a base model or a BERT; nothing is at {model}. Train it first."
         ) from error
-    if isinstance(place, Path) and Card.is_at(place):
-        card = Card.read(place)
+    card = weights.card_of(model)
+    if card.stage != BASE:
         return [Variant(card.stage, model, card)]
     if isinstance(place, Path) and place.is_dir() and not (place / "config.json").is_file():
         raise ValueError(
             f"every ENCODER must be an encoder folder, one with an encoder.json, a base model or a BERT; "
             f"{model} is none"
         )
-    card = weights.card_of(model)
     if is_bert(model):
         name = place.name if isinstance(place, Path) else place
         if model.startswith(weights.PACKAGE):
