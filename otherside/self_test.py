@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -78,30 +78,46 @@ def _test_mask(backbone: Backbone) -> None:
 def _test_numbers(backbone: Backbone, kernels: tuple[Kernel, ...]) -> None:
     """States and logits of one text against transformers' own forward, adapters included.
 
-    It is causal, unless config.json says otherwise, as that of an exported encoder does.
+    It is causal, unless config.json says otherwise, as that of an exported encoder does. In half precision states that
+    have grown to thousands and cancel at the end leave two correct kernels with little in common: there ours may differ
+    from transformers' eager attention by twice as much as its SDPA does.
     """
     ids = _ids(backbone)
     none = torch.tensor([0])
     text = Packed(ids, lengths=torch.tensor([len(ids)]), skip=none, start=none)
-    inner: list[Any] = []  # what `output_hidden_states` returns is lost where FSDP2 wraps modules
-    hook = backbone.lm.base_model.register_forward_hook(lambda module, inputs, output: inner.append(output))
     is_causal = getattr(backbone.lm.config, "is_causal", True) is not False
     attention, backbone.attention = backbone.attention, "causal" if is_causal else "bidirectional"
     try:
-        with backbone.own_attention("eager"), backbone.base_type(ids.device):
-            logits = backbone.lm(input_ids=ids[None], use_cache=False).logits[0]
-        own = inner[0].last_hidden_state[0]
+        own, logits = _by_transformers(backbone, ids, "eager")
+        allowed = TOLERANCE
+        if backbone.lm.dtype in HALF:
+            allowed = max(HALF_TOLERANCE, 2 * _off(_by_transformers(backbone, ids, "sdpa")[0], own))
         for backbone.kernel in kernels:
-            _compare("hidden states", backbone(text), own, backbone)
-        _compare("logits", backbone.logits(own), logits, backbone)
+            _compare("hidden states", backbone(text), own, backbone, allowed)
+        _compare("logits", backbone.logits(own), logits, backbone, allowed)
     finally:
-        hook.remove()
         backbone.attention = attention
 
 
-def _compare(what: str, found: Tensor, own: Tensor, backbone: Backbone) -> None:
-    off = ((found.float() - own.float()).norm() / own.float().norm().clamp_min(1e-30)).item()
-    if not off <= (HALF_TOLERANCE if backbone.lm.dtype in HALF else TOLERANCE):
+def _by_transformers(backbone: Backbone, ids: Tensor, kind: Literal["eager", "sdpa"]) -> tuple[Tensor, Tensor]:
+    """Last hidden states (T, D) and logits (T, V) of the model's own forward."""
+    inner: list[Any] = []  # what `output_hidden_states` returns is lost where FSDP2 wraps modules
+    hook = backbone.lm.base_model.register_forward_hook(lambda module, inputs, output: inner.append(output))
+    try:
+        with backbone.own_attention(kind), backbone.base_type(ids.device):
+            logits = backbone.lm(input_ids=ids[None], use_cache=False).logits[0]
+    finally:
+        hook.remove()
+    return inner[0].last_hidden_state[0], logits
+
+
+def _off(found: Tensor, own: Tensor) -> float:
+    """Relative to the size of `own`."""
+    return ((found.float() - own.float()).norm() / own.float().norm().clamp_min(1e-30)).item()
+
+
+def _compare(what: str, found: Tensor, own: Tensor, backbone: Backbone, allowed: float) -> None:
+    if not (off := _off(found, own)) <= allowed:
         raise MaskError(
             f"{what} must be those of the model's own forward; of a {backbone.lm.config.model_type} they are off by "
             f"{off:.2g} of their size ({_where(backbone)}). Use another backbone.model, another backbone.kernel or the "
