@@ -29,6 +29,7 @@ from otherside.llama import check_length, positions
 from otherside.pooling import Pooling
 from otherside.template import template_of
 from otherside.tokenizer import load_tokenizer, start_id, start_name
+from otherside.words import Span, layer_vectors, span_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -173,6 +174,45 @@ class Encoder(Cosine, nn.Module):
         if normalize:
             vectors = nn.functional.normalize(vectors, dim=1)
         return vectors.numpy()
+
+    def word_vectors(
+        self,
+        texts: Sequence[str],
+        words: Sequence[Sequence[str | Span]],
+        *,
+        layers: Sequence[int] | None = None,
+        show_progress: bool = False,
+    ) -> list[np.ndarray]:
+        """Vectors of words inside texts: the means of their tokens' states, whatever else the text says around them.
+
+        Args:
+            texts: N texts.
+            words: per text the W words asked for: a word that stands in it once, or its first and its last + 1
+                character.
+            layers: numbers from 0, the embeddings; None: the last one alone.
+            show_progress: a progress bar with the time left.
+
+        Returns:
+            Per text (W, D) float32, or with `layers` (W, L, D).
+
+        Raises:
+            TypeError: `texts` is one string.
+            ValueError: a word does not stand in its text once; there is no such layer; a text is too long.
+        """
+        if isinstance(texts, str):
+            raise TypeError(
+                "word_vectors takes a list of texts and a list of words for each; for one text, pass [text]"
+            )
+        spans = [
+            [span_of(text, word) if isinstance(word, str) else word for word in asked]
+            for text, asked in zip(texts, words, strict=True)
+        ]
+        wanted = [self.backbone.layers] if layers is None else list(layers)
+        found: list[np.ndarray] = [np.empty(0)] * len(texts)
+        with tqdm(total=len(texts), unit="text", disable=not show_progress) as bar:
+            for text, vectors_WLD in layer_vectors(self, texts, spans, wanted, progress=bar):
+                found[text] = vectors_WLD[:, 0] if layers is None else vectors_WLD
+        return found
 
     def mteb(self, instructions: Mapping[str, str] | None = None) -> MTEBModel:
         """This encoder as a model of mteb, with instructions; see `MTEBModel`."""

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from otherside.encoder import Encoder
-from otherside.probing.features import Span, layer_vectors
 from otherside.probing.published import NORMS
+from otherside.words import Span, layer_vectors
 
 NOUNS = ["cat", "dog", "sea", "teacher", "window", "letter", "street", "mat"]
 VERBS = ["watched", "opened", "painted", "sold"]

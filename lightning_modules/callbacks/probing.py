@@ -138,8 +138,9 @@ class Probing(pl.Callback):
 
     def _vectors(self, encoder: Encoder) -> dict[Mention, np.ndarray]:
         """Last-layer vectors of all words needed."""
-        from otherside.probing.features import group_by_text, layer_vectors
+        from otherside.probing.features import group_by_text
         from otherside.probing.tasks import Mention, word_spans
+        from otherside.words import layer_vectors
 
         mentions = {
             m: None for task in self._tasks for i in np.concatenate(self._items(task)) for m in task.mentions[i]

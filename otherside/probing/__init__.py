@@ -40,7 +40,8 @@ def probe(
             causal (uni) and bidirectional (bi); a BERT (hub id or folder, safetensors) for itself.
         out: folder for the results.
         data: builtin; published, which fetches the paper's data sets (2 MB, checked by SHA-256) into the user's
-            cache; or a folder that has them in the published layout.
+            cache; a folder that has them in the published layout; or a table of your own, .tsv, .csv or .jsonl, with
+            the columns sentence, word (or start and end, in characters), label or rating, and, if you like, split.
         tasks: some of subject_animacy, verb_causative, verb_dynamic, object_animacy, telicity, duration, concreteness,
             sensorimotor, wic, such as telicity,wic; none means all.
         split: of the context probes. published keeps the words asked about apart; random does not, so that probes may

@@ -11,10 +11,10 @@ import numpy as np
 from tqdm import tqdm
 
 from otherside.encoder import Encoder
-from otherside.probing.features import layer_vectors
 from otherside.probing.results import Row
 from otherside.probing.scores import bootstrap
 from otherside.probing.tasks import SEED, Mention, word_spans
+from otherside.words import layer_vectors
 
 PAIRS = 1000  # the paper's
 TEXTS = 1000

@@ -22,6 +22,7 @@ from otherside.probing.features import group_by_text
 from otherside.probing.findings import write_findings
 from otherside.probing.generation import generation, read_texts
 from otherside.probing.measure import Protocol, measure
+from otherside.probing.own import is_own, read_own
 from otherside.probing.published import read_tasks
 from otherside.probing.report import tables, write_report
 from otherside.probing.results import Result, Row, keep, kept, settings_of, write_results
@@ -43,7 +44,8 @@ def load_tasks(data: str, names: list[str] | None = None) -> tuple[list[Task], l
     built-in sentences.
 
     Args:
-        data: `builtin`, `published` (fetched where it is not in the cache), or a folder in the published layout.
+        data: `builtin`, `published` (fetched where it is not in the cache), a folder in the published layout, or a
+            table of one's own (`read_own`).
         names: of the tasks; None: all.
 
     Raises:
@@ -61,6 +63,13 @@ def load_tasks(data: str, names: list[str] | None = None) -> tuple[list[Task], l
             )
         subjects = [words[1] for words in tasks[0].mentions[:200]]
         return [task for task in tasks if names is None or task.name in names], subjects
+    if is_own(data):
+        task = read_own(Path(data).expanduser())
+        if names not in (None, [task.name]):
+            raise ValueError(
+                f"--tasks must be left out, or {task.name}, for a table of your own; got {', '.join(names)}"
+            )
+        return [task], [mention for item in task.mentions for mention in item]
     folder = fetch(PROBING) if data == "published" else Path(data).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(f"--data must be builtin, published or a folder; there is no folder {folder}")

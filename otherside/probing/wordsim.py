@@ -15,10 +15,11 @@ from scipy.stats import rankdata
 from tqdm import tqdm
 
 from otherside.encoder import Encoder
-from otherside.probing.features import group_by_text, layer_vectors
+from otherside.probing.features import group_by_text
 from otherside.probing.results import Row
 from otherside.probing.scores import DRAWS, Score, count
 from otherside.probing.tasks import Mention
+from otherside.words import layer_vectors
 
 ALONE, SPACE, CONTEXTS = "alone", "behind a space", "in contexts"
 OCCURRENCES = 5  # of a word, whose vectors are averaged

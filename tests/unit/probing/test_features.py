@@ -7,8 +7,9 @@ from probing_data import word_vectors
 
 from otherside.batching import Packed, Tokens
 from otherside.encoder import Encoder
-from otherside.probing.features import Store, layer_vectors, tokens_of
+from otherside.probing.features import Store
 from otherside.probing.tasks import Mention, word_spans
+from otherside.words import layer_vectors, tokens_of
 
 TEXTS = ["the horse lectured the sound", "the naïve Zoë met 東京 today", "the cat sat"]
 SPANS = [word_spans(text) for text in TEXTS]

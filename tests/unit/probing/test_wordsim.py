@@ -7,7 +7,6 @@ import pytest
 from scipy.stats import spearmanr
 
 from otherside.encoder import Encoder
-from otherside.probing.features import layer_vectors
 from otherside.probing.scores import count
 from otherside.probing.wordsim import (
     ALONE,
@@ -20,6 +19,7 @@ from otherside.probing.wordsim import (
     read_lists,
     wordsim,
 )
+from otherside.words import layer_vectors
 
 WORDS = ["rain", "snow", "house", "roof", "cat", "dog", "river", "sea", "bread", "cake", "king", "queen"]
 PAIRS = tuple((one, other) for i, one in enumerate(WORDS) for other in WORDS[i + 1 :])

@@ -1,0 +1,93 @@
+"""A probing task of one's own, from a table."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from otherside.probing.measure import Protocol
+from otherside.probing.own import read_own
+from otherside.probing.run import run_probe
+
+RAIN = [{"sentence": f"The {word} fell on day {i}.", "word": word} for i in range(12) for word in ("rain", "book")]
+LABELLED = [{**row, "label": {"rain": "weather", "book": "thing"}[row["word"]]} for row in RAIN]
+RATED = [{**row, "rating": len(row["word"]) + 0.1 * (row["word"] == "rain")} for row in RAIN]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    if path.suffix == ".jsonl":
+        path.write_text("\n\n".join(map(json.dumps, rows)))
+        return path
+    mark = {".tsv": "\t", ".csv": ","}[path.suffix]
+    lines = [list(rows[0]), *([str(row.get(name, "")) for name in rows[0]] for row in rows)]
+    path.write_text("\n".join(mark.join(line) for line in lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("name", ["weather.tsv", "weather.csv", "weather.jsonl"])
+def test_classes(name: str, tmp_path: Path) -> None:
+    task = read_own(write(tmp_path / name, LABELLED))
+    assert task.name == "weather" and not task.regression and task.notes == ("labels thing, weather",)
+    assert task.targets.tolist() == [1, 0] * 12 and task.groups.tolist() == ["rain", "book"] * 12
+    [mention] = task.mentions[0]
+    assert mention.text[mention.start : mention.end] == "rain"
+    assert task.test is None
+
+
+def test_ratings_spans_and_a_split(tmp_path: Path) -> None:
+    rows = [{**row, "start": 4, "end": 8, "split": "test" if i < 6 else "train"} for i, row in enumerate(RATED)]
+    task = read_own(write(tmp_path / "long.tsv", rows))
+    assert task.regression and task.targets.shape == (24, 1) and task.aspects == ("rating",)
+    assert task.test is not None and task.test.sum() == 6
+    assert {m.text[m.start : m.end] for [m] in task.mentions} == {"rain", "book"}
+
+
+@pytest.mark.parametrize(("rows", "metric"), [(LABELLED, "accuracy"), (RATED, "pearson")])
+def test_probed_like_the_others(rows: list[dict[str, Any]], metric: str, tiny_llama: Path, tmp_path: Path) -> None:
+    table = str(write(tmp_path / "mine.tsv", rows))
+    options: dict[str, Any] = {"dtype": "float32", "device": "cpu", "protocol": Protocol(2)}
+    results = run_probe([str(tiny_llama)], tmp_path / "out", data=table, **options)
+    [row] = results[0].find(task="mine", probe="linear", condition="context", metric=metric)
+    assert row.score.value > 0.9, "a word is told from another"
+    assert np.isfinite(row.score.low)
+    assert (tmp_path / "out" / "probing.png").is_file() and "Mine, a linear probe" in (
+        tmp_path / "out/table.md"
+    ).read_text()
+
+
+MORE: list[dict[str, Any]] = [
+    *({"sentence": "Rain", "word": "snow", "label": "a"}, {"word": "snow", "label": "a"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (LABELLED[:5], "at least 20 rows; it has 5"),
+        ([{**row, "label": "a"} for row in RAIN], "at least two labels; it has a"),
+        ([*LABELLED, MORE[0]], r"line 26, must have .*'snow' stands in .* 0 times"),
+        ([*LABELLED, MORE[1]], "line 26, must have .*it has no 'sentence'"),
+        ([{**row, "rating": 1} for row in LABELLED], "line 2, .*both or neither of label and rating"),
+        (
+            [{**row, "split": "dev" if i else ""} for i, row in enumerate(LABELLED)],
+            "must have a split of train or test",
+        ),
+        ([{**row, "start": 4, "end": 400} for row in RATED], "line 2, .*characters 4 to 400 are not inside"),
+        ([{**row, "rating": "nan"} for row in RATED], "its rating is nan"),
+    ],
+)
+def test_what_it_refuses(rows: list[dict[str, Any]], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_own(write(tmp_path / "t.tsv", rows))
+
+
+def test_what_else_it_refuses(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must have a label in every row, or a rating in every row"):
+        read_own(write(tmp_path / "t.jsonl", [*LABELLED, *RATED]))
+    (tmp_path / "t.jsonl").write_text("[1]\n")
+    with pytest.raises(ValueError, match="line 1, must have"):
+        read_own(tmp_path / "t.jsonl")
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*none\.csv"):
+        read_own(tmp_path / "none.csv")
