@@ -32,6 +32,6 @@ def test_a_word_must_stand_in_its_text_once(tiny_llama: Path) -> None:
         span_of(TEXTS[0], "rate")
     with pytest.raises(TypeError, match=r"pass \[text\]"):
         encoder.word_vectors(TEXTS[0], [["bank"]])  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="shorter|longer"):
+    with pytest.raises(ValueError, match=r"shorter|longer"):
         encoder.word_vectors(TEXTS, [["bank"]])
     assert span_of("A C++ text (in C).", "C++") == (2, 5)
