@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from lightning_modules.identity import told
 from lightning_modules.schedules import Schedule, set_rates
+from lightning_modules.waiting import LOADING
 from otherside import distributed
 from otherside.adapters import Lora
 from otherside.backbone import Backbone, BackboneConfig, keeps_sink
@@ -33,7 +34,6 @@ from otherside.sharding import Shard, whole_shape
 from otherside.tokenizer import load_tokenizer, start_id, start_name
 from otherside.weights import card_of
 
-LOADING = 3600.0  # seconds that ranks wait for the slowest to load the base; dead ones are found sooner
 Batch = TextBatch | PairBatch
 
 
