@@ -152,14 +152,19 @@ def test_the_time_out_holds_in_a_strategys_own_groups(strategy: str, place: Path
 
 
 def start_slowly() -> None:
-    """Rank 1 comes late, then rank 0 takes long to read the base: each longer than the time-out. Says the latter."""
+    """Rank 1 comes late, then rank 0 takes long to fetch the base and to read it: each longer than the time-out."""
     from lightning_modules import MNTP
     from otherside import loading, sharding
+    from otherside.backbone import Backbone
+
+    load = Backbone.load
+    Backbone.load = lambda *args: [print(f"loads at {time.time():.2f}"), load(*args)][1]  # type: ignore[method-assign]
 
     if os.environ["RANK"] == "1":
         time.sleep(SLOW)
     else:
-        read, opened = loading.base, sharding.Tensors.__init__
+        read, opened, fetch = loading.base, sharding.Tensors.__init__, loading.fetch
+        loading.fetch = lambda *args: [fetch(*args), time.sleep(SLOW), print(f"fetched at {time.time():.2f}")][0]
         loading.base = lambda *args: [time.sleep(SLOW), read(*args)][1]
         sharding.Tensors.__init__ = lambda *args: [time.sleep(SLOW), opened(*args)][1]  # type: ignore[method-assign]
 
@@ -177,7 +182,11 @@ def test_a_slow_start_is_waited_for(strategy: str, place: Path, tiny_llama: Path
     """Longer than a hang; in training every group has the time-out."""
     root = f"{strategy}-slow"
     fit = command(place, tiny_llama, root, waiting(strategy, SLOW - 3), 2, stage="MNTP")
-    for _, output in runs.wait_ranks(runs.start_ranks(2, *fit, cwd=place, before=start_slowly)):
+    ended = runs.wait_ranks(runs.start_ranks(2, *fit, cwd=place, before=start_slowly))
+    fetched = re.search(r"fetched at (.*)", ended[0][1])
+    for _, output in ended:
+        loads = re.search(r"loads at (.*)", output)
+        assert fetched and loads and float(loads[1]) >= float(fetched[1])  # no rank is in a collective before
         assert set(re.findall(r"groups wait (.*)", output)) == {f"{{{SLOW - 3:.1f}}}"}
         assert ("1 groups" in output) == (strategy == "ddp")
 
