@@ -16,7 +16,7 @@
 #:
 #: Variables, read when .venv is made or brought up to date:
 #:   PYTHON=python3.12      the Python to build it on, 3.11 or newer (default: python3)
-#:   TORCH=2.11.0           another torch than the tested one, as an older GPU driver may need
+#:   TORCH=2.11.0           another torch than the tested one. It does not help an older GPU driver: slurm/README.md
 #:   CONSTRAINTS=           the newest versions that pyproject.toml allows, not the tested ones
 #:   VENV_ARGS=--system-site-packages CONSTRAINTS=
 #:                          keep the torch that the machine already has, as GPU images do

@@ -21,7 +21,8 @@ from typing_extensions import override
 
 from lightning_modules.identity import told
 from lightning_modules.schedules import Schedule, set_rates
-from otherside import distributed
+from lightning_modules.waiting import LOADING
+from otherside import distributed, loading
 from otherside.adapters import Lora
 from otherside.backbone import Backbone, BackboneConfig, keeps_sink
 from otherside.batching import Packed, PairBatch, TextBatch, tokens_at_once
@@ -33,7 +34,6 @@ from otherside.sharding import Shard, whole_shape
 from otherside.tokenizer import load_tokenizer, start_id, start_name
 from otherside.weights import card_of
 
-LOADING = 3600.0  # seconds that ranks wait for the slowest to load the base; dead ones are found sooner
 Batch = TextBatch | PairBatch
 
 
@@ -125,11 +125,21 @@ class EncoderModule(pl.LightningModule, ABC):
     @override
     def configure_model(self) -> None:
         if self.encoder is None:
+            self._fetch()
             torch.manual_seed(self.seed)  # the adapter's start
             backbone = Backbone.load(self.backbone_config, self.lora, self._shard, start_id(self.tokenizer))
             check_length("model.max_length must be", self.max_length, backbone.lm.config, "Lower model.max_length.")
             self.encoder = Encoder(backbone, self.tokenizer, self.pooling, self.max_length, self.pool_start)
             distributed.meet(LOADING)
+
+    def _fetch(self) -> None:
+        """Bring the base to every node before ranks wait for each other in a collective, whose time-out may be torch's
+        own (DeepSpeed's groups). One rank of a node does, the others find it.
+        """
+        if self.local_rank == 0:
+            model = self.backbone_config.model
+            loading.fetch(card_of(model, self.backbone_config.revision).lineage, model)
+        distributed.meet(LOADING)
 
     @property
     def _shard(self) -> Shard | None:

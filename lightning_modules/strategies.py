@@ -1,5 +1,5 @@
-"""Lightning's strategies, with three additions: a short time-out, weights that are sharded while they are loaded, and
-checkpoints that depend neither on the strategy nor on the number of ranks.
+"""Lightning's strategies, with three additions: a short time-out (`waiting`), weights that are sharded while they are
+loaded, and checkpoints that depend neither on the strategy nor on the number of ranks.
 
 `trainer.strategy` takes their names: ddp, zero1, zero2, zero3, fsdp2.
 """
@@ -22,7 +22,6 @@ from lightning.pytorch.strategies import (
     DDPStrategy,
     DeepSpeedStrategy,
     ModelParallelStrategy,
-    ParallelStrategy,
     Strategy,
     StrategyRegistry,
 )
@@ -33,24 +32,24 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_modules.sizing.job import BUCKET
+from lightning_modules.waiting import TIMEOUT, Patient
 from otherside.sharding import whole_shape
 
-TIMEOUT = 120.0
 
-
-class DDP(DDPStrategy):
+class DDP(Patient, DDPStrategy):
     """Every rank holds the whole model; gradients are averaged.
 
     Args:
-        timeout: seconds that ranks wait for each other before the run ends with an error.
+        timeout: seconds that ranks wait for each other in training before the run ends with an error.
         kwargs: see `lightning.pytorch.strategies.DDPStrategy`.
     """
 
     def __init__(self, timeout: float = TIMEOUT, **kwargs: Any) -> None:
-        super().__init__(timeout=timedelta(seconds=timeout), **kwargs)
+        super().__init__(timeout=self.START, **kwargs)
+        self.timeout = timedelta(seconds=timeout)
 
 
-class Sharded(ParallelStrategy):
+class Sharded(Patient):
     """What ZeRO and FSDP2 have in common. Their checkpoints are those of a single process: the adapter and its
     optimizer's state are small beside the base, so rank 0 gathers them, tensor by tensor, and every strategy with any
     number of ranks can go on from there.
@@ -114,7 +113,7 @@ class ZeRO(Sharded, DeepSpeedStrategy):
 
     Args:
         stage: 1 shards optimizer states, 2 also gradients, 3 also weights.
-        timeout: seconds that ranks wait for each other before the run ends with an error.
+        timeout: seconds that ranks wait for each other in training before the run ends with an error.
         kwargs: see `lightning.pytorch.strategies.DeepSpeedStrategy`.
     """
 
@@ -126,7 +125,8 @@ class ZeRO(Sharded, DeepSpeedStrategy):
             )
         for bucket in ("reduce_bucket_size", "allgather_bucket_size"):
             kwargs.setdefault(bucket, BUCKET)
-        super().__init__(stage=stage, timeout=timedelta(seconds=timeout), **kwargs)
+        super().__init__(stage=stage, timeout=self.START, **kwargs)
+        self.timeout = timedelta(seconds=timeout)
         assert isinstance(self.config, dict)
         self.config.setdefault("train_micro_batch_size_per_gpu", 1)  # only DeepSpeed's own log reads it
         self.config.setdefault("zero_force_ds_cpu_optimizer", False)  # offloaded, torch's optimizer needs no C++ build
@@ -253,11 +253,12 @@ class FSDP2(Sharded, ModelParallelStrategy):
     """torch's own sharding of weights, gradients and optimizer states.
 
     Args:
-        timeout: seconds that ranks wait for each other before the run ends with an error.
+        timeout: seconds that ranks wait for each other in training before the run ends with an error.
     """
 
     def __init__(self, timeout: float = TIMEOUT) -> None:
-        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, timeout=timedelta(seconds=timeout))
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, timeout=self.START)
+        self.timeout = timedelta(seconds=timeout)
 
     shards_weights = True
 

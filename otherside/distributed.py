@@ -38,7 +38,7 @@ def most(n: int, device: torch.device) -> int:
 
 
 def meet(seconds: float) -> None:
-    """Wait until all ranks are here, longer than their collectives wait; to be called once in a process group's life.
+    """Wait until all ranks are here, longer than their collectives wait.
 
     Raises:
         RuntimeError: one is not, after so many seconds.
@@ -46,9 +46,19 @@ def meet(seconds: float) -> None:
     if world_size() == 1:
         return
     store = dist.PrefixStore("meet", dist.distributed_c10d._get_default_store())
-    if store.add("ranks", 1) == world_size():
-        store.set("all", "here")
-    store.wait(["all"], timedelta(seconds=seconds))
+    meeting, last = divmod(store.add("ranks", 1) - 1, world_size())  # nobody is at the next one before all were here
+    if last == world_size() - 1:
+        store.set(f"all{meeting}", "here")
+    store.wait([f"all{meeting}"], timedelta(seconds=seconds))
+
+
+def wait_at_most(timeout: timedelta) -> None:
+    """Collectives of every group that this rank is in, and its store, raise after so long from now on."""
+    if world_size() == 1:
+        return
+    dist.distributed_c10d._get_default_store().set_timeout(timeout)  # where NCCL's ranks look for a group's first use
+    for group in dist.distributed_c10d._world.pg_map:
+        dist.distributed_c10d._set_pg_timeout(timeout, group)
 
 
 def from_first(value: T) -> T:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -39,9 +40,7 @@ def replace_folder(work: Path, folder: Path) -> None:
 
     An older folder of this name is moved aside first and removed last.
     """
-    for path in [*work.rglob("*"), work]:
-        path.chmod(0o755 if path.is_dir() else 0o644)  # temporary folders and safetensors' files are private
-        _to_disk(path)
+    _finish(work)
     if folder.exists():
         trash = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
         folder.rename(trash / folder.name)
@@ -50,6 +49,49 @@ def replace_folder(work: Path, folder: Path) -> None:
     else:
         work.rename(folder)
     _to_disk(folder.parent)
+
+
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """`folder`, which `make` fills if it is not there yet; of several processes one does, and the others wait.
+
+    It appears whole or not at all. Where the file system knows no locks each process makes its own, and one stays.
+    """
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(folder.parent):
+        if folder.exists():
+            return folder
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            make(work)
+            _finish(work)
+            work.rename(folder)
+        except OSError:
+            if not folder.exists():  # another process was faster
+                raise
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The folder's own lock, so that no file is left; without one where the file system has none."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _finish(work: Path) -> None:
+    """Make a temporary folder readable for others, as safetensors' files are not, and bring it to the disk."""
+    for path in [*work.rglob("*"), work]:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+        _to_disk(path)
 
 
 def _to_disk(path: Path) -> None:

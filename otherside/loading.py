@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
-from otherside import adapters, weights
+from otherside import adapters, conversion, weights
 from otherside.adapters import Lora
 from otherside.lineage import CARD, Card, Lineage
 
@@ -50,14 +50,15 @@ def load(
     return lm, found
 
 
-def base(lineage: Lineage, dtype: torch.dtype, model: str) -> PreTrainedModel:
-    """The base model of a lineage, frozen: safetensors only, no code from the checkpoint.
+def fetch(lineage: Lineage, model: str) -> str | Path:
+    """The base of a lineage, brought here: see `conversion.fetch`.
 
     Raises:
-        FileNotFoundError: it is neither here nor on the hub, or cannot be read.
+        FileNotFoundError: it is neither here nor on the hub.
+        ValueError: it is a pickle that holds code.
     """
     try:
-        place = weights.resolve(lineage.base)
+        return conversion.fetch(lineage.base, lineage.revision)
     except FileNotFoundError as error:
         if not lineage.adapters:
             raise
@@ -69,6 +70,16 @@ def base(lineage: Lineage, dtype: torch.dtype, model: str) -> PreTrainedModel:
             f"the base model of {model} must be where it was in training; nothing is at {lineage.base}. Put it "
             f"back, or write its new place into {noted}."
         ) from error
+
+
+def base(lineage: Lineage, dtype: torch.dtype, model: str) -> PreTrainedModel:
+    """The base model of a lineage, frozen: read from safetensors, no code from the checkpoint.
+
+    Raises:
+        FileNotFoundError: it is neither here nor on the hub, or cannot be read.
+        ValueError: it is a pickle that holds code.
+    """
+    place = fetch(lineage, model)
     if isinstance(place, Path) and not (place / "config.json").is_file():
         raise FileNotFoundError(
             f"backbone.model must be a folder with a model or an encoder; {place} has no config.json or encoder.json"

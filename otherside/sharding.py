@@ -11,42 +11,36 @@ from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
-from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from otherside import adapters, distributed, weights
+from otherside import adapters, conversion, distributed, weights
 from otherside.adapters import Lora
+from otherside.conversion import SAFE
 from otherside.lineage import Lineage
 
 Shard = Callable[[list[nn.Module]], None]
 """Called on all ranks with modules to be sharded as one piece: theirs are all parameters that no earlier piece had."""
-
-FILES = "model*.safetensors"
 
 
 class Tensors:
     """Tensors of a checkpoint by name, read one by one.
 
     Args:
-        place: a folder, or an id on the hub.
+        place: a folder, or an id on the hub, as `conversion.fetch` gives it.
         revision: of a hub id.
     """
 
     def __init__(self, place: str | Path, revision: str | None) -> None:
-        folder = (
-            place
-            if isinstance(place, Path)
-            else Path(snapshot_download(place, revision=revision, allow_patterns=FILES))
-        )
+        folder = place if isinstance(place, Path) else conversion.download(place, revision, SAFE)
         self._files: dict[str, Path] = {}
-        for path in sorted(folder.glob(FILES)):
+        for path in sorted(folder.glob(SAFE)):
             with safe_open(path, "pt") as file:
                 self._files.update(dict.fromkeys(file.keys(), path))
         if not self._files:
-            raise FileNotFoundError(f"backbone.model must have safetensors weights ({FILES}); {place} has none")
+            raise FileNotFoundError(f"backbone.model must have safetensors weights ({SAFE}); {place} has none")
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._files:
@@ -98,7 +92,7 @@ def load(lineage: Lineage, dtype: torch.dtype, lora: Lora | None, shard: Shard) 
     names = {module: name for name, module in lm.named_modules()}
     config = adapters.peft_config(lm, lora) if lora else None
     reads = distributed.rank() == 0
-    tensors = Tensors(place, lineage.revision) if reads else None
+    tensors = Tensors(conversion.fetch(lineage.base, lineage.revision), lineage.revision) if reads else None
     merged = [adapters.SavedAdapter(adapter) for adapter in lineage.adapters] if reads else []
     found = {}
     for modules in pieces(lm):

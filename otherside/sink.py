@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging
 
 from otherside import weights
+from otherside.conversion import fetch
 from otherside.lineage import SINK, Card, Lineage, sha256
 
 LAYERS = 8  # that are looked at; published Llamas, Mistrals and Qwens have a sink behind their fourth
@@ -109,7 +110,7 @@ def find(lineage: Lineage, token: int) -> Sink | None:
 
 def first_layers(lineage: Lineage) -> PreTrainedModel:
     """The first `LAYERS` of a base model, which alone are read."""
-    place = weights.resolve(lineage.base)
+    place = fetch(lineage.base, lineage.revision)
     config = AutoConfig.from_pretrained(place, revision=lineage.revision)
     config.num_hidden_layers = min(config.num_hidden_layers, LAYERS)
     if kinds := getattr(config, "layer_types", None):

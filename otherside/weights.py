@@ -5,11 +5,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import shutil
-import tempfile
 from pathlib import Path
 
 from otherside import llm2vec
+from otherside.files import made_once
 from otherside.lineage import AUTO, BASE, CARD, ENCODER, Card, Lineage, sha256
 
 PACKAGE = "pkg://"
@@ -98,43 +97,32 @@ def converted(file: Path) -> Path:
 def from_gguf(file: Path) -> Path:
     """A folder with the weights (safetensors, bfloat16) and tokenizer of a .gguf file, converted on first use.
 
-    Reading a .gguf takes most of a minute, the folder a second. Several processes may convert at once: each writes
-    its own temporary folder and the first rename wins.
+    Reading a .gguf takes most of a minute, the folder a second.
     """
-    folder = converted(file)
-    if folder.exists():
-        return folder
+    return made_once(converted(file), lambda work: _convert(file, work))
+
+
+def _convert(file: Path, work: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))
     try:
-        try:
-            loaded = AutoModelForCausalLM.from_pretrained(
-                file.parent,
-                gguf_file=file.name,
-                dtype=torch.bfloat16,
-                quantization_config=GgufConfig(dequantize=True),
-            )
-        except Exception as error:  # the readers check little: a file cut short fails anywhere
-            raise ValueError(
-                f"backbone.model must be a whole .gguf file of a Llama; {file} cannot be read "
-                f"({str(error).rstrip('.')}). Download it again."
-            ) from error
-        # A model loaded from .gguf refuses save_pretrained; one built from its config does not.
-        config = loaded.config
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
-        plain = type(loaded)(config).to(torch.bfloat16)  # type: ignore[arg-type]
-        plain.load_state_dict(loaded.state_dict())
-        plain.save_pretrained(work)
-        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(work)
-        try:
-            work.rename(folder)
-        except OSError:
-            if not folder.exists():
-                raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return folder
+        loaded = AutoModelForCausalLM.from_pretrained(
+            file.parent,
+            gguf_file=file.name,
+            dtype=torch.bfloat16,
+            quantization_config=GgufConfig(dequantize=True),
+        )
+    except Exception as error:  # the readers check little: a file cut short fails anywhere
+        raise ValueError(
+            f"backbone.model must be a whole .gguf file of a Llama; {file} cannot be read "
+            f"({str(error).rstrip('.')}). Download it again."
+        ) from error
+    # A model loaded from .gguf refuses save_pretrained; one built from its config does not.
+    config = loaded.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    plain = type(loaded)(config).to(torch.bfloat16)  # type: ignore[arg-type]
+    plain.load_state_dict(loaded.state_dict())
+    plain.save_pretrained(work)
+    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(work)

@@ -54,6 +54,8 @@ PreemptMode=REQUEUE
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 JobCompType=jobcomp/none
+SlurmdParameters=config_overrides
+GresTypes=gpu
 KillWait=20
 ReturnToService=2
 SlurmdTimeout=10
@@ -74,7 +76,7 @@ class Cluster:
     """A context manager; the cluster lives inside it.
 
     Args:
-        nodes: how many, each with two CPUs.
+        nodes: how many, each with eight CPUs and two GPUs by what SLURM is told.
     """
 
     def __init__(self, nodes: int = 3) -> None:
@@ -139,11 +141,13 @@ class Cluster:
                 f"NodeName={name} NodeHostname={machine} NodeAddr=127.0.0.1 Port={port}"
                 for name, port in zip(self.names, ports, strict=True)
             ]
-        lines = "\n".join(f"{node} CPUs=2 RealMemory=1000" for node in nodes)
+        lines = "\n".join(f"{node} CPUs=8 Gres=gpu:2 RealMemory=1000" for node in nodes)
         first_job = 1000 + int.from_bytes(os.urandom(2), "big") % 8000  # so that ports made of it differ between runs
         values = {"head": head, "port": port, "user": user, "root": self.root, "nodes": lines, "first_job": first_job}
         (self.root / "slurm.conf").write_text(CONF.format(**values))
         (self.root / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n")
+        gpus = ("/dev/null", "/dev/zero")  # any devices: SLURM only counts and names them
+        (self.root / "gres.conf").write_text("".join(f"Name=gpu File={gpu}\n" for gpu in gpus))
         addresses = [f"10.77.0.{i} {name}\n" for i, name in enumerate(self.names, 1)]
         (self.root / "hosts").write_text("".join(["127.0.0.1 localhost\n", f"{HEAD} head\n", *addresses]))
 

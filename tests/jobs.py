@@ -35,6 +35,7 @@ class Jobs:
     def stage(self, config: Path, *options: str, root: str, sbatch: tuple[str, ...] = ("--nodes=2",)) -> str:
         """Submit a stage; the job's number."""
         script = REPOSITORY / "slurm" / "stage.sbatch"
+        sbatch = ("--cpus-per-task=1", *sbatch)  # as many threads as the tests have: results are compared bit for bit
         arguments = (*sbatch, f"--output={self.place}/%j.log", script, config, "--trainer.default_root_dir", root)
         return self.cluster.sbatch(*arguments, *options, cwd=self.place, **self.environment)
 

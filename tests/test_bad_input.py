@@ -265,10 +265,21 @@ case(
     "safetensors",
 )
 case(
+    "model: pickled code",
+    lambda bad: bad.changed_llama(pickled_code),
+    "without running code",
+    "Take a base with safetensors",
+)
+case(
     "model: weights cut short",
     lambda bad: bad.changed_llama(lambda f: cut(f / "model.safetensors")),
     "could not be loaded",
 )
+
+
+def pickled_code(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({"model.norm.weight": print}, folder / "pytorch_model.bin")
 
 
 def with_sliding_windows(bad: Bad) -> Arguments:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,3 +61,25 @@ def distance(found: Tensor, expected: Tensor) -> float:
 def some_loss(states: Tensor) -> Tensor:
     """A scalar to run backward from. A sum of squares would not do: RMSNorm keeps it constant."""
     return (states.float() * torch.randn(states.shape, generator=torch.Generator().manual_seed(9))).mean()
+
+
+def nothing(modules: list[nn.Module]) -> None:
+    """Shares no weights: one rank keeps all."""
+
+
+def pickled(model: Path, folder: Path, count: int = 1) -> Path:
+    """The same model in `folder`, with its weights in so many .bin files, as bases of before safetensors have them."""
+    from safetensors.torch import load_file
+
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    weights = load_file(model / "model.safetensors")
+    names = sorted(weights)
+    files = {f"pytorch_model-{i + 1:05}-of-{count:05}.bin": names[i::count] for i in range(count)}
+    if count == 1:
+        files = {"pytorch_model.bin": names}
+    for file, its in files.items():
+        torch.save({name: weights[name] for name in its}, folder / file)
+    if count > 1:
+        index = {"metadata": {}, "weight_map": {name: file for file, its in files.items() for name in its}}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from contextlib import suppress
 from typing import Any
@@ -13,6 +14,7 @@ from typing_extensions import override
 
 from lightning_modules.base import EncoderModule
 from lightning_modules.sizing.shape import Shape
+from lightning_modules.sizing.speed import too_few
 from otherside.sharding import whole_shape
 
 
@@ -25,13 +27,16 @@ class Throughput(pl.Callback):
       Left out where the base does not have a Llama's shape.
     - `waiting`: share of the time in which the next batch was not there.
     - `padding`: share of padded positions in attention's grid; other layers see no padding.
+
+    Says once, on GPUs, that each gets too few tokens to be kept busy.
     """
 
     def __init__(self) -> None:
         self._shape: Shape | None = None
         self._since, self._waited, self._step = 0.0, 0.0, 0
-        self._tokens = self._slots = self._squares = self._starts = 0
+        self._batches = self._tokens = self._slots = self._squares = self._starts = 0
         self._peak = self._validating = 0.0
+        self._advised = False
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -50,6 +55,7 @@ class Throughput(pl.Callback):
     ) -> None:
         assert isinstance(pl_module, EncoderModule)
         lengths = batch.texts.lengths
+        self._batches += 1
         self._tokens += int(lengths.sum()) * pl_module.views
         self._squares += int((lengths**2).sum()) * pl_module.views
         self._starts += int(batch.texts.start.sum()) * pl_module.views
@@ -65,7 +71,15 @@ class Throughput(pl.Callback):
                 pl_module.log("utilisation", done / seconds / self._peak, prog_bar=True)
             pl_module.log("waiting", min((_waited(trainer) - self._waited) / seconds, 1.0), prog_bar=True)
             pl_module.log("padding", 1 - self._tokens / self._slots, prog_bar=True)
+            self._advise(trainer, pl_module)
             self._reset(trainer)
+
+    def _advise(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self._advised and trainer.is_global_zero and is_gpu(pl_module.device):
+            tokens = self._tokens / self._batches
+            if said := too_few(tokens, trainer.world_size, trainer.accumulate_grad_batches):
+                print(f"note: {said}", file=sys.stderr, flush=True)
+        self._advised = True
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -81,7 +95,12 @@ class Throughput(pl.Callback):
 
     def _reset(self, trainer: pl.Trainer) -> None:
         self._since, self._waited = time.perf_counter(), _waited(trainer)
-        self._tokens = self._slots = self._squares = self._starts = 0
+        self._batches = self._tokens = self._slots = self._squares = self._starts = 0
+
+
+def is_gpu(device: torch.device) -> bool:
+    """Whether few tokens leave it idle."""
+    return device.type == "cuda"
 
 
 def operations(shape: Shape, adapter: int, tokens: int, squares: int, predicted: float) -> float:

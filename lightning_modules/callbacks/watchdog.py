@@ -19,7 +19,7 @@ import lightning.pytorch as pl
 import torch.distributed as dist
 from typing_extensions import override
 
-from lightning_modules.strategies import TIMEOUT
+from lightning_modules.waiting import TIMEOUT
 
 PATIENCE = 0.75  # of the time-out, then it is said where all ranks are
 FAILED, WAITING, VERDICT = "failed", "waiting", "verdict"
@@ -46,7 +46,8 @@ class Watchdog(pl.Callback):
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if trainer.world_size > 1 and self._watch is None:
-            timeout = getattr(trainer.strategy, "_timeout", None)
+            lightnings = getattr(trainer.strategy, "_timeout", None)  # of a strategy that is not ours
+            timeout = getattr(trainer.strategy, "timeout", lightnings)
             self._watch = Watch(trainer, timeout.total_seconds() if timeout else TIMEOUT)
             self._watch.start()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning_modules.sizing.job import SHARDED, Job, Overrides, read_job
 from lightning_modules.sizing.memory import kept_by_token, memory
-from lightning_modules.sizing.speed import Machine, operations, step_time, traffic
+from lightning_modules.sizing.speed import Machine, operations, step_time, too_few, traffic
 
 GB = 1e9
 
@@ -90,6 +90,7 @@ def report(job: Job, machine: Machine) -> dict[str, Any]:
         "needed_gb": needed(job, machine),
         "fits": needed(job, machine) <= machine.memory,
         "verdict": verdict(job, machine),
+        "advice": advice(job),
         "communication": [asdict(part) | {"seconds": part.seconds(job, machine)} for part in traffic(job)],
         "operations": operations(job),
         "seconds": {**asdict(time), "step": time.total},
@@ -129,9 +130,15 @@ def table(job: Job, machine: Machine) -> list[str]:
         f"{machine.utilisation:.0%} of {machine.flops / 1e12:,.1f} TFLOP/s",
         f"  {'step':<32}{time.total:>10.3f}   {job.tokens * job.ranks * job.accumulate / time.total:,.0f} tokens/s",
         "",
+        *([f"note: {said}"] if (said := advice(job)) else []),
         verdict(job, machine),
     ]
     return lines
+
+
+def advice(job: Job) -> str | None:
+    """What would use the GPUs better."""
+    return too_few(job.tokens, job.ranks, job.accumulate) if job.cuda else None
 
 
 def verdict(job: Job, machine: Machine) -> str:

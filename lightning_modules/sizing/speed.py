@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 from lightning_modules.sizing.job import SHARDED, Job
 from lightning_modules.sizing.memory import FLOAT, LOGITS
+
+FEW = 8192  # tokens of a rank's batch; with fewer a GPU waits for weights, kernel launches and other ranks
 
 
 @dataclass(frozen=True)
@@ -131,3 +134,24 @@ def step_time(job: Job, machine: Machine) -> StepTime:
     seconds = {part.what: part.seconds(job, machine) for part in traffic(job)}
     weights = seconds.pop("weights, gathered", 0.0)
     return StepTime(operations(job) / (machine.flops * machine.utilisation), weights, sum(seconds.values()))
+
+
+def too_few(tokens: float, ranks: int, accumulate: int = 1) -> str | None:
+    """What to do where a rank gets too few tokens at once to keep a GPU busy; None where it gets enough.
+
+    Args:
+        tokens: that go through one rank's model for a batch; chunks are its parts.
+        ranks: all.
+        accumulate: batches of an optimizer step.
+    """
+    if tokens >= FEW:
+        return None
+    remedies = []
+    if accumulate > 1:
+        remedies.append("a larger data.global_batch_size and a smaller trainer.accumulate_grad_batches")
+    if ranks > 1:
+        remedies.append(f"as few as {max(1, int(tokens * ranks / FEW))} of the {ranks} GPUs (the same training)")
+    remedies.append(f"{ceil(FEW / tokens)} times the data.global_batch_size (another training)")
+    return (
+        f"a GPU is kept busy by {FEW:,} tokens or more a batch; each gets {tokens:,.0f}. Take {', or '.join(remedies)}."
+    )

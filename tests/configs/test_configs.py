@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import runs
@@ -144,3 +145,13 @@ def test_header_says_purpose_hardware_expectation_and_command(file: Path) -> Non
     header = [line for line in file.read_text().splitlines() if line.startswith("#")]
     for word in ("Purpose:", "Hardware:", "Expected:", "Command:"):
         assert any(word in line for line in header), f"{file} says nothing of {word}"
+
+
+@pytest.mark.parametrize("file", [file for file in TRAINERS if "offload" in file.stem], ids=name)
+def test_offloaded_memory_is_pinned(file: Path) -> None:
+    """In what DeepSpeed is told: Lightning's own default is false."""
+    from lightning_modules.strategies import ZeRO
+
+    config: Any = ZeRO(**yaml.safe_load(file.read_text())["trainer"]["strategy"]["init_args"]).config
+    offloads = [value for key, value in config["zero_optimization"].items() if key.startswith("offload")]
+    assert offloads and all(each["device"] == "cpu" and each["pin_memory"] for each in offloads)

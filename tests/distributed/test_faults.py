@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import runs
-from strategies import STRATEGIES
+import torch.distributed as dist
+from strategies import STRATEGIES, ZERO3
 
 KILLS = int(os.environ.get("OTHERSIDE_KILLS", "3"))  # per strategy
 STEPS = 200
+SLOW = 12  # seconds
 EVERY_STEP = {"checkpoints.every_n_steps": 1, "model.init_args.schedule.total_steps": STEPS}
 
 
@@ -26,10 +28,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(place: Path, llama: Path, root: str, strategy: Any, stop: int, **settings: Any) -> list[str | Path]:
+def command(
+    place: Path, llama: Path, root: str, strategy: Any, stop: int, stage: str = "Supervised", **settings: Any
+) -> list[str | Path]:
     options = {"trainer.strategy": strategy, "data.init_args.global_batch_size": 6, **EVERY_STEP, **settings}
-    config = runs.write_stage(place, "Supervised", llama, root=root, **options)
+    config = runs.write_stage(place, stage, llama, root=root, **options)
     return ["fit", "--config", config, "--trainer.max_steps", str(stop)]
+
+
+def waiting(strategy: str, seconds: int) -> dict[str, Any]:
+    """A strategy whose ranks wait so long for each other."""
+    kind = {"ddp": "DDP", "fsdp2": "FSDP2"}.get(strategy, "ZeRO")
+    arguments: Any = {"zero2": {"stage": 2}, "zero3": ZERO3["init_args"]}.get(strategy, {})
+    return {"class_path": f"lightning_modules.strategies.{kind}", "init_args": {**arguments, "timeout": seconds}}
 
 
 def newest(root: Path) -> int:
@@ -111,6 +122,73 @@ def test_a_hanging_rank_is_named(place: Path, tiny_llama: Path) -> None:
     assert "error: all ranks must stay in step; rank 1 (" in output
     assert "kept the others waiting" in output
     assert re.search(r"no rank has moved for \d+ s: rank 1 \(", output)
+
+
+def hang_behind_the_loss_in_rank_1() -> None:
+    """As `hang_in_rank_1`, but when the loss is there: what rank 0 waits in is the strategy's own work."""
+    from lightning_modules import MNTP
+
+    def wait(self: MNTP, loss: Any) -> None:
+        while self.global_rank == 1 and self.trainer.global_step >= 2:
+            time.sleep(0.1)
+
+    MNTP.on_before_backward = wait  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("strategy", ["zero2", "zero3", "fsdp2"])
+def test_the_time_out_holds_in_a_strategys_own_groups(strategy: str, place: Path, tiny_llama: Path) -> None:
+    """MNTP's backward has no collective but the strategy's. torch gives DeepSpeed's groups half an hour on gloo."""
+    root = f"{strategy}-hanging"
+    fit = command(place, tiny_llama, root, waiting(strategy, 8), STEPS, stage="MNTP")
+    ranks = runs.start_ranks(2, *fit, cwd=place, before=hang_behind_the_loss_in_rank_1)
+    wait_for(lambda: newest(place / root) >= 2, ranks)
+    try:
+        status, output = ranks[0].wait(30)
+    finally:
+        ranks[1].kill()
+        ranks[1].wait()
+    assert status == 1
+    assert re.search(r"error: all ranks must stay in step; rank 1 \(.*kept the others waiting", output), output[-3000:]
+
+
+def start_slowly() -> None:
+    """Rank 1 comes late, then rank 0 takes long to fetch the base and to read it: each longer than the time-out."""
+    from lightning_modules import MNTP
+    from otherside import loading, sharding
+    from otherside.backbone import Backbone
+
+    load = Backbone.load
+    Backbone.load = lambda *args: [print(f"loads at {time.time():.2f}"), load(*args)][1]  # type: ignore[method-assign]
+
+    if os.environ["RANK"] == "1":
+        time.sleep(SLOW)
+    else:
+        read, opened, fetch = loading.base, sharding.Tensors.__init__, loading.fetch
+        loading.fetch = lambda *args: [fetch(*args), time.sleep(SLOW), print(f"fetched at {time.time():.2f}")][0]
+        loading.base = lambda *args: [time.sleep(SLOW), read(*args)][1]
+        sharding.Tensors.__init__ = lambda *args: [time.sleep(SLOW), opened(*args)][1]  # type: ignore[method-assign]
+
+    def say(self: MNTP, loss: Any) -> None:
+        groups = dist.distributed_c10d._world.pg_map
+        waits = {group._get_backend(self.device).options._timeout.total_seconds() for group in groups}
+        print(f"{len(groups)} groups wait {waits}")
+
+    MNTP.on_before_backward = say  # type: ignore[method-assign]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3", "fsdp2"])
+def test_a_slow_start_is_waited_for(strategy: str, place: Path, tiny_llama: Path) -> None:
+    """Longer than a hang; in training every group has the time-out."""
+    root = f"{strategy}-slow"
+    fit = command(place, tiny_llama, root, waiting(strategy, SLOW - 3), 2, stage="MNTP")
+    ended = runs.wait_ranks(runs.start_ranks(2, *fit, cwd=place, before=start_slowly))
+    fetched = re.search(r"fetched at (.*)", ended[0][1])
+    for _, output in ended:
+        loads = re.search(r"loads at (.*)", output)
+        assert fetched and loads and float(loads[1]) >= float(fetched[1])  # no rank is in a collective before
+        assert set(re.findall(r"groups wait (.*)", output)) == {f"{{{SLOW - 3:.1f}}}"}
+        assert ("1 groups" in output) == (strategy == "ddp")
 
 
 def test_a_failing_rank_tells_the_others(place: Path, tiny_llama: Path) -> None:

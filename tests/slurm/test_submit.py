@@ -141,6 +141,33 @@ def test_a_wrong_job_says_so_at_once(environment: dict[str, str], config: str, s
     assert ended.returncode == 2 and said in ended.stderr
 
 
+HAS = "$SLURM_CPUS_PER_TASK CPUs, $OMP_NUM_THREADS threads, GPUs $CUDA_VISIBLE_DEVICES, $PYTORCH_ALLOC_CONF"
+
+
+@pytest.mark.parametrize(
+    ("options", "has"),
+    [
+        ([], "4 CPUs, 4 threads, GPUs "),
+        (["--gpus-per-node=2"], "4 CPUs, 4 threads, GPUs 0,1"),
+        (["--gpus-per-task=1"], "4 CPUs, 4 threads, GPUs 0,1"),
+        (["--gres=gpu:2"], "4 CPUs, 4 threads, GPUs 0,1"),
+        (["--cpus-per-task=1"], "1 CPUs, 1 threads, GPUs "),
+        (["--cpus-per-task=1", "--exclusive"], "4 CPUs, 1 threads, GPUs 0,1"),
+    ],
+)
+def test_what_a_task_has(options: list[str], has: str, jobs: Jobs, recipe: Path, tmp_path: Path) -> None:
+    """CPUs for loader workers; all GPUs of its node, however they were asked for."""
+    site = tmp_path / "says.sh"
+    site.write_text(f"launch=(sh -c 'echo \"has {HAS}\"')\n")
+    script = REPOSITORY / "slurm" / "stage.sbatch"
+    environment = {**jobs.environment, "OTHERSIDE_SITE": str(site), "CUDA_VISIBLE_DEVICES": ""}
+    size = ("--nodes=2", "--ntasks-per-node=2", f"--output={jobs.place}/%j.log")
+    job = jobs.cluster.sbatch(*size, *options, script, recipe / "mntp.yaml", cwd=recipe.parent, **environment)
+    jobs.end(job, "COMPLETED")
+    tasks = [line for line in jobs.log(job).splitlines() if line.startswith("has ")]
+    assert tasks == [f"has {has}, expandable_segments:True"] * 4, jobs.log(job)
+
+
 def numbers(printed: list[str]) -> list[str]:
     return [match[1] for line in printed if (match := re.match(r"  is job (\d+), waits for", line))]
 
@@ -149,7 +176,7 @@ def numbers(printed: list[str]) -> list[str]:
 @pytest.mark.timeout(900)
 def test_a_recipe_runs_to_its_end_though_it_is_preempted(jobs: Jobs, recipe: Path) -> None:
     jobs.place = recipe.parent
-    options = (f"--output={jobs.place}/%j.log",)
+    options = (f"--output={jobs.place}/%j.log", "--cpus-per-task=1")  # as many threads as the tests have
     printed = jobs.submit("recipe", *options)
     mntp, simcse, supervised = numbers(printed)
     assert printed[-1] == f"cancel:  scancel {mntp} {simcse} {supervised}"

@@ -32,6 +32,7 @@ from otherside.mntp import Masking
 
 REPOSITORY = Path(__file__).parents[3]
 SHAPES = REPOSITORY / "benchmarks" / "shapes"
+SMALL = {"quickstart": "smollm2-135m", "evening": "smollm2-135m"}  # recipes that are not named after their base
 STAGES = sorted(file for file in REPOSITORY.glob("configs/*/*.yaml") if "\nmodel:" in file.read_text())
 TINY: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
 WIDE: dict[str, Any] = {
@@ -246,7 +247,7 @@ class TestSettings:
 
     @pytest.mark.parametrize("file", STAGES, ids=lambda f: f"{f.parent.name}/{f.stem}")
     def test_every_recipe_fits_where_its_header_says(self, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        shape = "smollm2-135m" if file.parent.name in ("quickstart", "evening") else file.parent.name
+        shape = SMALL.get(file.parent.name, file.parent.name)
         [header] = re.findall("^# Hardware: .*", file.read_text(), re.MULTILINE)
         gpus, memory_of_each = re.findall(r"(\d+) (?:GPUs|GB)", f"1 GPUs {header}")[-2:]
         main(["size", str(file), "--model", str(SHAPES / shape), "--gpus", gpus, "--gpu_memory", memory_of_each])
@@ -275,6 +276,24 @@ class TestCommand:
         assert "It fits with chunk_tokens 4096: " in out
         main(self.size(*tight, "--chunk_tokens", 4096))
         assert "\nfits in 24 GB" in capsys.readouterr().out
+
+    def test_says_that_a_gpu_gets_too_few_tokens(self, capsys: pytest.CaptureFixture[str]) -> None:
+        main(self.size("--gpus", 8, "--global_batch", 32, "--length", 128))
+        out = capsys.readouterr().out
+        assert "each gets 1,536. Take as few as 1 of the 8 GPUs (the same training), or 6 times the data.glo" in out
+        main(self.size("--gpus", 8, "--global_batch", 32 * 6, "--length", 128))
+        assert "note:" not in capsys.readouterr().out
+        main(self.size("--gpus", 8, "--global_batch", 32, "--length", 128, "--json"))
+        assert "each gets 1,536" in json.loads(capsys.readouterr().out)["advice"]
+
+    @pytest.mark.parametrize("file", STAGES, ids=lambda f: f"{f.parent.name}/{f.stem}")
+    def test_every_recipe_keeps_its_gpus_busy(self, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """On as many as its header names."""
+        shape = SMALL.get(file.parent.name, file.parent.name)
+        [header] = re.findall("^# Hardware: .*", file.read_text(), re.MULTILINE)
+        gpus = re.findall(r"(\d+) GPUs", f"1 GPUs {header}")[-1]
+        main(["size", str(file), "--model", str(SHAPES / shape), "--gpus", gpus])
+        assert "note:" not in capsys.readouterr().out
 
     def test_says_when_nothing_helps(self, capsys: pytest.CaptureFixture[str]) -> None:
         main(self.size("--gpu_memory", 6))

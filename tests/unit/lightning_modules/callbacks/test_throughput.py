@@ -104,3 +104,25 @@ def test_time_without_a_batch_is_waiting(tiny_llama: Path, tmp_path: Path) -> No
         data.num_workers = 0
         stages.trainer(tmp_path, Throughput(), Last(), max_steps=2).fit(module, data)
     assert max(waiting[:2]) < 0.3 and min(waiting[2:]) > 0.5
+
+
+@pytest.mark.parametrize(("gpu", "accumulate"), [(True, 1), (True, 2), (False, 1)])
+def test_says_once_that_a_gpu_gets_too_few_tokens(
+    gpu: bool,
+    accumulate: int,
+    tiny_llama: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lightning_modules.callbacks.throughput.is_gpu", lambda device: gpu)  # there may be none here
+    runs.write_data(tmp_path, rows=48)
+    module = stages.build(MNTP, tiny_llama)
+    data = stages.data(module, tmp_path / "sentences.txt")
+    stages.trainer(tmp_path, Throughput(), max_steps=2, accumulate_grad_batches=accumulate).fit(module, data)
+    batches = [int(data.train_dataloader().dataset[i].texts.lengths.sum()) for i in range(accumulate)]
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert len(said) == gpu
+    if gpu:
+        assert f"each gets {sum(batches) / accumulate:,.0f}. Take " in said[0]
+        assert ("trainer.accumulate_grad_batches" in said[0]) == (accumulate > 1)

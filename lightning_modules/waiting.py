@@ -1,0 +1,36 @@
+"""How long ranks wait for each other: an hour until all have come and loaded, a short time-out from then on."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, ClassVar
+
+from lightning.pytorch.strategies import ParallelStrategy
+from typing_extensions import override
+
+from otherside import distributed
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+TIMEOUT = 120.0
+LOADING = 3600.0  # seconds that ranks wait for the slowest to come and to load the base; dead ones are found sooner
+
+
+class Patient(ParallelStrategy):
+    """A strategy with two time-outs, as torchtitan has them (`init_timeout_seconds`, `train_timeout_seconds`).
+
+    What is short enough to end a hang is too short for a start: nodes import from a cold file system, download and
+    read the base, each at its own pace. So process groups are made with `START`, and when all ranks are ready every
+    one that there is gets `timeout`. That reaches groups which the strategy cannot be told a time-out for: DeepSpeed
+    works in a clone of the first group, to which torch gives its own default (NCCL 10 minutes, gloo 30).
+    """
+
+    START: ClassVar[timedelta] = timedelta(seconds=LOADING)
+    timeout: timedelta
+
+    @override
+    def setup(self, trainer: pl.Trainer) -> None:
+        super().setup(trainer)
+        distributed.meet(LOADING)  # who shortens its wait while another is still at work would wait too short
+        distributed.wait_at_most(self.timeout)
