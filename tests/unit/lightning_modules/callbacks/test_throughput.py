@@ -83,6 +83,22 @@ def test_utilisation_is_a_share_of_a_matrix_product(tiny_llama: Path, tmp_path: 
     assert float(metrics["utilisation"]) == pytest.approx(needed / seconds / throughput._peak, rel=1e-4)
 
 
+def test_no_run_is_faster_than_the_machine(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peak measured while others used the machine is far too low."""
+    measured = iter([1.0, 2.0, 1e15])
+    monkeypatch.setattr("lightning_modules.callbacks.throughput.peak", lambda *_: next(measured))
+    runs.write_data(tmp_path, rows=16)
+    module, shares = stages.build(MNTP, tiny_llama), []
+
+    class Last(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            shares.append(float(trainer.callback_metrics["utilisation"]))
+
+    data = stages.data(module, tmp_path / "sentences.txt")
+    stages.trainer(tmp_path, Throughput(), Last(), max_steps=2).fit(module, data)
+    assert shares[0] == 1.0 and shares[1] <= 1.0
+
+
 def test_time_without_a_batch_is_waiting(tiny_llama: Path, tmp_path: Path) -> None:
     runs.write_data(tmp_path, rows=16)
     waiting: list[float] = []
