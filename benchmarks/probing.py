@@ -2,9 +2,10 @@
 
     lightning probe ENCODER... --data published --out DIR
     python benchmarks/probing.py DIR --paper tables.json > benchmarks/reports/DATE-probing.md
+    python benchmarks/probing.py DIR --random DIR2 --paper tables.json --summary      # one table, for docs/results.md
 
 `tables.json` holds Tables 4 to 11 of the paper: {context_probes, classification, concreteness, sensorimotor} ->
-{mlp, linear} -> model -> numbers.
+{mlp, linear} -> model -> numbers. DIR2 is of the same encoders with `--split random`, as the paper splits.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from otherside.probing.findings import read_findings
+from otherside.probing.findings import ahead, behind, read_findings
 from otherside.probing.published import CONTEXT
 from otherside.probing.report import markdown
 
@@ -30,6 +31,16 @@ MODELS = {
 }
 WIC = ("absolute difference", "cosine", "concatenation")
 METRICS = ("mse", "r2", "pearson", "spearman")
+RATED = (("concreteness", ""), ("sensorimotor", "mean"))
+SUMMARY = (
+    "in front",
+    "behind",
+    "telicity",
+    "duration",
+    "concreteness",
+    "sensorimotor",
+    *(f"WiC, {name}" for name in WIC),
+)
 
 
 def shown(row: Row | None) -> str:
@@ -37,6 +48,10 @@ def shown(row: Row | None) -> str:
         return ""
     value, low, high = (float(row[name]) for name in ("value", "low", "high"))
     return f"{value:.3f} [{low:.3f}, {high:.3f}]" if abs(value) < 100 else f"{value:.0f} [{low:.0f}, {high:.0f}]"
+
+
+def number(values: list[float]) -> str:
+    return f"{sum(values) / len(values):.3f}".lstrip("0")
 
 
 class Results:
@@ -75,12 +90,35 @@ class Results:
             keys = ["telicity", "duration", *(f"wic_{name.replace(' ', '_')}" for name in WIC)]
             theirs = {model: [published[model][key] for key in keys] for model in MODELS.values()}
             yield self.beside(keys, cells, theirs)
-            for task, target in (("concreteness", ""), ("sensorimotor", "mean")):
+            for task, target in RATED:
                 yield f"### {task}, {probe}"
                 published = self.paper[task][probe]
                 cells = [{"task": task, "target": target, "probe": probe, "metric": metric} for metric in METRICS]
                 theirs = {model: [published[model][metric] for metric in METRICS] for model in MODELS.values()}
                 yield self.beside(list(METRICS), cells, theirs)
+
+    def summary(self) -> Iterator[list[str]]:
+        """A line for each variant: means over words of the context probes, and what is one number; perceptrons."""
+        for variant in self.variants:
+            wanted = [
+                *([{"task": cell.task, "input": cell.input} for cell in cells] for cells in (ahead(), behind())),
+                *([{"task": task}] for task in ("telicity", "duration")),
+                *([{"task": task, "target": target, "metric": "pearson"}] for task, target in RATED),
+                *([{"task": "wic", "input": name}] for name in WIC),
+            ]
+            rows = [[self.find(variant=variant, probe="mlp", **cell) for cell in cells] for cells in wanted]
+            if all(row for found in rows for row in found):
+                yield [variant, *(number([float(row["value"]) for row in found if row]) for found in rows)]
+
+    def published(self) -> Iterator[list[str]]:
+        """The paper's lines of the same kind, of its models nearest to ours."""
+        mlp = {task: self.paper[task]["mlp"] for task in ("context_probes", "classification", *(t for t, _ in RATED))}
+        for model in ("BERT-base", *MODELS.values()):
+            words, others = mlp["context_probes"][model], mlp["classification"][model]
+            context = [[words[cell.task][int(cell.input) - 1] for cell in cells] for cells in (ahead(), behind())]
+            single = [others["telicity"], others["duration"], *(mlp[task][model]["pearson"] for task, _ in RATED)]
+            single += [others[f"wic_{name.replace(' ', '_')}"] for name in WIC]
+            yield [model, *(number(values) for values in [*context, *([value] for value in single)])]
 
     def controls(self) -> str:
         """The mean over words and tasks of each condition, MLP."""
@@ -137,9 +175,17 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--random", type=Path, help="folder of a run with --split random, shown beside the paper too")
     parser.add_argument("--paper", type=Path, required=True)
+    parser.add_argument("--summary", action="store_true", help="one table only, a line for each variant")
     options = parser.parse_args()
     paper = json.loads(options.paper.read_text())
     results = Results(options.folder, paper)
+    if options.summary:
+        lines = [[*line, "paper"] for line in results.published()]
+        if options.random:
+            lines += [[*line, "random"] for line in Results(options.random, paper).summary()]
+        lines += [[*line, "new words"] for line in results.summary()]
+        print(markdown(["variant", *SUMMARY, "test words"], lines))
+        return
     parts = ["## The paper's findings", *results.findings(), "## Anisotropy", results.anisotropy()]
     parts += ["## Controls (MLP; means over words or inputs)", results.controls()]
     parts += [
@@ -149,7 +195,8 @@ def main() -> None:
     ]
     if options.random:
         parts.append("## Context probes on a random split")
-        parts += Results(options.random, paper).context("linear")
+        for probe in ("mlp", "linear"):
+            parts += Results(options.random, paper).context(probe)
     print("\n\n".join(parts))
 
 
