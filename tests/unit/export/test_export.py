@@ -4,44 +4,22 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import sentence_transformers
 import torch
+from exports import TEXTS, relative, trained
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from otherside import export as module
-from otherside.adapters import Lora
-from otherside.backbone import Backbone, BackboneConfig
 from otherside.encoder import Encoder
 from otherside.export import ParityError, Reference, check_parity, export, write
 from otherside.pooling import Pooling
-from otherside.tokenizer import load_tokenizer
-
-TEXTS = ["The cat sat on the mat.", "Rain.", "A dog barked at the postman all morning long, as dogs do."]
-
-
-def trained(
-    base: Path, folder: Path, pooling: Pooling = "mean", attention: str = "bidirectional", pool_start: bool = True
-) -> str:
-    """An encoder folder whose adapter is random."""
-    config = BackboneConfig(str(base), attention=attention, dtype="float32")  # type: ignore[arg-type]
-    backbone = Backbone.load(config, Lora(r=4))
-    torch.manual_seed(1)
-    for name, parameter in backbone.lm.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    return str(Encoder(backbone, load_tokenizer(str(base)), pooling, 64, pool_start).save(folder, "mntp"))
 
 
 @pytest.fixture(scope="module")
 def encoder(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     return trained(tiny_llama, tmp_path_factory.mktemp("encoder") / "mntp")
-
-
-def relative(found: np.ndarray, expected: np.ndarray) -> float:
-    return float((np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)).max())
 
 
 @pytest.mark.parametrize(
@@ -96,6 +74,18 @@ def test_config(encoder: str, tmp_path: Path) -> None:
     weights = tmp_path / "out" / "model.safetensors"
     assert not any("lora" in name or "lm_head" in name for name in load_file(weights))
     assert stat.S_IMODE(weights.stat().st_mode) & stat.S_IRGRP, "others of the group must be able to read it"
+
+
+def test_where_attention_would_be_causal_it_does_not_open(encoder: str, tmp_path: Path) -> None:
+    """transformers 4 knows no such tokenizer; sentence-transformers 6 reads what is required."""
+    export(encoder, tmp_path / "out")
+    assert (
+        json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["tokenizer_class"] == "TokenizersBackend"
+    )
+    requirements = {"transformers": {"specifier": ">=99", "reason": "a test"}}
+    edit("config_sentence_transformers.json", "requirements", requirements)(tmp_path / "out")
+    with pytest.raises(ImportError, match=r"transformers.*a test"):
+        sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
 
 
 def test_merged_is_the_language_model(encoder: str, tmp_path: Path) -> None:

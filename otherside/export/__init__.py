@@ -1,0 +1,132 @@
+"""Encoders for other tools: a folder of merged weights, opened as its user will and compared before it appears."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+from otherside.backbone import DTypes
+from otherside.encoder import Encoder
+from otherside.export import onnx, readme, sentence_transformers, transformers
+from otherside.export.parity import TEXTS, Kind, ParityError, Reference, by_onnxruntime, check_parity
+from otherside.files import make_folder, replace_folder
+from otherside.template import template_of
+from otherside.weights import card_of
+
+__all__ = ["TEXTS", "DTypes", "Kind", "ParityError", "Reference", "check_parity", "export", "write"]
+
+Precision = Literal[DTypes, "int8"]
+CLOSE = 0.99  # least mean cosine of 8-bit vectors with the encoder's
+
+
+def export(
+    encoder: str,
+    out: Path,
+    kind: Kind = "sentence-transformers",
+    dtype: Precision = "float32",
+    force: bool = False,
+) -> None:
+    """Write a folder that other tools open, without code of ours.
+
+    The adapters are merged in float32. The folder is opened again and its vectors, in float32, are compared with the
+    encoder's; it appears under its name only if they agree. Its README.md says how to open it.
+
+    Args:
+        encoder: an encoder folder, or a base model.
+        out: folder to write.
+        kind: sentence-transformers, for `SentenceTransformer(OUT)`; merged, the causal language model with its head,
+            for transformers and what builds on it; or onnx, a graph with pooling in it, for ONNX Runtime alone.
+        dtype: of the weights written. onnx takes float32, and int8: 8 bits in linear layers, less than half of the
+            memory, vectors that are close but not equal.
+        force: replace OUT if it is there and not empty.
+
+    Raises:
+        FileNotFoundError: no such encoder.
+        FileExistsError: OUT is not empty and `force` is not set.
+        ModuleNotFoundError: onnx needs a package that is not installed.
+        ValueError: OUT contains the encoder; its users cannot read texts as the encoder does.
+        ParityError: the vectors differ; nothing is written.
+    """
+    _check_target(Path(encoder), out, force)
+    _check_dtype(kind, dtype)
+    if kind == "onnx":
+        onnx.check_installed()
+    make_folder(out.parent, "the folder of OUT")
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent)).resolve()
+    try:
+        loaded = Encoder.load(encoder)
+        _check_template(loaded, kind)
+        write(loaded, work, kind, "float32" if dtype == "int8" else dtype)
+        reference = Reference.of(loaded)
+        readme.write(loaded, card_of(encoder), work, kind, reference, out.name)
+        del loaded  # one copy in memory at a time
+        said = f"vectors equal the encoder's, largest relative difference {check_parity(work, reference, kind):.0e}"
+        if dtype == "int8":
+            onnx.quantise(work)
+            said = f"vectors have a mean cosine of {closeness(work, reference):.4f} with the encoder's"
+        replace_folder(work, out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    print(f"{out}: {said}")
+    print("\n".join([*readme.differences(kind, reference), f"How to open it: {out / readme.FILE}"]))
+
+
+def write(encoder: Encoder, folder: Path, kind: Kind, dtype: DTypes = "float32") -> None:
+    """What users of this kind open.
+
+    Args:
+        encoder: in float32, without an attached adapter; its weights are rounded to `dtype` too.
+        folder: an empty folder.
+        kind: see `export`.
+        dtype: see `export`.
+    """
+    if kind == "onnx":
+        onnx.write(encoder, folder)
+        return
+    transformers.write(encoder, folder, kind == "merged", dtype)
+    if kind == "sentence-transformers":
+        sentence_transformers.write(encoder, folder)
+
+
+def closeness(folder: Path, reference: Reference) -> float:
+    """Mean cosine of an ONNX graph's vectors of `TEXTS` with the encoder's.
+
+    Raises:
+        ParityError: it is below `CLOSE`.
+    """
+    [found] = by_onnxruntime(folder, [""], reference)
+    cosines = (found * reference.plain).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(reference.plain, axis=1)
+    if not cosines.mean() >= CLOSE:
+        raise ParityError(
+            f"vectors with --dtype=int8 must have a mean cosine of {CLOSE} or more with the encoder's; got "
+            f"{cosines.mean():.4f}. Nothing was exported. Use --dtype=float32."
+        )
+    return float(cosines.mean())
+
+
+def _check_dtype(kind: Kind, dtype: Precision) -> None:
+    allowed = ("float32", "int8") if kind == "onnx" else get_args(DTypes)
+    if dtype not in allowed:
+        raise ValueError(f"--dtype must be one of {', '.join(allowed)} with --kind={kind}; got {dtype}")
+
+
+def _check_template(encoder: Encoder, kind: Kind) -> None:
+    template = template_of(encoder.tokenizer)
+    if kind != "merged" and template is not None:
+        raise ValueError(
+            f"{kind} must read texts as the encoder does, and cannot put them into its template, "
+            f"{template.form!r}. Use --kind=merged, and put the template around texts yourself."
+        )
+
+
+def _check_target(encoder: Path, out: Path, force: bool) -> None:
+    if encoder.exists() and encoder.resolve().is_relative_to(out.resolve()):
+        raise ValueError(f"OUT must not contain the encoder, whose place it would take; got {out} for {encoder}")
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"OUT must be a folder; {out} is a file")
+    if out.exists() and any(out.iterdir()) and not force:
+        raise FileExistsError(f"OUT must be new or empty; {out} is not. Name another, or replace it by --force=true.")

@@ -1,0 +1,78 @@
+"""Merged weights, config and tokenizer in transformers' own format."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from otherside.backbone import Backbone, DTypes
+from otherside.encoder import Encoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def write(encoder: Encoder, folder: Path, head: bool, dtype: DTypes = "float32") -> None:
+    """A folder for `AutoModel`, or for `AutoModelForCausalLM`.
+
+    The encoder's own weights are rounded to `dtype` too, so that it stays comparable with what was written.
+
+    Args:
+        encoder: in float32, without an attached adapter.
+        folder: an empty folder.
+        head: whether with the language model's head.
+        dtype: of the weights written.
+    """
+    lm = encoder.backbone.lm
+    embed_sink(encoder.backbone)
+    model: Any = lm if head else lm.base_model
+    for parameter in lm.parameters():  # not buffers: rotary frequencies stay float32
+        parameter.data = parameter.data.to(getattr(torch, dtype))
+    model.save_pretrained(folder)
+    for parameter in lm.parameters():
+        parameter.data = parameter.data.float()
+    complete_config(folder / "config.json", encoder.backbone.attention == "causal")
+    padding(encoder.tokenizer)
+    encoder.tokenizer.save_pretrained(folder)
+
+
+def padding(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make a tokenizer pad on the right, with whatever token: attention never sees it."""
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.convert_ids_to_tokens(0)
+
+
+@torch.no_grad()
+def embed_sink(backbone: Backbone) -> None:
+    """What the start token enters with becomes its embedding; a head that shares its weights keeps the old ones."""
+    sink, lm = backbone.sink, backbone.lm
+    if sink is None or backbone.attention == "causal":
+        return
+    embeddings: Any
+    head: Any
+    embeddings, head = lm.get_input_embeddings(), lm.get_output_embeddings()
+    if head.weight is embeddings.weight:
+        head.weight = torch.nn.Parameter(head.weight.clone(), requires_grad=False)
+        lm.config.tie_word_embeddings = False
+    embeddings.weight[sink.token] = sink.state
+    backbone.sink = None
+
+
+def complete_config(path: Path, causal: bool) -> None:
+    """What tells other tools which attention the weights were trained for."""
+    config = json.loads(path.read_text())
+    config["is_causal"] = causal  # transformers, sentence-transformers, vLLM
+    if not causal:
+        config["use_bidirectional_attention"] = True  # text-embeddings-inference
+    if theta := (config.get("rope_parameters") or {}).get("rope_theta"):
+        config["rope_theta"] = theta  # where tools written for transformers 4 look for it
+    dump(path, config)
+
+
+def dump(path: Path, content: Any) -> None:
+    """Write JSON that people may read."""
+    path.write_text(json.dumps(content, indent=2) + "\n")

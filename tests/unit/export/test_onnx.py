@@ -1,0 +1,113 @@
+"""Graphs, run by ONNX Runtime and the tokenizers library alone."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from exports import TEXTS, relative, trained
+from tokenizers import Tokenizer
+
+from otherside.encoder import Encoder
+from otherside.export import ParityError, export, onnx
+from otherside.pooling import Pooling
+
+SPELLING = "A text that spells </s> is text."
+
+
+def vectors(folder: Path, texts: list[str]) -> np.ndarray:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.encode_special_tokens = True
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    read = tokenizer.encode_batch(texts)
+    fed = {"input_ids": [text.ids for text in read], "attention_mask": [text.attention_mask for text in read]}
+    found: np.ndarray = session.run(["sentence_embedding"], {name: np.array(rows) for name, rows in fed.items()})[0]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("base", "pooling", "pool_start"),
+    [
+        ("tiny_llama", "mean", True),
+        ("tiny_llama_bos", "mean", False),
+        ("tiny_llama", "weighted_mean", False),
+        ("tiny_llama_bos", "last_token", True),
+    ],
+)
+def test_runs_without_torch(
+    base: str, pooling: Pooling, pool_start: bool, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = trained(request.getfixturevalue(base), tmp_path / "encoder", pooling, pool_start=pool_start)
+    export(folder, tmp_path / "out", kind="onnx")
+    texts = [*TEXTS, SPELLING, "One long text that has to be cut. " * 30]
+    ours = Encoder.load(folder)
+    assert relative(vectors(tmp_path / "out", texts), ours.encode(texts)) < 1e-5
+    assert (
+        relative(vectors(tmp_path / "out", TEXTS[:1]), ours.encode(TEXTS[:1])) < 1e-5
+    )  # another batch, another length
+    assert relative(Encoder.load(folder, attention="causal").encode(TEXTS), ours.encode(TEXTS)) > 1e-3
+
+
+def test_a_causal_encoder_stays_causal(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = trained(tiny_llama, tmp_path / "encoder", "last_token", "causal")
+    export(folder, tmp_path / "out", kind="onnx")
+    assert relative(vectors(tmp_path / "out", TEXTS), Encoder.load(folder).encode(TEXTS)) < 1e-5
+
+
+def test_what_the_readme_says_runs(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = trained(tiny_llama, tmp_path / "encoder")
+    export(folder, tmp_path / "out", kind="onnx")
+    said = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    show = "import sys; print(vectors.shape, 'torch' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", said + show], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ran.stdout == "(2, 64) False\n"
+
+
+def test_another_graph_is_refused(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = onnx.Graph.forward
+
+    def off(self: onnx.Graph, input_ids, attention_mask):  # type: ignore[no-untyped-def]
+        vectors, tokens = made(self, input_ids, attention_mask)
+        return vectors * 1.01, tokens
+
+    monkeypatch.setattr(onnx.Graph, "forward", off)
+    with pytest.raises(ParityError, match="must equal the encoder's"):
+        export(trained(tiny_llama, tmp_path / "encoder"), tmp_path / "out", kind="onnx")
+    assert not (tmp_path / "out").exists()
+
+
+def test_eight_bits_are_close_and_small(tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = trained(tiny_llama, tmp_path / "encoder")
+    for dtype in ("float32", "int8"):
+        export(folder, tmp_path / dtype, kind="onnx", dtype=dtype)  # type: ignore[arg-type]
+    assert "mean cosine of 0.99" in capsys.readouterr().out or "mean cosine of 1.0" in capsys.readouterr().out
+    assert 1e-5 < relative(vectors(tmp_path / "int8", TEXTS), Encoder.load(folder).encode(TEXTS)) < 0.1
+    small, large = (sum(f.stat().st_size for f in (tmp_path / d).glob("model.*")) for d in ("int8", "float32"))
+    assert small < 0.7 * large
+
+
+def test_vectors_that_are_not_close_are_refused(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("otherside.export.CLOSE", 1.0)
+    with pytest.raises(ParityError, match=r"mean cosine of 1\.0 or more"):
+        export(trained(tiny_llama, tmp_path / "encoder"), tmp_path / "out", kind="onnx", dtype="int8")
+    assert not (tmp_path / "out").exists()
+
+
+def test_int8_is_onnx_only(tiny_llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--dtype must be one of .* with --kind=merged; got int8"):
+        export(str(tiny_llama), tmp_path / "out", kind="merged", dtype="int8")
+
+
+def test_half_precision_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--dtype must be one of float32, int8 with --kind=onnx; got bfloat16"):
+        export(str(tiny_llama), tmp_path / "out", kind="onnx", dtype="bfloat16")
+
+
+def test_missing_packages_are_named(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx, "find_spec", lambda name: None if name == "onnxscript" else name)
+    with pytest.raises(ModuleNotFoundError, match=r"no onnxscript\. .*otherside\[onnx\]"):
+        export(str(tiny_llama), tmp_path / "out", kind="onnx")
