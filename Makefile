@@ -84,7 +84,7 @@ lint: $(READY_DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy slurm/submit
-	$(BIN)/shellcheck .ci/run slurm/stage.sbatch
+	$(BIN)/shellcheck .ci/run slurm/stage.sbatch examples/train_on_csv.sh
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

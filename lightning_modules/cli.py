@@ -26,7 +26,7 @@ All stages, and what they did:
   recipe    configs/R                         all stages in order; skips what is done, resumes what was cut
   probe     ENCODER... --out DIR              the paper's probing tasks on each variant: tables and figures
   report    RUN... --out DIR                  one page: what was trained, losses, MTEB, probes, the paper's findings
-  export    ENCODER OUT                       a folder that sentence-transformers opens; parity is checked
+  export    ENCODER OUT                       for sentence-transformers, ONNX or transformers; parity is checked
 
 Before a large run:
   size      configs/R/mntp.yaml --nodes 2 --gpus 8      memory, communication and time of a step; loads no weights
