@@ -120,10 +120,10 @@ def _parsed(value: str) -> Any:
         return value
 
 
-def adapters(model: str) -> list[str]:
+def adapters(model: str, revision: str | None = None) -> list[str]:
     """Name and SHA-256 of each adapter behind `backbone.model`; none for a base model, or where nothing is yet."""
     try:
-        return names(card_of(model).lineage)
+        return names(card_of(model, revision).lineage)
     except FileNotFoundError:
         return []
 

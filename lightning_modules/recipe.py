@@ -37,7 +37,9 @@ class Stage:
         note = finished.ended(Path(self.root), max_steps or -1, max_epochs) or {}
         limits = ("trainer.max_steps", "trainer.max_epochs")
         before, now = ({k: v for k, v in values.items() if k not in limits} for values in (note.get("given", {}), now))
-        return before == now and note["identity"]["adapters"] == adapters(self.model)
+        return before == now and note["identity"]["adapters"] == adapters(
+            self.model, now.get("model.backbone.revision")
+        )
 
 
 class Parser(argparse.ArgumentParser):

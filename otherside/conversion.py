@@ -65,8 +65,8 @@ def has(folder: Path, pattern: str) -> bool:
 
 
 def content(folder: Path) -> str:
-    """Digest of a folder's .bin files; takes about as long as reading them, once in a process."""
-    return _digest(tuple((path, path.stat().st_mtime_ns) for path in sorted(folder.glob(PICKLED))))
+    """Digest of what `convert` reads of a folder; takes about as long as reading it, once in a process."""
+    return _digest(tuple((p, p.stat().st_mtime_ns) for p in sorted([*folder.glob(PICKLED), *folder.glob("*.json")])))
 
 
 @cache

@@ -203,6 +203,8 @@ class Encoder(Cosine, nn.Module):
             raise TypeError(
                 "word_vectors takes a list of texts and a list of words for each; for one text, pass [text]"
             )
+        if any(isinstance(asked, str) for asked in words):
+            raise TypeError("word_vectors takes a list of words for each text; got a text's words as one string")
         spans = [
             [span_of(text, word) if isinstance(word, str) else word for word in asked]
             for text, asked in zip(texts, words, strict=True)

@@ -47,12 +47,14 @@ def is_adapter(folder: Path) -> bool:
 def downloaded(model: str, revision: str | None = None) -> Path | None:
     """The folder of an adapter on the hub, or in its cache; None where `model` is none, or cannot be asked for."""
     from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 
     try:
         hf_hub_download(model, ADAPTER, revision=revision)
-    except (OSError, ValueError, HfHubHTTPError):  # if it is nothing at all, loading it as a base says so
+    except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):  # loading it as a base says what it is
         return None
+    except OSError as error:  # taken for a base, an encoder would be another model, on one rank perhaps
+        raise FileNotFoundError(f"backbone.model must be here or on the hub; {model}: {error}") from error
     return Path(snapshot_download(model, revision=revision, allow_patterns=FILES))
 
 
@@ -106,7 +108,9 @@ def _lineage(folder: Path) -> Lineage:
     """Of the adapter in `folder`."""
     settings = _json(folder / ADAPTER)
     _check(folder, settings)
-    base, revision = settings.get("base_model_name_or_path") or "", settings.get("revision")
+    base, revision = settings.get("base_model_name_or_path"), settings.get("revision")
+    if not base:
+        raise ValueError(f"{folder / ADAPTER} must name its base in base_model_name_or_path; it does not")
     place = Path(base).expanduser()
     below = place if is_adapter(place) else None if place.exists() else downloaded(base, revision)
     below = below or _mntp(folder)

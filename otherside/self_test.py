@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 LENGTHS = [5, 3]
 # Relative. Found on 30 layers: 1e-5, and .06 in bfloat16, where kernels round differently; wrong numbers differ more
 TOLERANCE, HALF_TOLERANCE = 1e-3, 0.2
+WIDEST = 0.9  # states that are all zero are off by 1
 
 
 class MaskError(RuntimeError):
@@ -91,10 +92,11 @@ def _test_numbers(backbone: Backbone, kernels: tuple[Kernel, ...]) -> None:
         own, logits = _by_transformers(backbone, ids, "eager")
         allowed = TOLERANCE
         if backbone.lm.dtype in HALF:
-            allowed = max(HALF_TOLERANCE, 2 * _off(_by_transformers(backbone, ids, "sdpa")[0], own))
+            allowed = max(HALF_TOLERANCE, min(2 * _off(_by_transformers(backbone, ids, "sdpa")[0], own), WIDEST))
         for backbone.kernel in kernels:
             _compare("hidden states", backbone(text), own, backbone, allowed)
-        _compare("logits", backbone.logits(own), logits, backbone, allowed)
+        closest = HALF_TOLERANCE if backbone.lm.dtype in HALF else TOLERANCE  # they are of the same states
+        _compare("logits", backbone.logits(own), logits, backbone, closest)
     finally:
         backbone.attention = attention
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from otherside import weights
 from otherside.lineage import AUTO, BASE, OWN, Card
-from otherside.template import set_template, template_of
+from otherside.template import Template, set_template, template_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 BOUNDARY = "<|endoftext|>"  # what GPT-2's successors put between two documents; an instructed model's EOS ends a turn
 
 
-def load_tokenizer(model: str, revision: str | None = None, start_token: str | None = AUTO) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    model: str, revision: str | None = None, start_token: str | None = AUTO, template: Template | None = None
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a base model or of an encoder folder, with its start token and template.
 
     In texts that have no template, the spelling of a special token such as `<|endoftext|>` is text like any other.
@@ -35,6 +37,7 @@ def load_tokenizer(model: str, revision: str | None = None, start_token: str | N
         model: see `BackboneConfig`.
         revision: of a hub id.
         start_token: see `BackboneConfig`.
+        template: that a base model's texts are given; None: an encoder folder's own.
 
     Raises:
         FileNotFoundError: it is neither here nor on the hub.
@@ -42,6 +45,7 @@ def load_tokenizer(model: str, revision: str | None = None, start_token: str | N
     """
     card = weights.card_of(model, revision)
     is_base = card.stage == BASE
+    card = replace(card, template=template or card.template)
     place = weights.resolve(model) if is_base else _tokenizer_folder(card, weights.locate(model, revision))
     if isinstance(place, Path) and not any(place.glob("tokenizer*")):
         raise FileNotFoundError(f"backbone.model must be a folder with a model and its tokenizer; {place} has none")

@@ -64,7 +64,13 @@ def layer_vectors(
     """
     last = encoder.backbone.layers
     if wrong := [layer for layer in layers if not 0 <= layer <= last]:
-        raise ValueError(f"--layers must lie in 0 … {last}, the model's last; got {', '.join(map(str, wrong))}")
+        raise ValueError(f"layers must lie in 0 … {last}, the model's last; got {', '.join(map(str, wrong))}")
+    if not layers:
+        raise ValueError("layers must name one layer or more; got none")
+    if not any(words):
+        nothing = np.zeros((0, len(layers), encoder.backbone.hidden_size), np.float32)
+        yield from ((i, nothing) for i in range(len(texts)))
+        return
     encoded = encoder.tokenizer(
         list(texts), return_offsets_mapping=True, return_attention_mask=False, truncation=False, verbose=False
     )
@@ -116,6 +122,11 @@ def tokens_of(text: str, word: Span, offsets: Sequence[Span]) -> list[int]:
     Raises:
         ValueError: none does.
     """
+    if not 0 <= word[0] < word[1] <= len(text):
+        raise ValueError(
+            f"every word must be some characters of its text, first and last + 1; {word[0]} to {word[1]} are not, of "
+            f"the {len(text)} of {text[:80]!r}"
+        )
     tokens = [i for i, (start, end) in enumerate(offsets) if start < word[1] and end > word[0]]
     if not tokens:
         raise ValueError(

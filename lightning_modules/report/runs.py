@@ -116,8 +116,9 @@ class Run:
         if self.card and other.card:
             mine, theirs = ([a.sha256 for a in card.lineage.adapters] for card in (self.card, other.card))
             return len(mine) > 1 and mine[:-1] == theirs
-        model = str(self.setting("model.init_args.backbone.model", ""))
-        return self.card is None and Path(model).name == ENCODER and str(other.root / ENCODER).endswith(model)
+        model = Path(str(self.setting("model.init_args.backbone.model", "")))
+        place = (other.root / ENCODER).parts
+        return self.card is None and model.name == ENCODER and place[-len(model.parts) :] == model.parts
 
     @property
     def order(self) -> tuple[int, str]:

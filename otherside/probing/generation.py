@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from otherside.batching import Packed, tokenise
+from otherside.llama import positions
 from otherside.probing.results import Row
 from otherside.probing.scores import Score, count
 
@@ -52,13 +53,12 @@ def generation(encoder: Encoder, texts: Sequence[str]) -> list[Row]:
         encoder: opened with merge=False.
         texts: N texts, of which the first 512 tokens are read.
     """
-    backbone = encoder.backbone
-    packed = Packed.from_tokens(tokenise(encoder.tokenizer, list(texts), LONGEST, in_template=False))
+    backbone, packed = encoder.backbone, _read(encoder, texts)
     with backbone.as_base():
         surprise = {OFF: surprisals(encoder, packed)}
     surprise[ON] = _causal(encoder, packed) if backbone.lineage.adapters else surprise[OFF]
     predicted = (packed.lengths - 1).numpy()
-    times = count(len(texts))
+    times = count(len(packed))
     rows = []
     for name, sums in surprise.items():
         score = Score.of(np.exp(sums.sum() / predicted.sum()), np.exp(times @ sums / (times @ predicted)))
@@ -68,8 +68,22 @@ def generation(encoder: Encoder, texts: Sequence[str]) -> list[Row]:
 
 def perplexity(encoder: Encoder, texts: Sequence[str]) -> float:
     """Of a token given those in front of it, in causal attention, with whatever adapters are at work."""
-    packed = Packed.from_tokens(tokenise(encoder.tokenizer, list(texts), LONGEST, in_template=False))
+    packed = _read(encoder, texts)
     return float(np.exp(_causal(encoder, packed).sum() / (packed.lengths - 1).sum().item()))
+
+
+def _read(encoder: Encoder, texts: Sequence[str]) -> Packed:
+    """The texts that have a token to predict.
+
+    Raises:
+        ValueError: none has.
+    """
+    limit = positions(encoder.backbone.lm.config)
+    longest = min(LONGEST, limit[0]) if limit else LONGEST
+    read = tokenise(encoder.tokenizer, list(texts), longest, in_template=False)
+    if not (predicted := [text for text in read if len(text.ids) > 1]):
+        raise ValueError("generation needs texts of two tokens or more; none has")
+    return Packed.from_tokens(predicted)
 
 
 def _causal(encoder: Encoder, packed: Packed) -> np.ndarray:

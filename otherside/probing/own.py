@@ -28,7 +28,8 @@ def is_own(data: str) -> bool:
 
 
 def read_own(path: Path) -> Task:
-    """The task in a TSV, CSV or JSONL file with the columns of `NEEDS`; its name is the file's.
+    """The task in a TSV, CSV or JSONL file with the columns of `NEEDS`; its name is the file's, with `own: ` before it,
+    as `telicity.tsv` is not the paper's telicity.
 
     A word must stand in its sentence once, as a whole word; where it does not, `start` and `end` say which is meant.
     Without `split` a random fifth is the test set. Any number of classes; `label` may be any text.
@@ -63,18 +64,31 @@ def read_own(path: Path) -> Task:
     items = [(mention,) for mention in mentions]
     if float in kinds:
         ratings = np.array(targets)[:, None]
-        return Task(path.stem, items, ratings, words, the_word(RATING), test, aspects=("rating",))
+        return Task(name_of(path), items, ratings, words, the_word(RATING), test, aspects=("rating",))
     classes = sorted(set(targets))
     if len(classes) < 2:
         raise ValueError(f"--data: {path} must have at least two labels; it has {', '.join(classes)}")
     labels = np.array([classes.index(target) for target in targets])
+    if test is not None:
+        taught = set(labels[~test])
+        if len(taught) < 2:
+            raise ValueError(f"--data: {path} must have at least two labels in the rows of split train")
+        if unknown := [classes[label] for label in sorted(set(labels[test]) - taught)]:
+            raise ValueError(
+                f"--data: {path} must have every label in rows of split train; of {', '.join(unknown)} all are test"
+            )
     note = f"labels {', '.join(classes)}"
-    return Task(path.stem, items, labels, words, the_word(CLASS), test, notes=(note,))
+    return Task(name_of(path), items, labels, words, the_word(CLASS), test, notes=(note,))
+
+
+def name_of(path: Path) -> str:
+    """A table's task."""
+    return f"own: {path.stem}"
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Number of its line, and each row."""
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:  # Excel puts a mark first
         if path.suffix in FORMATS:
             options: dict[str, Any] = {"quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
             reader = csv.DictReader(file, delimiter=FORMATS[path.suffix], **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -96,9 +97,9 @@ def _words(results: Sequence[Result]) -> Iterator[str]:
     header = [f"{name}, {layer}" for name in names for layer in ("last layer", "best")]
     lists = results[0].find(task="words", metric="coverage")
     covered = [(n, [row.score.value for row in lists if row.input == n]) for n in names]
-    title = (
-        f"Similarity of single words: Spearman's correlation with ratings, mean over {len(lists) // len(names)} lists"
-    )
+    measured = Counter({(row.input, row.target) for row in results[0].find(task="words", metric="spearman")})
+    shared = sum(times == len(names) for times in Counter(target for _, target in measured).values()) - 1  # the mean
+    title = f"Similarity of single words: Spearman's correlation with ratings, mean over {shared} lists"
     yield f"{title}\n\n{markdown(['variant', *header], body)}"
     yield "Pairs whose words are there: " + ", ".join(f"{n} {sum(s) / len(s):.0%}" for n, s in covered) + "."
 

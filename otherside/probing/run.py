@@ -27,12 +27,12 @@ from otherside.probing.published import read_tasks
 from otherside.probing.report import tables, write_report
 from otherside.probing.results import Result, Row, keep, kept, settings_of, write_results
 from otherside.probing.retrieval import Pair, read_pairs, retrieval
-from otherside.probing.seeds import over_seeds
+from otherside.probing.seeds import over_seeds, stages_of
 from otherside.probing.session import VARIANTS, Layers, Session
 from otherside.probing.similarity import Rated, read_rated, similarity
 from otherside.probing.tasks import Condition, Mention, Task
 from otherside.probing.templates import template_tasks
-from otherside.probing.variants import Variant, find_variants, run_of
+from otherside.probing.variants import Variant, find_variants
 from otherside.probing.wordsim import WordList, mentions_of, read_contexts, read_lists, texts_of, wordsim
 
 Measure = Callable[[Encoder, Any], list[Row]]
@@ -261,11 +261,14 @@ def run_probe(
     Raises:
         FileNotFoundError: no such encoder, data folder or file.
         ValueError: no encoders; a folder that is no encoder; with baselines, encoders of several bases; a malformed
-            file; no such task or layer; with seeds, stages with different numbers of encoders.
+            file; no such task or layer; with seeds, trainings that do not belong together (`stages_of`).
         ConnectionError: the published data cannot be fetched.
     """
     protocol = protocol or Protocol()
     variants = find_variants(encoders, baselines)
+    stages = stages_of(variants) if seeds else []  # before anything is measured
+    if contexts is not None and words is None:
+        raise ValueError("--contexts needs --words, whose words are looked for in it; got --contexts alone")
     files = {"retrieval": retrieval, "similarity": similarity, "generation": generation}
     files |= {"words": fetch(WORDS) if words == "published" else words, "contexts": contexts}
     material = Material.read(files)
@@ -284,9 +287,7 @@ def run_probe(
             bar.set_description(variant.name)
             results.append(probing.measure(variant, bar))
     if seeds:
-        trained = [bool(variant.card.lineage.adapters) for variant in variants]
-        names = [run_of(v.model) if was else v.name for v, was in zip(variants, trained, strict=True)]
-        results = over_seeds(results, names)
+        results = over_seeds(results, stages)
     about = {
         "data": data,
         "split": split,

@@ -42,7 +42,8 @@ class Session:
 
     @cached_property
     def generator(self) -> Encoder:
-        """Opened once more, with the base's own weights."""
+        """Opened once more, with the base's own weights; one copy in memory at a time."""
+        self.__dict__.pop("encoder", None)
         return self.variant.open(self._dtype, self._device, merge=False)
 
     def completions(self, text: str) -> dict[str, str]:

@@ -12,7 +12,6 @@ from otherside.backbone import Attention, Backbone, BackboneConfig, DTypes
 from otherside.encoder import Encoder
 from otherside.lineage import BASE, ENCODER, Card, Lineage
 from otherside.probing.bert import is_bert, load_bert
-from otherside.template import set_template
 from otherside.tokenizer import load_tokenizer, start_id
 
 Kind = Literal["encoder", "bert"]
@@ -42,8 +41,7 @@ class Variant:
         attention: Attention = "causal" if card.attention == "causal" else "bidirectional"
         revision = None if card.lineage.adapters else card.lineage.revision  # the base's
         config = BackboneConfig(self.model, revision, attention, dtype, keep_sink=card.keep_sink)
-        tokenizer = load_tokenizer(self.model, revision, card.start_token)
-        set_template(tokenizer, card.template)
+        tokenizer = load_tokenizer(self.model, revision, card.start_token, card.template)
         read = (card.pooling, card.max_length, card.pool_start)
         backbone = Backbone.load(config, start=start_id(tokenizer), merge=merge)
         return Encoder(backbone, tokenizer, *read).to(device).eval()  # type: ignore[arg-type]

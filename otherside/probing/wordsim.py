@@ -5,8 +5,9 @@ Shapes: n pairs of a list, W words, L layers, D hidden size, B draws.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +64,9 @@ def _read(file: Path) -> WordList:
             continue
         try:
             one, other, rating = line.split("\t") if "\t" in line else line.split()
-            ratings.append(float(rating))
+            if not math.isfinite(number_of := float(rating)):
+                raise ValueError(f"a rating of {rating}")
+            ratings.append(number_of)
         except ValueError as error:
             raise ValueError(
                 f"--words: every line must be two words and a rating; {file}, line {number}, is {line[:80]!r}"
@@ -130,8 +133,8 @@ def wordsim(
     layers: Sequence[int],
     progress: tqdm | None = None,
 ) -> list[Row]:
-    """Spearman's correlation of cosines and ratings for each list and their mean, by layer; intervals resample pairs.
-    Coverage is the share of a list's pairs whose words are both there.
+    """Spearman's correlation of cosines and ratings for each list, by layer, and the mean over lists that were measured
+    in all inputs; intervals resample pairs. Coverage is the share of a list's pairs whose words are both there.
 
     Args:
         encoder: whose words' vectors are taken.
@@ -141,31 +144,38 @@ def wordsim(
         progress: advanced by one per text.
     """
     rows: list[Row] = []
+    everywhere = [one for one in lists if all(len(_there(one, words)) >= FEWEST for words in mentions.values())]
     for name, words in mentions.items():
         places, vectors_WLD = _vectors(encoder, words, layers, progress)
         by_list: list[tuple[np.ndarray, np.ndarray]] = []
         for wordlist in lists:
-            there = [i for i, pair in enumerate(wordlist.pairs) if all(word in places for word in pair)]
+            there = _there(wordlist, places)
             rows.append(_row(name, wordlist.name, None, "coverage", _certain(len(there) / len(wordlist.pairs))))
             if len(there) < FEWEST:
                 continue
             one, other = (np.array([places[wordlist.pairs[i][side]] for i in there]) for side in (0, 1))
             cosines_nL = np.stack([_cosines(vectors_WLD[:, at], one, other) for at in range(len(layers))], axis=1)
             ratings = np.array([wordlist.ratings[i] for i in there])
-            by_list.append(rank_correlations(cosines_nL, ratings, count(len(there))))
-            rows += _by_layer(name, wordlist.name, layers, *by_list[-1])
+            found = rank_correlations(cosines_nL, ratings, count(len(there)))
+            rows += _by_layer(name, wordlist.name, layers, *found)
+            if wordlist in everywhere:
+                by_list.append(found)
         if by_list:
             values, draws = (np.mean(part, axis=0) for part in zip(*by_list, strict=True))
             rows += _by_layer(name, "mean", layers, values, draws)
     return rows
 
 
+def _there(wordlist: WordList, words: Collection[str]) -> list[int]:
+    """Numbers of the pairs whose words are both among `words`."""
+    return [i for i, pair in enumerate(wordlist.pairs) if all(word in words for word in pair)]
+
+
 def _vectors(
     encoder: Encoder, words: Mapping[str, Sequence[Mention]], layers: Sequence[int], progress: tqdm | None
 ) -> tuple[dict[str, int], np.ndarray]:
-    """Number of each word, and (W, L, D) means over its mentions."""
+    """Number of each word, and (W, L, D) sums over its mentions: cosines know no lengths."""
     places = {word: i for i, word in enumerate(words)}
-    shares = [1 / len(mentions) for mentions in words.values()]
     owners: dict[Mention, list[int]] = {}
     for word, taken in words.items():
         for mention in taken:
@@ -178,7 +188,7 @@ def _vectors(
     for text, vectors in layer_vectors(encoder, list(texts), spans, layers, progress=progress):
         for number, vector_LD in zip(members[text], vectors, strict=True):
             for owner in owners[mentions[number]]:
-                found[owner] += vector_LD * shares[owner]
+                found[owner] += vector_LD
     return places, found
 
 
