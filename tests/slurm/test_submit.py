@@ -141,7 +141,7 @@ def test_a_wrong_job_says_so_at_once(environment: dict[str, str], config: str, s
     assert ended.returncode == 2 and said in ended.stderr
 
 
-HAS = "$SLURM_CPUS_PER_TASK CPUs, $OMP_NUM_THREADS threads, GPUs $CUDA_VISIBLE_DEVICES, $PYTORCH_ALLOC_CONF"
+HAS = "$SLURM_CPUS_PER_TASK CPUs, $OMP_NUM_THREADS threads, GPUs $CUDA_VISIBLE_DEVICES, $PYTORCH_ALLOC_CONF$SLURM_TRES_PER_TASK"
 
 
 @pytest.mark.parametrize(
@@ -161,6 +161,7 @@ def test_what_a_task_has(options: list[str], has: str, jobs: Jobs, recipe: Path,
     site.write_text(f"launch=(sh -c 'echo \"has {HAS}\"')\n")
     script = REPOSITORY / "slurm" / "stage.sbatch"
     environment = {**jobs.environment, "OTHERSIDE_SITE": str(site), "CUDA_VISIBLE_DEVICES": ""}
+    environment["SLURM_TRES_PER_TASK"] = "cpu=1"  # as sbatch of SLURM 23.11 sets it, and srun then refuses to start
     size = ("--nodes=2", "--ntasks-per-node=2", f"--output={jobs.place}/%j.log")
     job = jobs.cluster.sbatch(*size, *options, script, recipe / "mntp.yaml", cwd=recipe.parent, **environment)
     jobs.end(job, "COMPLETED")

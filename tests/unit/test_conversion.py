@@ -6,6 +6,7 @@ import os
 import pickle
 import resource
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,12 @@ def test_is_done_once_and_found_by_content(tiny_llama: Path, tmp_path: Path, cac
     shutil.copytree(folder, moved)
     assert conversion.fetch(str(moved), None) == first
     assert first.stat().st_mtime_ns == made
+    config = (moved / "config.json").read_text()
+    (moved / "config.json").write_text(config.replace("1e-06", "1e-05"))
+    changed = conversion.fetch(str(moved), None)
+    assert changed != first and (Path(changed) / "config.json").read_text() != config
+    shutil.rmtree(changed)
+    (moved / "config.json").write_text(config)
     weights = torch.load(moved / "pytorch_model.bin", weights_only=True)
     weights["model.norm.weight"] += 1
     torch.save(weights, moved / "pytorch_model.bin")
@@ -138,6 +145,7 @@ def test_of_several_processes_one_converts(tmp_path: Path) -> None:
     def make(work: Path) -> None:
         with (tmp_path / "made").open("a") as log:
             log.write("once\n")
+        time.sleep(1)  # the others are here by then
         (work / "file").write_text("whole")
 
     found = run_ranks(4, lambda: files.made_once(tmp_path / "folder", make) / "file", group=False)

@@ -58,6 +58,13 @@ def test_ranks_meet_though_one_takes_longer_than_collectives_may():
 
     waited, late = run_ranks(2, meet)
     assert waited > 0.9 > late
+
+    def meet_again():
+        distributed.meet(30)
+        return meet()
+
+    waited, late = run_ranks(2, meet_again)
+    assert waited > 0.9 > late
     with pytest.raises(RankError, match=r"(?i)timeout|timed out"):
         run_ranks(2, lambda: distributed.meet(0.5) if dist.get_rank() == 0 else time.sleep(2))
 

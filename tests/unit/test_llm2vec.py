@@ -12,6 +12,7 @@ import pytest
 import runs
 import torch
 from conftest import SENTENCES
+from huggingface_hub.errors import EntryNotFoundError
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from tiny import load, train_a_little
@@ -248,6 +249,19 @@ class TestChain:
         assert not any(name.endswith((".py", ".bin")) or name == "*" for name in asked["allow_patterns"])
         llm2vec.downloaded.cache_clear()
 
+    def test_a_hub_that_does_not_answer_is_no_base_model(self, monkeypatch):
+        answers = iter([ConnectionError("reset by peer"), EntryNotFoundError("none")])
+
+        def ask(*args, **options):
+            raise next(answers)
+
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", ask)
+        llm2vec.downloaded.cache_clear()
+        with pytest.raises(FileNotFoundError, match=r"org/llama: reset by peer"):
+            weights.card_of("org/llama")
+        assert weights.card_of("org/llama").stage == "base", "asked again"
+        llm2vec.downloaded.cache_clear()
+
 
 class TestRefused:
     def refused(self, folder, *says, error=ValueError):
@@ -290,6 +304,10 @@ class TestRefused:
         change(copied / "LLM2Vec-X-mntp" / "adapter_config.json", base_model_name_or_path="/no/llama")
         says = ("nothing is at /no/llama", "LLM2Vec-X-mntp/adapter_config.json, as base_model_name_or_path")
         self.refused(copied / "LLM2Vec-X-mntp-supervised", *says, error=FileNotFoundError)
+
+    def test_an_unnamed_base(self, copied):
+        change(copied / "LLM2Vec-X-mntp" / "adapter_config.json", base_model_name_or_path=None)
+        self.refused(copied / "LLM2Vec-X-mntp", "must name its base in base_model_name_or_path")
 
     def test_another_start_token(self, supervised):
         with pytest.raises(ValueError, match="start_token must be auto"):

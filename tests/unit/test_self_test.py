@@ -10,6 +10,7 @@ import torch
 from tiny import SMOLLM2, distance, load, random_texts, train_a_little
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
+from otherside import self_test
 from otherside.adapters import Lora
 from otherside.attention import ATTENTION, packed_attention
 from otherside.backbone import Backbone, BackboneConfig, MaskError
@@ -117,6 +118,26 @@ def test_a_start_token_whose_states_cancel_is_no_fault() -> None:
     tokenizer = load_tokenizer(SMOLLM2, start_token="<file_sep>")
     config = BackboneConfig(SMOLLM2, dtype="bfloat16", start_token="<file_sep>")
     Backbone.load(config, start=start_id(tokenizer)).self_test()
+
+
+@pytest.mark.parametrize(("what", "factor"), [("logits", 1.4), ("hidden states", 0.0)])
+def test_that_kernels_differ_excuses_no_other_fault(
+    what: str, factor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However far transformers' own kernels are apart."""
+    own, ours = self_test._by_transformers, {"logits": "logits", "hidden states": "forward"}[what]
+    backbone = load(save(tmp_path, "llama"), dtype="bfloat16")
+
+    def apart(backbone: Backbone, ids: torch.Tensor, kind: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        states, logits = own(backbone, ids, kind)
+        return (states * 2 if kind == "sdpa" else states), logits
+
+    monkeypatch.setattr(self_test, "_by_transformers", apart)
+    self_test._test_numbers(backbone, ("sdpa",))
+    right = getattr(Backbone, ours)
+    monkeypatch.setattr(Backbone, ours, lambda self, *inputs: right(self, *inputs) * factor)
+    with pytest.raises(MaskError, match=f"{what} must be those of the model's own forward"):
+        self_test._test_numbers(backbone, ("sdpa",))
 
 
 def test_logits_scaled_in_a_way_we_do_not_know(tmp_path: Path) -> None:

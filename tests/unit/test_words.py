@@ -35,3 +35,25 @@ def test_a_word_must_stand_in_its_text_once(tiny_llama: Path) -> None:
     with pytest.raises(ValueError, match=r"shorter|longer"):
         encoder.word_vectors(TEXTS, [["bank"]])
     assert span_of("A C++ text (in C).", "C++") == (2, 5)
+
+
+def test_whole_words_only() -> None:
+    assert span_of("A bobcat and a cat.", "cat") == (15, 18)
+
+
+@pytest.mark.parametrize("span", [(-2, 3), (5, 5), (4, 700)])
+def test_spans_lie_inside_their_text(span: tuple[int, int], tiny_llama_bos: Path) -> None:
+    with pytest.raises(ValueError, match=rf"{span[0]} to {span[1]} are not, of the 26 of"):
+        Encoder.load(tiny_llama_bos).word_vectors(TEXTS[:1], [[span]])
+
+
+def test_nothing_asked_for(tiny_llama: Path) -> None:
+    encoder = Encoder.load(tiny_llama).train()
+    assert encoder.word_vectors([], []) == []
+    assert [v.shape for v in encoder.word_vectors(TEXTS, [[], []])] == [(0, 64)] * 2
+    assert [v.shape for v in encoder.word_vectors(TEXTS, [["bank"], []])] == [(1, 64), (0, 64)]
+    assert encoder.training, "left as it was"
+    with pytest.raises(TypeError, match="a list of words for each text"):
+        encoder.word_vectors(TEXTS[:1], ["bank"])
+    with pytest.raises(ValueError, match="one layer or more"):
+        encoder.word_vectors(TEXTS[:1], [["bank"]], layers=[])

@@ -65,6 +65,28 @@ def test_on_is_what_the_merged_model_says(chain: Path, sentences: list[str]) -> 
     assert encoder.backbone.attention == "bidirectional", "left as it was"
 
 
+def test_the_interval_is_that_of_texts(chain: Path, sentences: list[str]) -> None:
+    encoder = Encoder.load(chain, merge=False)
+    with encoder.backbone.as_base():
+        packed = Packed.from_tokens(tokenise(encoder.tokenizer, sentences, 512))
+        sums, predicted = surprisals(encoder, packed), (packed.lengths - 1).numpy()
+    times = np.random.default_rng(5).multinomial(len(sentences), [1 / len(sentences)] * len(sentences), size=4000)
+    low, high = np.percentile(np.exp(times @ sums / (times @ predicted)), [2.5, 97.5])
+    [row] = [row for row in generation(encoder, sentences) if row.input == OFF]
+    assert (row.score.low, row.score.high) == (pytest.approx(low, rel=0.02), pytest.approx(high, rel=0.02))
+
+
+def test_short_texts_and_short_models(tiny_llama: Path, sentences: list[str]) -> None:
+    """A text of one token predicts none; one that is too long for the model is cut."""
+    encoder = Encoder.load(tiny_llama, start_token=None, merge=False)
+    alone = scores(encoder, sentences)
+    assert scores(encoder, [*sentences, "a"]) == alone
+    with pytest.raises(ValueError, match="two tokens or more; none has"):
+        generation(encoder, ["a", "b"])
+    encoder.backbone.lm.config.max_position_embeddings = 8
+    assert scores(encoder, [text * 9 for text in sentences])[OFF] > 0
+
+
 def test_unmerged_encodes_as_merged(chain: Path, sentences: list[str]) -> None:
     vectors = [Encoder.load(chain, merge=merge).encode(sentences, normalize=True) for merge in (True, False)]
     assert np.abs(vectors[0] - vectors[1]).max() < 1e-5

@@ -29,7 +29,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 @pytest.mark.parametrize("name", ["weather.tsv", "weather.csv", "weather.jsonl"])
 def test_classes(name: str, tmp_path: Path) -> None:
     task = read_own(write(tmp_path / name, LABELLED))
-    assert task.name == "weather" and not task.regression and task.notes == ("labels thing, weather",)
+    assert task.name == "own: weather" and not task.regression and task.notes == ("labels thing, weather",)
     assert task.targets.tolist() == [1, 0] * 12 and task.groups.tolist() == ["rain", "book"] * 12
     [mention] = task.mentions[0]
     assert mention.text[mention.start : mention.end] == "rain"
@@ -49,10 +49,10 @@ def test_probed_like_the_others(rows: list[dict[str, Any]], metric: str, tiny_ll
     table = str(write(tmp_path / "mine.tsv", rows))
     options: dict[str, Any] = {"dtype": "float32", "device": "cpu", "protocol": Protocol(2)}
     results = run_probe([str(tiny_llama)], tmp_path / "out", data=table, **options)
-    [row] = results[0].find(task="mine", probe="linear", condition="context", metric=metric)
+    [row] = results[0].find(task="own: mine", probe="linear", condition="context", metric=metric)
     assert row.score.value > 0.9, "a word is told from another"
     assert np.isfinite(row.score.low)
-    assert (tmp_path / "out" / "probing.png").is_file() and "Mine, a linear probe" in (
+    assert (tmp_path / "out" / "probing.png").is_file() and "Own: mine, a linear probe" in (
         tmp_path / "out/table.md"
     ).read_text()
 
@@ -75,12 +75,35 @@ MORE: list[dict[str, Any]] = [
             "must have a split of train or test",
         ),
         ([{**row, "start": 4, "end": 400} for row in RATED], "line 2, .*characters 4 to 400 are not inside"),
+        ([{**row, "start": -1, "end": 4} for row in RATED], "line 2, .*characters -1 to 4 are not inside"),
         ([{**row, "rating": "nan"} for row in RATED], "its rating is nan"),
+        (
+            [{**row, "split": "test" if row["label"] == "thing" else "train"} for row in LABELLED],
+            "two labels in the rows of split train",
+        ),
+        (
+            [{**row, "split": "train"} for row in LABELLED] + [{**LABELLED[0], "label": "new", "split": "test"}],
+            "every label in rows of split train; of new all are test",
+        ),
     ],
 )
 def test_what_it_refuses(rows: list[dict[str, Any]], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         read_own(write(tmp_path / "t.tsv", rows))
+
+
+def test_a_papers_name_is_no_paper_task(tmp_path: Path) -> None:
+    """`telicity.tsv` would be judged as the paper's telicity; the mark is what Excel begins a CSV with."""
+    file = write(tmp_path / "telicity.csv", LABELLED)
+    file.write_text("\ufeff" + file.read_text())
+    assert read_own(file).name == "own: telicity"
+
+
+def test_quotes_and_capitals(tmp_path: Path) -> None:
+    rows = [{name: value.replace("rain", "Rain") for name, value in row.items()} for row in LABELLED]
+    rows = [{**row, "sentence": f'"{row["sentence"]}'} for row in rows]
+    task = read_own(write(tmp_path / "t.tsv", rows))
+    assert task.mentions[0][0].text == '"The Rain fell on day 0.' and task.groups[0] == "rain"
 
 
 def test_what_else_it_refuses(tmp_path: Path) -> None:

@@ -1,11 +1,15 @@
 """Several trainings of one stage as one variant."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from otherside.lineage import Card, Lineage, Merged
 from otherside.probing.results import Result, Row
 from otherside.probing.scores import DRAWS, Score
-from otherside.probing.seeds import over_seeds
+from otherside.probing.seeds import over_seeds, stages_of
+from otherside.probing.variants import Variant
 
 
 def result(name: str, value: float, noise: float = 0.01, **keys: str) -> Result:
@@ -27,7 +31,17 @@ def test_the_mean_and_an_interval_that_knows_trainings_differ() -> None:
     assert only(apart, "mntp").value == pytest.approx(0.6)
     narrow, wide = (only(found, "mntp") for found in (alike, apart))
     assert narrow.high - narrow.low == pytest.approx(4 * 0.01, rel=0.1)
-    assert wide.high - wide.low == pytest.approx(4 * 0.1 * np.sqrt(2 / 3 / 3), rel=0.2)
+    assert wide.high - wide.low == pytest.approx(2 * 4.303 * 0.1 / np.sqrt(3), rel=0.2), "Student's t, two degrees"
+
+
+@pytest.mark.parametrize("trainings", [2, 3, 5])
+def test_of_such_intervals_95_percent_hold_the_truth(trainings: int) -> None:
+    random, held = np.random.default_rng(7), []
+    for _ in range(300):
+        chain = [result(f"mntp {i}", 0.5 + 0.02 * random.normal(), noise=0) for i in range(trainings)]
+        score = only(over_seeds(chain, ["mntp"] * trainings), "mntp")
+        held.append(score.low <= 0.5 <= score.high)
+    assert 0.92 <= np.mean(held) <= 0.98
 
 
 def test_differences_are_paired_by_seed() -> None:
@@ -40,12 +54,26 @@ def test_differences_are_paired_by_seed() -> None:
     assert only(found, "uni").value == 0.4
 
 
-def test_stages_with_different_numbers_are_refused() -> None:
-    results = [result("a", 1), result("b", 1), result("c", 1), result("d", 1), result("e", 1)]
-    with pytest.raises(ValueError, match=r"--seeds needs as many encoders of each stage.* got mntp 2, simcse 3"):
-        over_seeds(results, ["mntp", "mntp", "simcse", "simcse", "simcse"])
+def variant(model: str, *stages: str) -> Variant:
+    lineage = Lineage("base", adapters=tuple(Merged(stage.split()[0], "", stage) for stage in stages))
+    stage = stages[-1].split()[0] if stages else "uni"
+    return Variant(stage, model, Card(lineage, stage, 1, "bidirectional", "mean", 64, None, True, None))
 
 
-def test_what_only_some_trainings_have_is_their_mean() -> None:
-    found = over_seeds([result("a", 0.2), result("b", 0.4, task="telicity")], ["mntp", "mntp"])
-    assert {row.task: row.score.value for row in found[0].rows} == {"wic": 0.2, "telicity": 0.4}
+MNTP = [variant(f"{seed}/mntp/encoder", f"mntp {seed}") for seed in "ab"]
+SIMCSE = [variant(f"{seed}/simcse/encoder", f"mntp {seed}", f"simcse {seed}") for seed in "ab"]
+
+
+def test_stages_by_their_runs_folders() -> None:
+    assert stages_of([variant("base"), *MNTP, *SIMCSE]) == ["uni", "mntp", "mntp", "simcse", "simcse"]
+    crossed = [variant("a/simcse/encoder", "x 1", "simcse a"), variant("b/simcse/encoder", "x 2", "simcse b")]
+    assert stages_of([*MNTP, *crossed])[2:] == ["simcse"] * 2, "upon encoders that are not compared"
+
+
+def test_trainings_that_do_not_belong_together_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"--seeds needs as many encoders of each stage.* got mntp 2, simcse 1"):
+        stages_of([*MNTP, SIMCSE[0]])
+    with pytest.raises(ValueError, match=r"seed1 holds mntp and simcse\. Name them SEED/STAGE/encoder"):
+        stages_of([replace(v, model=f"{v.card.stage}/seed1") for v in (MNTP[0], SIMCSE[0])])
+    with pytest.raises(ValueError, match=r"same order of seeds; b/simcse/encoder was trained upon b/mntp/encoder"):
+        stages_of([*MNTP, *SIMCSE[::-1]])

@@ -73,6 +73,16 @@ def test_a_list_without_words_in_the_contexts_is_left_out(tiny_llama: Path) -> N
     assert {row.metric for row in rows if row.input == CONTEXTS} == {"coverage"}
 
 
+def test_the_mean_is_over_the_same_lists_in_all_inputs(tiny_llama: Path) -> None:
+    lists = [WordList("A", PAIRS, RATINGS), WordList("B", (("yes", "no"), *PAIRS[:9]), RATINGS[:10])]
+    contexts = [f"Here the {word} was old" for word in WORDS]
+    rows = wordsim(Encoder.load(tiny_llama), lists, mentions_of(lists, contexts), [2])
+    by_key = {(row.input, row.target): row.score.value for row in rows if row.metric == "spearman"}
+    assert (ALONE, "B") in by_key and (CONTEXTS, "B") not in by_key
+    for name in (ALONE, SPACE, CONTEXTS):
+        assert by_key[name, "mean"] == by_key[name, "A"]
+
+
 def test_rank_correlations_and_their_draws() -> None:
     rng = np.random.default_rng(0)
     ratings = rng.integers(0, 5, 400).astype(float)
@@ -95,6 +105,9 @@ def test_files(tmp_path: Path) -> None:
     assert read_lists(tmp_path) == [WordList("L", PAIRS, RATINGS)]
     file.write_text("a b c\n")
     with pytest.raises(ValueError, match=r"two words and a rating; .*line 1, is 'a b c'"):
+        read_lists(tmp_path)
+    file.write_text("rain snow nan\n")
+    with pytest.raises(ValueError, match=r"two words and a rating; .*line 1, is 'rain snow nan'"):
         read_lists(tmp_path)
     file.write_text("rain snow 1\n" * 20)
     with pytest.raises(ValueError, match="two different ratings"):

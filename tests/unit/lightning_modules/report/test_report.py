@@ -16,6 +16,7 @@ from sts import write_sts
 
 from lightning_modules.report.figures import begin
 from lightning_modules.report.runs import Run, find_runs
+from otherside.lineage import Card, Lineage, Merged
 
 QUICK = ("--repeats", "2", "--mlp=false", "--controls=false", "--dtype", "float32")
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -143,6 +144,23 @@ def test_stages_stand_one_behind_the_other(trained: Path) -> None:
     unfinished.__dict__["card"] = None  # as before its encoder is there: known by its settings
     assert unfinished.starts_from(found[0]) and not found[0].starts_from(unfinished)
     assert begin([found[0], unfinished]) == {"mntp": 0, "supervised": 3}
+
+
+def test_a_chain_of_three_and_a_namesake() -> None:
+    def run(name: str, *stages: str, steps: int = 10) -> Run:
+        made = Run(Path("/runs") / name, name)
+        lineage = Lineage("base", adapters=tuple(Merged(stage, stage, stage) for stage in stages))
+        made.__dict__["card"] = Card(lineage, name, steps, "bidirectional", "mean", 64, None, True, None)
+        return made
+
+    chain = [run("mntp", "a"), run("simcse", "a", "b", steps=20), run("supervised", "a", "b", "c")]
+    assert begin(chain) == {"mntp": 0, "simcse": 10, "supervised": 30}
+    other = run("other", "x", "b", "c")
+    assert not other.starts_from(chain[1]) and not run("mine", "a", "y", "z").starts_from(chain[1])
+    unfinished = Run(Path("/runs/new"), "new")
+    settings = {"model": {"init_args": {"backbone": {"model": "mntp/encoder"}}}}
+    unfinished.__dict__.update(card=None, settings=settings)
+    assert unfinished.starts_from(chain[0]) and not unfinished.starts_from(run("old-mntp", "a"))
 
 
 def test_report_again_leaves_nothing_old(trained: Path, tmp_path: Path) -> None:
