@@ -141,7 +141,10 @@ def test_a_wrong_job_says_so_at_once(environment: dict[str, str], config: str, s
     assert ended.returncode == 2 and said in ended.stderr
 
 
-HAS = "$SLURM_CPUS_PER_TASK CPUs, $OMP_NUM_THREADS threads, GPUs $CUDA_VISIBLE_DEVICES, $PYTORCH_ALLOC_CONF$SLURM_TRES_PER_TASK"
+HAS = (
+    "$SLURM_CPUS_PER_TASK CPUs, $OMP_NUM_THREADS threads, GPUs $CUDA_VISIBLE_DEVICES, "
+    "$PYTORCH_ALLOC_CONF$SLURM_TRES_PER_TASK"
+)
 
 
 @pytest.mark.parametrize(
