@@ -15,7 +15,7 @@ from otherside.probing.features import Store
 from otherside.probing.generation import OFF, ON, completion
 from otherside.probing.variants import Variant
 
-VERSION = 3  # raise it when the same settings would measure something else: it renames what is kept
+VERSION = 4  # raise it when the same settings would measure something else: it renames what is kept
 VARIANTS, FEATURES = "variants", "features"
 Layers = Literal["last", "all"] | list[int]
 
