@@ -26,6 +26,7 @@ All stages, and what they did:
   recipe    configs/R                         all stages in order; skips what is done, resumes what was cut
   probe     ENCODER... --out DIR              the paper's probing tasks on each variant: tables and figures
   report    RUN... --out DIR                  one page: what was trained, losses, MTEB, probes, the paper's findings
+  soup      ENCODER ENCODER... --out OUT      the average of several encoders, as an encoder
   export    ENCODER OUT                       for sentence-transformers, ONNX or transformers; parity is checked
 
 Before a large run:
@@ -38,10 +39,11 @@ TRAINING = ("fit", "validate", "test", "predict")
 FUNCTIONS: dict[str, tuple[str, dict[str, str | None]]] = {  # where they are, and their positional arguments
     "probe": ("otherside.probing:probe", {"encoders": "+"}),
     "report": ("lightning_modules.report:report", {"runs": "+"}),
+    "soup": ("otherside.soup:soup", {"encoders": "+"}),
     "export": ("otherside.export:export", {"encoder": None, "out": None}),
     "size": ("lightning_modules.sizing:size", {"config": None}),
 }
-LISTS = ("--layers", "--tasks")  # options that take lists
+LISTS = ("--layers", "--tasks", "--weights")  # options that take lists
 WORDS = ("all", "last", "null")  # and what they take besides
 
 

@@ -162,10 +162,14 @@ def state_dict(lm: nn.Module, weights: Mapping[str, Tensor] | None = None) -> di
 
 def save(lm: nn.Module, folder: Path, base: str, weights: Mapping[str, Tensor] | None = None) -> None:
     """Write the adapter as PEFT does: `PeftModel.from_pretrained(base, folder)` opens it."""
+    write(state_dict(lm, weights), lm.peft_config[NAME], folder, base)  # type: ignore[index,arg-type]
+
+
+def write(weights: Mapping[str, Tensor], config: LoraConfig, folder: Path, base: str) -> None:
+    """Write an adapter's folder; its tensors are named as in PEFT's files."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = {key: value.detach().cpu().contiguous() for key, value in state_dict(lm, weights).items()}
+    found = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
     save_file(found, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    config: LoraConfig = lm.peft_config[NAME]  # type: ignore[index,assignment]
     settings: dict[str, Any] = {**config.to_dict(), "base_model_name_or_path": base, "inference_mode": True}
     ordered = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
     (folder / CONFIG).write_text(json.dumps(ordered, indent=2, sort_keys=True, default=str) + "\n")

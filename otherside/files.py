@@ -35,6 +35,22 @@ def make_folder(folder: Path, option: str) -> None:
         raise ValueError(f"{option} must be a folder to write to; {folder}: {error.strerror}") from error
 
 
+def check_out(out: Path, encoder: str, force: bool) -> None:
+    """Whether a command may write OUT, which it makes from an encoder.
+
+    Raises:
+        FileExistsError: OUT is a file, or has something in it and `force` is not set.
+        ValueError: OUT contains the encoder.
+    """
+    source = Path(encoder)
+    if source.exists() and source.resolve().is_relative_to(out.resolve()):
+        raise ValueError(f"OUT must not contain the encoder, whose place it would take; got {out} for {encoder}")
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"OUT must be a folder; {out} is a file")
+    if out.exists() and any(out.iterdir()) and not force:
+        raise FileExistsError(f"OUT must be new or empty; {out} is not. Name another, or replace it by --force=true.")
+
+
 def replace_folder(work: Path, folder: Path) -> None:
     """Put a finished folder in its place by rename, after its files have reached the disk.
 

@@ -13,7 +13,7 @@ from otherside.backbone import DTypes
 from otherside.encoder import Encoder
 from otherside.export import onnx, readme, sentence_transformers, transformers
 from otherside.export.parity import TEXTS, Kind, ParityError, Reference, by_onnxruntime, check_parity
-from otherside.files import make_folder, replace_folder
+from otherside.files import check_out, make_folder, replace_folder
 from otherside.template import template_of
 from otherside.weights import card_of
 
@@ -51,7 +51,7 @@ def export(
         ValueError: OUT contains the encoder; its users cannot read texts as the encoder does.
         ParityError: the vectors differ; nothing is written.
     """
-    _check_target(Path(encoder), out, force)
+    check_out(out, encoder, force)
     _check_dtype(kind, dtype)
     if kind == "onnx":
         onnx.check_installed()
@@ -121,12 +121,3 @@ def _check_template(encoder: Encoder, kind: Kind) -> None:
             f"{kind} must read texts as the encoder does, and cannot put them into its template, "
             f"{template.form!r}. Use --kind=merged, and put the template around texts yourself."
         )
-
-
-def _check_target(encoder: Path, out: Path, force: bool) -> None:
-    if encoder.exists() and encoder.resolve().is_relative_to(out.resolve()):
-        raise ValueError(f"OUT must not contain the encoder, whose place it would take; got {out} for {encoder}")
-    if out.exists() and not out.is_dir():
-        raise FileExistsError(f"OUT must be a folder; {out} is a file")
-    if out.exists() and any(out.iterdir()) and not force:
-        raise FileExistsError(f"OUT must be new or empty; {out} is not. Name another, or replace it by --force=true.")

@@ -1,0 +1,172 @@
+"""Encoders averaged into one: their weights, exactly, as one adapter on what they have in common.
+
+A LoRA update is a product B A, and a sum of updates is the product of the B side by side and the A one below the other:
+the average of encoders of one base is an adapter again, whose rank is the sum of theirs (Wortsman et al., 2022, average
+fine-tuned models; with the base itself among them it is WiSE-FT's interpolation).
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import takewhile
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from torch import Tensor
+
+from otherside import adapters, weights
+from otherside.adapters import SavedAdapter
+from otherside.files import check_out, make_folder, replace_folder
+from otherside.lineage import ADAPTER_WEIGHTS, BASE, CARD, Card, Lineage, Merged
+
+STAGE = "soup"
+READ = ("attention", "pooling", "max_length", "start_token", "pool_start", "sink", "template")
+
+
+def soup(encoders: list[str], out: Path, weights: list[float] | None = None, force: bool = False) -> None:
+    """Average the weights of encoders of one base model into a new encoder folder.
+
+    The stages that all have in common stay as they are; of the others one adapter is made, which is exactly the
+    average. A base model among the encoders draws the average towards it.
+
+    Args:
+        encoders: two or more encoder folders, of which one may be their base model.
+        out: encoder folder to write.
+        weights: of each encoder, such as 0.7,0.3; by default equal.
+        force: replace OUT if it is there and not empty.
+
+    Raises:
+        FileNotFoundError: no such encoder.
+        FileExistsError: OUT is not empty and `force` is not set.
+        ValueError: fewer than two encoders; other bases, or texts read in another way; an adapter that is no plain
+            LoRA; weights that do not fit.
+    """
+    for encoder in encoders:
+        check_out(out, encoder, force)
+    shares = _shares(encoders, weights)
+    cards = [_card(encoder) for encoder in encoders]
+    first = next((card for card in cards if card.stage != BASE), None)
+    if first is None:
+        raise ValueError("soup needs an encoder folder; got base models alone")
+    for encoder, card in zip(encoders, cards, strict=True):
+        _check_alike(encoder, card, encoders[cards.index(first)], first)
+    lineages = [card.lineage.adapters for card in cards]
+    levels = zip(*lineages, strict=False)
+    common = [level[0] for level in takewhile(lambda level: len({a.sha256 for a in level}) == 1, levels)]
+    parts = [
+        (SavedAdapter(adapter), share)
+        for merged, share in zip(lineages, shares, strict=True)
+        for adapter in merged[len(common) :]
+    ]
+    if not parts:
+        raise ValueError("soup needs encoders that differ; these are one and the same")
+    make_folder(out.parent, "the folder of OUT")
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent)).resolve()
+    try:
+        _write(work, encoders[cards.index(first)], first, common, parts)
+        replace_folder(work, out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    rank = sum(part.config.r for part, _ in parts)
+    print(f"{out}: the average of {len(encoders)}, an adapter of rank {rank} on {len(common)} common stages")
+
+
+def _shares(encoders: Sequence[str], weights: Sequence[float] | None) -> list[float]:
+    if len(encoders) < 2:
+        raise ValueError(f"soup needs two encoders or more; got {len(encoders)}")
+    shares = [1 / len(encoders)] * len(encoders) if weights is None else list(weights)
+    if len(shares) != len(encoders) or abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(
+            f"--weights must be one number for each of the {len(encoders)} encoders, with the sum 1; got "
+            f"{','.join(f'{share:g}' for share in shares)}"
+        )
+    return shares
+
+
+def _card(encoder: str) -> Card:
+    card = weights.card_of(encoder)
+    if card.stage != BASE and not Card.is_at(Path(weights.locate(encoder))):
+        raise ValueError(f"soup takes encoder folders of ours; {encoder} is LLM2Vec's. Save it as one by Encoder.save.")
+    return card
+
+
+def _check_alike(encoder: str, card: Card, other: str, first: Card) -> None:
+    """Raise unless two encoders are of one base and read texts alike; a base model reads as the encoders do."""
+    ours, theirs = (replace(c.lineage, adapters=(), fingerprint=None) for c in (card, first))
+    known = {card.lineage.fingerprint, first.lineage.fingerprint} - {None}
+    if ours != theirs or len(known) > 1:
+        raise ValueError(
+            f"soup needs encoders of one base model; {encoder} is of {_named(card.lineage)}, {other} of "
+            f"{_named(first.lineage)}"
+        )
+    differences = [name for name in READ if getattr(card, name) != getattr(first, name)] if card.stage != BASE else []
+    if differences:
+        said = "; ".join(f"{name} {getattr(card, name)} and {getattr(first, name)}" for name in differences)
+        raise ValueError(f"soup needs encoders that read texts alike; {encoder} and {other} differ in {said}")
+
+
+def _named(lineage: Lineage) -> str:
+    return f"{lineage.base} ({(lineage.fingerprint or 'unknown')[:8]})"
+
+
+def _write(
+    work: Path, source: str, card: Card, common: Sequence[Merged], parts: Sequence[tuple[SavedAdapter, float]]
+) -> None:
+    for file in Path(weights.locate(source)).iterdir():
+        if file.is_file() and file.name != CARD:
+            shutil.copyfile(file, work / file.name)
+    lineage = Lineage(card.lineage.base, card.lineage.revision, card.lineage.fingerprint)
+    for i, merged in enumerate(common):
+        folder = work / "adapters" / f"{i}-{merged.name}"
+        folder.mkdir(parents=True)
+        for name in (adapters.CONFIG, ADAPTER_WEIGHTS):
+            shutil.copyfile(Path(merged.folder) / name, folder / name)
+        lineage = lineage.extended(merged.name, folder)
+    folder = work / "adapters" / f"{len(common)}-{STAGE}"
+    rank = sum(part.config.r for part, _ in parts)
+    modules = sorted({name.rpartition(".")[2] for part, _ in parts for name in _modules(part)})
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=modules)
+    made = {f"{adapters.PREFIX}{key}": value for key, value in side_by_side(parts).items()}
+    adapters.write(made, config, folder, lineage.base)
+    lineage = lineage.extended(STAGE, folder)
+    replace(card, lineage=lineage, stage=STAGE, steps=0).write(work)
+
+
+def side_by_side(parts: Sequence[tuple[SavedAdapter, float]]) -> dict[str, Tensor]:
+    """Tensors of the adapter that is the weighted sum of others, scaled by 1.
+
+    Raises:
+        ValueError: one is no plain LoRA.
+    """
+    for part, _ in parts:
+        config = part.config
+        if config.use_dora or config.rank_pattern or config.alpha_pattern or config.lora_bias:
+            raise ValueError(f"soup needs plain LoRA adapters; {part.adapter.name} in {part.adapter.folder} is none")
+    sizes: dict[str, tuple[int, int]] = {}
+    for part, _ in parts:
+        for name in _modules(part):
+            a, b = (part.weights[f"{name}.lora_{side}.weight"] for side in "AB")
+            sizes[name] = (a.shape[1], b.shape[0])
+    found = {}
+    for name, (inputs, outputs) in sizes.items():
+        above, beside = [], []
+        for part, share in parts:
+            r, config = part.config.r, part.config
+            if f"{name}.lora_A.weight" not in part.weights:
+                above.append(torch.zeros(r, inputs))
+                beside.append(torch.zeros(outputs, r))
+                continue
+            scaling = config.lora_alpha / (r**0.5 if config.use_rslora else r)
+            above.append(part.weights[f"{name}.lora_A.weight"].float())
+            beside.append(part.weights[f"{name}.lora_B.weight"].float() * (share * scaling))
+        found[f"{name}.lora_A.weight"] = torch.cat(above)
+        found[f"{name}.lora_B.weight"] = torch.cat(beside, 1)
+    return found
+
+
+def _modules(part: SavedAdapter) -> list[str]:
+    return [key.removesuffix(".lora_A.weight") for key in part.weights if key.endswith(".lora_A.weight")]
