@@ -133,30 +133,29 @@ class Probing:
         device: str,
         out: Path,
     ) -> None:
-        self.tasks, self.words, self.protocol = tasks, sample(words), protocol
-        self.pairs, self.rated, self.texts = material.pairs, material.rated, material.texts
-        self.lists, self.mentions = material.lists, mentions_of(material.lists, material.contexts)
+        self.tasks, self.words, self.material, self.protocol = tasks, sample(words), material, protocol
+        self.mentions = mentions_of(material.lists, material.contexts)
         self.layers, self.dtype, self.device, self.out = layers, dtype, device, out
 
     @property
     def work(self) -> int:
         """Texts that go through each variant, those of the measures that are no tasks included."""
         texts = sum(len(group_by_text(self._mentions(t, c))) for t in self.tasks for c in self._taken(t))
-        texts += 2 * len(self.pairs) + 2 * len(self.rated) + 2 * len(self.texts)
+        texts += 2 * len(self.material.pairs) + 2 * len(self.material.rated) + 2 * len(self.material.texts)
         return texts + len(self.words) + texts_of(self.mentions)
 
     def measure(self, variant: Variant, bar: tqdm) -> Result:
         """What was kept of a variant, and what is missing of it."""
         session = Session(variant, self.dtype, self.device, self.out)
         parts = [*self._tasks(session, bar), self._anisotropy(session, bar)]
-        parts += [self._texts(session, bar, "retrieval", self.pairs, retrieval)]
-        parts += [self._texts(session, bar, "similarity", self.rated, similarity)]
+        parts += [self._texts(session, bar, "retrieval", self.material.pairs, retrieval)]
+        parts += [self._texts(session, bar, "similarity", self.material.rated, similarity)]
         parts += [self._words(session, bar), self._generation(session, bar)]
         rows = [row for part in parts for row in part]
         probed = session.chosen(self.layers)[-1]
         settings = {"model": variant.model, **session.settings, "layers": session.last, "probed": probed}
-        if self.texts and variant.kind == "encoder":
-            settings["completions"] = session.completions(self.texts[0])
+        if self.material.texts and variant.kind == "encoder":
+            settings["completions"] = session.completions(self.material.texts[0])
         return Result(variant.name, rows, settings)
 
     def _tasks(self, session: Session, bar: tqdm) -> Iterator[list[Row]]:
@@ -202,25 +201,25 @@ class Probing:
 
     def _words(self, session: Session, bar: tqdm) -> list[Row]:
         """Similarity of words, at every layer."""
-        if not self.lists:
+        if not self.material.lists:
             return []
-        path = session.path("words", [asdict(one) for one in self.lists], self.mentions)
+        path = session.path("words", [asdict(one) for one in self.material.lists], self.mentions)
         if path.exists():
             bar.update(texts_of(self.mentions))
         else:
             bar.set_postfix_str("words")
-            keep(path, wordsim(session.encoder, self.lists, self.mentions, range(session.last + 1), bar))
+            keep(path, wordsim(session.encoder, self.material.lists, self.mentions, range(session.last + 1), bar))
         return kept(path)
 
     def _generation(self, session: Session, bar: tqdm) -> list[Row]:
         """Of decoders only."""
-        if not self.texts or session.variant.kind != "encoder":
+        if not self.material.texts or session.variant.kind != "encoder":
             return []
-        path = session.path("generation", self.texts)
+        path = session.path("generation", self.material.texts)
         if not path.exists():
             bar.set_postfix_str("generation")
-            keep(path, generation(session.generator, self.texts))
-        bar.update(2 * len(self.texts))
+            keep(path, generation(session.generator, self.material.texts))
+        bar.update(2 * len(self.material.texts))
         return kept(path)
 
     def _texts(self, session: Session, bar: tqdm, name: str, pairs: list[Any], measure: Measure) -> list[Row]:
