@@ -78,8 +78,10 @@ def test_mode_is_restored(tiny_llama: Path) -> None:
 
 
 def test_word_without_a_token(tiny_llama: Path) -> None:
-    with pytest.raises(ValueError, match="Is the word empty"):
+    with pytest.raises(ValueError, match="1 to 1 are not, of the 3 of 'a b'"):
         tokens_of("a b", (1, 1), [(0, 1), (1, 3)])
+    with pytest.raises(ValueError, match=r"every word needs a token; ' ' \(characters 1–2\) of 'a b' has none"):
+        tokens_of("a b", (1, 2), [(0, 1), (2, 3)])
 
 
 def test_the_limit_is_the_models_not_the_encoders(tiny_llama: Path) -> None:
