@@ -1,7 +1,7 @@
 #: otherside
 #:
 #:   make quickstart    a 135M Llama becomes an encoder in three stages, is probed and reported; in runs/quickstart
-#:   make evening       the same with an honest share of training, two hours or so, and curves; in runs/evening
+#:   make evening       the same with an honest hour of training, and curves; in runs/evening
 #:   make test          the tests (ARGS="tests/unit -k pooling" for some of them)
 #:   make install       nothing but the virtual environment; then `source .venv/bin/activate`
 #:   make lint          ruff, mypy and shellcheck

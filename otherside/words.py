@@ -130,6 +130,7 @@ def tokens_of(text: str, word: Span, offsets: Sequence[Span]) -> list[int]:
     tokens = [i for i, (start, end) in enumerate(offsets) if start < word[1] and end > word[0]]
     if not tokens:
         raise ValueError(
-            f"every word needs a token; {text[slice(*word)]!r} (characters {word[0]}–{word[1]}) of {text[:80]!r} has none"
+            f"every word needs a token; {text[slice(*word)]!r} (characters {word[0]}–{word[1]}) of {text[:80]!r} has "
+            "none"
         )
     return tokens
