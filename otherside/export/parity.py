@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["sentence-transformers", "merged", "onnx"]
 TOLERANCE = 1e-5  # largest relative difference of a vector in float32; padded and packed kernels differ by less
+ONNX_TOLERANCE = 1e-4  # its kernels add up in other orders, and a Llama's few huge states make more of it
 BATCH = 8
 
 # Mixed lengths, so that batches are padded; scripts, emoji, code, spaces; one longer than max_length. None begins with
@@ -120,8 +121,9 @@ def check_parity(folder: Path, reference: Reference, kind: Kind) -> float:
         The largest relative difference of a vector.
 
     Raises:
-        ParityError: it exceeds `TOLERANCE`.
+        ParityError: it exceeds `TOLERANCE`, or `ONNX_TOLERANCE`.
     """
+    tolerance = ONNX_TOLERANCE if kind == "onnx" else TOLERANCE
     as_user = kind == "sentence-transformers" and importlib.util.find_spec("sentence_transformers") is not None
     vectors = by_sentence_transformers if as_user else by_onnxruntime if kind == "onnx" else by_transformers
     prompts = {"": reference.plain, PROMPT: reference.prompted}
@@ -137,11 +139,11 @@ def check_parity(folder: Path, reference: Reference, kind: Kind) -> float:
         differences = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
         i = int(np.nan_to_num(differences, nan=np.inf).argmax())
         worst = max(worst, float(np.nan_to_num(differences[i], nan=np.inf)))
-        if worst > TOLERANCE:
+        if worst > tolerance:
             raise ParityError(
-                f"exported vectors must equal the encoder's to {TOLERANCE:.0e}; with prompt {prompt!r} that of "
+                f"exported vectors must equal the encoder's to {tolerance:.0e}; with prompt {prompt!r} that of "
                 f"{TEXTS[i][:40]!r} differs by {worst:.1e} (relative). Nothing was exported. Use the tested versions "
-                "of transformers and sentence-transformers (constraints.txt); if they are in use, please report it."
+                "(constraints.txt); if they are in use, please report it."
             )
     return worst
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from exports import TEXTS, relative, trained
+from tiny import SMOLLM2
 from tokenizers import Tokenizer
 
 from otherside.encoder import Encoder
@@ -48,6 +49,15 @@ def test_runs_without_torch(
         relative(vectors(tmp_path / "out", TEXTS[:1]), ours.encode(TEXTS[:1])) < 1e-5
     )  # another batch, another length
     assert relative(Encoder.load(folder, attention="causal").encode(TEXTS), ours.encode(TEXTS)) > 1e-3
+
+
+@pytest.mark.slow
+def test_a_real_llama(tmp_path: Path) -> None:
+    """Whose few huge states make more of rounding than a tiny model's."""
+    export(SMOLLM2, tmp_path / "out", kind="onnx", dtype="int8")
+    found, expected = vectors(tmp_path / "out", TEXTS), Encoder.load(SMOLLM2).encode(TEXTS)
+    cosines = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
+    assert cosines.min() > 0.98
 
 
 def test_a_causal_encoder_stays_causal(tiny_llama: Path, tmp_path: Path) -> None:
