@@ -13,7 +13,6 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +102,7 @@ def main() -> None:
         sts = spearmanr(cosines, [row["score"] for row in rows])[0]
         line = [f"{sts:.4f}", f"{same.mean():.4f}", f"{same.min():.4f}", f"{plain / seconds[way]:.2f}", sizes[way]]
         body.append([way, *line])
-    print(f"`{command()}`, {date.today()}, {machine()}\n")
+    print(f"`{command()}`, {machine()}\n")
     print(markdown(["", "STSBenchmark", "mean cosine with the first", "least", "speed", "size"], body))
 
 

@@ -86,7 +86,7 @@ def quantise(folder: Path) -> None:
     """Write the weights of linear layers with 8 bits, and a scale for each 32 of them.
 
     Not ONNX Runtime's dynamic quantisation, which takes one scale for all activations of a product: a Llama's few huge
-    ones leave the others no bits (mean cosine with the float32 vectors .88, here .998; `benchmarks/onnx_graph.py`).
+    ones leave the others no bits (mean cosine with the float32 vectors .89, here .999; `benchmarks/onnx_graph.py`).
     """
     import onnx
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
