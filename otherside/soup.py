@@ -21,7 +21,7 @@ from torch import Tensor
 from otherside import adapters, weights
 from otherside.adapters import SavedAdapter
 from otherside.files import check_out, make_folder, replace_folder
-from otherside.lineage import ADAPTER_WEIGHTS, BASE, CARD, Card, Lineage, Merged
+from otherside.lineage import BASE, CARD, Card, Lineage, Merged
 
 STAGE = "soup"
 READ = ("attention", "pooling", "max_length", "start_token", "pool_start", "sink", "template")
@@ -119,14 +119,8 @@ def _write(
     for file in Path(weights.locate(source)).iterdir():
         if file.is_file() and file.name != CARD:
             shutil.copyfile(file, work / file.name)
-    lineage = Lineage(card.lineage.base, card.lineage.revision, card.lineage.fingerprint)
-    for i, merged in enumerate(common):
-        folder = work / "adapters" / f"{i}-{merged.name}"
-        folder.mkdir(parents=True)
-        for name in (adapters.CONFIG, ADAPTER_WEIGHTS):
-            shutil.copyfile(Path(merged.folder) / name, folder / name)
-        lineage = lineage.extended(merged.name, folder)
-    folder = work / "adapters" / f"{len(common)}-{STAGE}"
+    lineage = adapters.copy(replace(card.lineage, adapters=tuple(common)), work)
+    folder = adapters.folder_in(work, lineage, STAGE)
     rank = sum(part.config.r for part, _ in parts)
     modules = sorted({name.rpartition(".")[2] for part, _ in parts for name in _modules(part)})
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=modules)

@@ -44,7 +44,7 @@ def write(encoder: Encoder, folder: Path) -> None:
     """
     from transformers import AutoModel
 
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
         transformers.write(encoder, Path(temporary), head=False)
         model = AutoModel.from_pretrained(temporary, dtype=torch.float32, attn_implementation="sdpa").eval()
     pool_start = encoder.pool_start is not False or start_id(encoder.tokenizer) is None

@@ -1,5 +1,6 @@
 """Averages of encoders: exactly the average of their weights."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,15 @@ def test_what_it_refuses(
     with pytest.raises(ValueError, match=message):
         soup([made[name]() if name in made else folders[name] for name in names], tmp_path / "out", shares)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_adapter_is_refused_even_where_all_have_it(folders: dict[str, str], tmp_path: Path) -> None:
+    both = [shutil.copytree(folders[name], tmp_path / name) for name in ("one", "other")]
+    weights = both[0] / "adapters" / "0-mntp" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    with pytest.raises(ValueError, match=r"adapter 'mntp' .*must have SHA-256"):
+        soup([str(folder) for folder in both], tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "other"], "nothing is left"
 
 
 def test_out(folders: dict[str, str], tmp_path: Path) -> None:
