@@ -172,7 +172,7 @@ class Batches(torch.utils.data.Dataset[Any]):
         if number > 1:
             self.steps.append(Step.of(self.gpu))
         self.gpu.reset()
-        return self.job.batch(number, self.vocabulary).pin_memory()  # as a loader does where there is a GPU
+        return self.job.batch(number, self.vocabulary)
 
 
 def base(folder: Path, shape: str, layers: int) -> Any:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -25,7 +25,7 @@ from lightning_modules.waiting import LOADING
 from otherside import distributed, loading
 from otherside.adapters import Lora
 from otherside.backbone import Backbone, BackboneConfig, keeps_sink
-from otherside.batching import Packed, PairBatch, TextBatch, tokens_at_once
+from otherside.batching import Batch, Chunks, Packed, TextBatch, tokens_at_once
 from otherside.encoder import Encoder
 from otherside.lineage import AUTO, BASE, ENCODER, Card
 from otherside.llama import check_length
@@ -34,7 +34,7 @@ from otherside.sharding import Shard, whole_shape
 from otherside.tokenizer import load_tokenizer, start_id, start_name
 from otherside.weights import card_of
 
-Batch = TextBatch | PairBatch
+Item = TypeVar("Item")
 
 
 def adamw(parameters: Any) -> torch.optim.Optimizer:
@@ -48,7 +48,7 @@ def departures(card: Card, **now: Any) -> str:
     return told(changed) if card.stage != BASE else ""
 
 
-def recomputed(run: Callable[[Tensor], Tensor], chunk: Tensor, device: torch.device) -> Tensor:
+def recomputed(run: Callable[[Item], Tensor], chunk: Item, device: torch.device) -> Tensor:
     """`run(chunk)`, whose activations are computed again in backward.
 
     torch keeps the random state of the devices that it sees among the arguments, and only theirs. Without the empty
@@ -198,6 +198,18 @@ class EncoderModule(pl.LightningModule, ABC):
         """This rank's loss; its mean over ranks is the global batch's loss."""
 
     @override
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Whatever needs a look at numbers is done here, while they are on the CPU."""
+        if self.trainer.predicting:
+            return batch.cut(tokens_at_once(self.device))
+        return batch.cut(self.chunk_tokens, self.views)
+
+    @override
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Without waiting for a GPU, which is busy with the step before."""
+        return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
+
+    @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self.seed_step(batch.step)
         loss = self.loss(batch)
@@ -211,7 +223,7 @@ class EncoderModule(pl.LightningModule, ABC):
 
     @override
     def predict_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
-        return self.embed(batch.texts, tokens_at_once(self.device))
+        return self.embed(batch.chunks)
 
     @override
     def test_step(self, batch: Any, batch_idx: int) -> None:
@@ -225,20 +237,19 @@ class EncoderModule(pl.LightningModule, ABC):
     def _log(self, name: str, value: Tensor, batch: Any, **options: Any) -> None:
         self.log(name, value.detach(), batch_size=len(batch.texts), sync_dist=True, **options)
 
-    def embed(self, texts: Packed, chunk_tokens: int | None = None) -> Tensor:
-        """(N, D) vectors of this rank's texts, in chunks of `chunk_tokens`, else of the module's."""
-        chunks = texts.chunks(chunk_tokens or self.chunk_tokens)
-        vectors = torch.cat(self.in_chunks(chunks, lambda chunk: self.encoder(texts.select(chunk))))
-        return vectors[torch.cat(chunks).argsort().to(vectors.device)]
+    def embed(self, texts: Packed | Chunks) -> Tensor:
+        """(N, D) vectors of this rank's texts; those that are not cut yet, in chunks of `chunk_tokens`."""
+        chunks = texts if isinstance(texts, Chunks) else Chunks.of(texts, self.chunk_tokens)
+        return torch.cat(self.in_chunks(chunks.parts, self.encoder))[chunks.places]
 
-    def in_chunks(self, chunks: list[Tensor], run: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        """`run` of each chunk's text numbers; where `recompute` is on, each is one non-reentrant checkpoint.
+    def in_chunks(self, chunks: Sequence[Item], run: Callable[[Item], Tensor]) -> list[Tensor]:
+        """`run` of each chunk; where `recompute` is on, each is one non-reentrant checkpoint.
 
         Where weights are sharded all ranks run the model equally often, or they would wait for each other for ever:
-        who has fewer chunks repeats a text, without effect on the result.
+        who has fewer chunks repeats the last, without effect on the result.
         """
         repeats = distributed.most(len(chunks), self.device) - len(chunks) if self._shard else 0
-        todo = chunks + [chunks[-1][-1:]] * repeats
+        todo = [*chunks, *[chunks[-1]] * repeats]
         if self.recompute and len(todo) > 1 and torch.is_grad_enabled():
             done = [recomputed(run, chunk, self.device) for chunk in todo]
         else:

@@ -114,9 +114,14 @@ def mask(
     return replace(texts, input_ids=torch.from_numpy(ids)), torch.from_numpy(labels)
 
 
-def predicting(hidden_TD: Tensor, labels: Tensor) -> Tensor:
-    """(M, D) hidden states that predict the hidden tokens: those one position before them."""
-    return hidden_TD[(labels != -100).nonzero().squeeze(1) - 1]
+def predicting(labels: Tensor) -> Tensor:
+    """(M,) int64: where the states stand that predict the hidden tokens, one position before them. For the CPU: how
+    many there are would be asked of a GPU.
+
+    Args:
+        labels: (T,) from `mask`.
+    """
+    return (labels != -100).nonzero().squeeze(1) - 1
 
 
 def loss(states_MD: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], chunk: int = 1024) -> Tensor:
@@ -127,7 +132,7 @@ def loss(states_MD: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], c
     weights are sharded runs in step.
 
     Args:
-        states_MD: (M, D) from `predicting`.
+        states_MD: (M, D) hidden states at `predicting`.
         targets: (M,) ids of the hidden tokens.
         head: hidden states to (M, V) logits.
         chunk: positions at once.
