@@ -213,9 +213,18 @@ class EncoderModule(pl.LightningModule, ABC):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self.seed_step(batch.step)
         loss = self.loss(batch)
-        self._log("train/loss", loss, batch, prog_bar=True)
-        self.log("lr", self.optimizers().param_groups[0]["lr"], prog_bar=True)  # type: ignore[union-attr]
+        if self.logs(self.trainer.global_step + 1):
+            self.show("train/loss", distributed.mean(loss.detach()))
+            self.show("lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         return loss
+
+    def logs(self, step: int) -> bool:
+        """Whether numbers of this optimizer step are looked at. A GPU is not asked for others: the host would wait."""
+        return step % max(self.trainer.log_every_n_steps, 1) == 0 or step == self.trainer.max_steps  # type: ignore[attr-defined]
+
+    def show(self, name: str, value: Tensor | float, bar: bool = True) -> None:
+        """Log a number, from the CPU: a GPU's would be asked for again at every later step."""
+        self.log(name, torch.as_tensor(value, dtype=torch.float32).cpu(), prog_bar=bar)
 
     @override
     def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -233,9 +242,6 @@ class EncoderModule(pl.LightningModule, ABC):
         """Weighted by the texts of all ranks, as a rank's loss is its part of the global batch's already."""
         texts = sum(distributed.counts(len(batch.texts), self.device))
         self.log("val/loss", loss, batch_size=texts, sync_dist=True, on_epoch=True, prog_bar=True)
-
-    def _log(self, name: str, value: Tensor, batch: Any, **options: Any) -> None:
-        self.log(name, value.detach(), batch_size=len(batch.texts), sync_dist=True, **options)
 
     def embed(self, texts: Packed | Chunks) -> Tensor:
         """(N, D) vectors of this rank's texts; those that are not cut yet, in chunks of `chunk_tokens`."""
@@ -266,16 +272,17 @@ class EncoderModule(pl.LightningModule, ABC):
     @override
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        if gradients:
+        if gradients and self.logs(self.trainer.global_step + 1):
             norm = torch.nn.utils.get_total_norm(gradients)
-            self.log("grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
+            self.show("grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm, bar=False)
 
     @override
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         norm = getattr(self.trainer.strategy, "grad_norm", None)  # ZeRO keeps gradients to itself
-        if norm is not None and self.trainer.global_step > self._normed:
-            self.log("grad_norm", norm)
-            self._normed = self.trainer.global_step
+        step = self.trainer.global_step
+        if norm is not None and step > self._normed and self.logs(step):
+            self.show("grad_norm", norm, bar=False)
+            self._normed = step
 
     def trainable(self) -> set[str]:
         """Names of the weights that training changes, as in `state_dict`."""

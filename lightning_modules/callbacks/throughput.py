@@ -65,12 +65,12 @@ class Throughput(pl.Callback):
         if step > self._step and step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._step = step  # with accumulated gradients several batches end at the same step
             seconds = time.perf_counter() - self._since
-            pl_module.log("tokens_per_second", (self._tokens - self._starts) / seconds, prog_bar=True)
+            pl_module.show("tokens_per_second", (self._tokens - self._starts) / seconds)
             if self._shape:
                 done = operations(self._shape, self._adapter, self._tokens, self._squares, pl_module.predicted)
-                pl_module.log("utilisation", done / seconds / self._peak, prog_bar=True)
-            pl_module.log("waiting", min((_waited(trainer) - self._waited) / seconds, 1.0), prog_bar=True)
-            pl_module.log("padding", 1 - self._tokens / self._slots, prog_bar=True)
+                pl_module.show("utilisation", done / seconds / self._peak)
+            pl_module.show("waiting", min((_waited(trainer) - self._waited) / seconds, 1.0))
+            pl_module.show("padding", 1 - self._tokens / self._slots)
             self._advise(trainer, pl_module)
             self._reset(trainer)
 
