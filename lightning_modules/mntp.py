@@ -83,4 +83,5 @@ class MNTP(EncoderModule):
             return backbone(texts)[where]
 
         chunks = list(zip(batch.chunks.parts, batch.predicting, strict=True))
-        return mntp.loss(torch.cat(self.in_chunks(chunks, states)), batch.targets, backbone.logits)
+        found = torch.cat(self.in_chunks(chunks, states))
+        return mntp.loss(found, batch.targets, backbone.logits, in_step=self._shard is not None)

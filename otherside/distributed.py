@@ -28,13 +28,21 @@ def counts(n: int, device: torch.device) -> list[int]:
     if world_size() == 1:
         return [n]
     every = torch.empty(world_size(), dtype=torch.int64, device=device)
-    dist.all_gather_into_tensor(every, torch.tensor([n], device=device))
+    dist.all_gather_into_tensor(every, torch.full((1,), n, device=device))
     return every.tolist()
 
 
 def most(n: int, device: torch.device) -> int:
     """The largest number that any rank passed."""
     return max(counts(n, device))
+
+
+def total(n: int, device: torch.device) -> Tensor:
+    """Sum of what every rank passed, an int64 scalar on the device: nobody waits for it."""
+    summed = torch.full((), n, device=device)
+    if world_size() > 1:
+        dist.all_reduce(summed)
+    return summed
 
 
 def mean(x: Tensor) -> Tensor:

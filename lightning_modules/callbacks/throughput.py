@@ -59,8 +59,7 @@ class Throughput(pl.Callback):
         self._tokens += int(lengths.sum()) * pl_module.views
         self._squares += int((lengths**2).sum()) * pl_module.views
         self._starts += int(batch.texts.start.sum()) * pl_module.views
-        for chunk in batch.texts.chunks(pl_module.chunk_tokens):
-            self._slots += len(chunk) * int(lengths[chunk].max()) * pl_module.views
+        self._slots += sum(len(part) * int(part.lengths.max()) for part in batch.chunks.parts)
         step = trainer.global_step
         if step > self._step and step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._step = step  # with accumulated gradients several batches end at the same step
