@@ -175,14 +175,16 @@ class FakeGPU(TorchDispatchMode):
                     return self._new((args[0].shape[0] // UNKNOWN, *args[0].shape[1:]), args[0].dtype)
             elif any(not isinstance(i, FakeTensor) for i in chosen):
                 self._wait("index on the CPU")
+        if len(inputs) < len(tensors):
+            args, kwargs = (tree_map_only(Tensor, self._faked, part) for part in (args, kwargs))
         with self.fake:
-            out = func(*tree_map_only(Tensor, self._faked, args), **tree_map_only(Tensor, self._faked, kwargs))
+            out = func(*args, **kwargs)
         self._count(name, func, args, inputs, [x for x in tree_leaves(out) if isinstance(x, Tensor)])
         return out
 
     def _on_cpu(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         if name == "is_pinned":
-            return args[0].untyped_storage().data_ptr() in self._pinned
+            return self._is_pinned(args[0])
         if name == "_pin_memory":
             copy = args[0].clone()
             self._pinned[copy.untyped_storage().data_ptr()] = copy
@@ -196,18 +198,17 @@ class FakeGPU(TorchDispatchMode):
         calm = kwargs.get("non_blocking", args[2] if name == "copy_" and len(args) > 2 else False)
         if isinstance(source, FakeTensor) == (target.type == "cuda"):
             return None
-        host = args[0] if isinstance(source, FakeTensor) and name == "copy_" else source
-        calm = calm and (host.numel() == 0 or host.untyped_storage().data_ptr() in self._pinned)
         if isinstance(source, FakeTensor):
-            if not calm:
+            if not (calm and name == "copy_" and self._is_pinned(args[0])):
                 self._wait("copy to the host")
             return args[0] if name == "copy_" else torch.ones(source.shape, dtype=kwargs.get("dtype") or source.dtype)
-        if not calm and source.numel():
+        if not (calm and self._is_pinned(source)):
             self._wait("copy to the device")
         self.sent += source.numel() * source.element_size()
-        if name == "copy_":
-            return args[0]
-        return self._new(source.shape, kwargs.get("dtype") or source.dtype)
+        return args[0] if name == "copy_" else self._new(source.shape, kwargs.get("dtype") or source.dtype)
+
+    def _is_pinned(self, x: Tensor) -> bool:
+        return x.numel() == 0 or x.untyped_storage().data_ptr() in self._pinned
 
     def _wait(self, why: str) -> None:
         self.waits[f"{why}: {line()}"] += 1
