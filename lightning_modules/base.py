@@ -25,7 +25,7 @@ from lightning_modules.waiting import LOADING
 from otherside import distributed, loading
 from otherside.adapters import Lora
 from otherside.backbone import Backbone, BackboneConfig, keeps_sink
-from otherside.batching import Batch, Chunks, Packed, TextBatch, tokens_at_once
+from otherside.batching import Chunks, Packed, TextBatch, tokens_at_once
 from otherside.encoder import Encoder
 from otherside.lineage import AUTO, BASE, ENCODER, Card
 from otherside.llama import check_length
@@ -198,15 +198,19 @@ class EncoderModule(pl.LightningModule, ABC):
         """This rank's loss; its mean over ranks is the global batch's loss."""
 
     @override
-    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Whatever needs a look at numbers is done here, while they are on the CPU."""
+        if self.trainer.testing:
+            return batch  # without content
         if self.trainer.predicting:
             return batch.cut(tokens_at_once(self.device))
         return batch.cut(self.chunk_tokens, self.views)
 
     @override
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Without waiting for a GPU, which is busy with the step before."""
+        if self.trainer.testing:
+            return batch
         return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
 
     @override

@@ -68,7 +68,7 @@ class MNTP(EncoderModule):
         self.special = special_ids(self.tokenizer)
 
     @override
-    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if isinstance(batch, TextBatch) and not self.trainer.predicting:
             known = (self.masking, self.mask_id, self.tokenizer.vocab_size, self.seed, self.special)
             batch = MaskedBatch(batch.step, *mntp.mask(batch.texts, batch.rows, *known))
