@@ -13,10 +13,11 @@ Each stage trains a few steps in Lightning's own loop, with weights of a true sh
   kernel's operations and its bytes take.
 
 It cannot see: what a real kernel takes, and whether it is there; which SDPA kernel torch chooses (flash without a mask
-and memory-efficient with one are assumed); time of the host (Python, launches), so that a step of few tokens is slower
-than modelled; overlap; memory; values, so that nothing is known about results; NCCL, DeepSpeed and FSDP2. A chunk's
-texts count in attention as long as its longest. Results whose size the host must ask for are a fifth of their input.
-Needs a C++ compiler, and no GPU.
+and memory-efficient with one are assumed); waits that torch's kernels and its allocator make without being asked; time
+of the host (Python, launches), so that a step of few tokens is slower than modelled; overlap; memory; values, so that
+nothing is known about results; several ranks: NCCL, DeepSpeed and FSDP2. A chunk's texts count in attention as long as
+its longest. Where the host asks for the size of a result, it is a fifth of the input's. Utilisation leaves the
+adapter's own operations out. Needs a C++ compiler, and no GPU.
 """
 
 from __future__ import annotations
