@@ -175,6 +175,7 @@ class FakeGPU(TorchDispatchMode):
                     return self._new((args[0].shape[0] // UNKNOWN, *args[0].shape[1:]), args[0].dtype)
             elif any(not isinstance(i, FakeTensor) for i in chosen):
                 self._wait("index on the CPU")
+        check_types(name, inputs)
         if len(inputs) < len(tensors):
             args, kwargs = (tree_map_only(Tensor, self._faked, part) for part in (args, kwargs))
         with self.fake:
@@ -271,6 +272,13 @@ def fused_attention(
         return efficient(query, key, value, attn_mask, True, dropout_p, is_causal, scale=scale)[0]
     options: dict[str, Any] = {"scale": scale, "enable_gqa": enable_gqa}
     return WRITTEN_OUT(query, key, value, attn_mask, dropout_p, is_causal, **options)
+
+
+def check_types(name: str, inputs: list[Tensor]) -> None:
+    """Raise a RuntimeError for a product of two types, which fake tensors let pass."""
+    types = sorted({str(x.dtype) for x in inputs})
+    if name.rstrip("_") in PRODUCTS and len(types) > 1:
+        raise RuntimeError(f"{name} must have operands of one type; got {', '.join(types)}")
 
 
 def size(x: Tensor) -> int:

@@ -251,8 +251,8 @@ class Batch:
 
     Args:
         step: number of this batch in the plan.
-        texts: N texts, on the CPU.
-        chunks: what goes through the model, once the batch is `cut`; on the device.
+        texts: N texts; on the CPU, once the batch is `cut`.
+        chunks: what goes through the model, once the batch is `cut`.
     """
 
     step: int
@@ -266,12 +266,14 @@ class Batch:
         return replace(self, chunks=Chunks.of(Packed.cat([self.texts] * views), budget))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """Chunks on `device`."""
-        return replace(self, chunks=self.chunks.to(device, non_blocking))
+        """Chunks, or texts that are not cut, on `device`."""
+        name = "texts" if self.chunks is None else "chunks"
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking)})
 
     def pin_memory(self) -> Self:
         """See `Packed.pin_memory`."""
-        return replace(self, chunks=self.chunks.pin_memory())
+        name = "texts" if self.chunks is None else "chunks"
+        return replace(self, **{name: getattr(self, name).pin_memory()})
 
 
 @dataclass
