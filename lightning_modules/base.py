@@ -236,7 +236,7 @@ class EncoderModule(pl.LightningModule, ABC):
 
     @override
     def predict_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
-        return self.embed(batch.chunks)
+        return self.embed(batch.cut(tokens_at_once(self.device)).chunks)
 
     @override
     def test_step(self, batch: Any, batch_idx: int) -> None:
