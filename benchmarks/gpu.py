@@ -23,7 +23,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -35,11 +34,12 @@ from transformers import AutoConfig, LlamaForCausalLM
 
 from lightning_modules.base import recomputed
 from lightning_modules.callbacks.throughput import operations, peak
+from lightning_modules.mntp import MaskedBatch
 from lightning_modules.sizing.shape import Shape
 from otherside import adapters, mntp, pooling
 from otherside.adapters import Lora
 from otherside.backbone import Backbone
-from otherside.batching import Packed
+from otherside.batching import Chunks, Packed
 from otherside.lineage import Lineage
 from otherside.losses import InfoNCE
 from otherside.mntp import Masking
@@ -144,38 +144,28 @@ def all_below(limit: float, row: Row) -> bool:
 
 def mntp_step(backbone: Backbone, texts: Packed, budget: int | None) -> Tensor:
     """As the stage does, in chunks of `budget` tokens that are recomputed."""
-    on_cpu = texts.to("cpu")
-    rows, vocabulary = torch.arange(len(texts)), backbone.lm.config.vocab_size
-    hidden, labels = mntp.mask(on_cpu, rows, Masking(), FIRST, vocabulary, seed=0)
-    device = texts.input_ids.device
-    hidden, marked = hidden.to(device), replace(texts, input_ids=labels).to(device)
-    chunks = texts.chunks(budget)
+    rows, vocabulary, device = torch.arange(len(texts)), backbone.lm.config.vocab_size, texts.input_ids.device
+    masked = mntp.mask(texts.to("cpu"), rows, Masking(), FIRST, vocabulary, seed=0)
+    batch = MaskedBatch(0, *masked).cut(budget).to(device)
 
-    def states(chunk: Tensor) -> Tensor:
-        return mntp.predicting(backbone(hidden.select(chunk)), marked.select(chunk).input_ids)
+    def states(chunk: tuple[Packed, Tensor]) -> Tensor:
+        part, where = chunk
+        return backbone(part)[where]
 
-    targets = torch.cat([marked.select(chunk).input_ids for chunk in chunks])
-    return mntp.loss(torch.cat(_chunked(states, chunks, device)), targets[targets != -100], backbone.logits)
+    found = _chunked(states, list(zip(batch.chunks.parts, batch.predicting, strict=True)), device)
+    return mntp.loss(torch.cat(found), batch.targets, backbone.logits)
 
 
 def contrastive_step(backbone: Backbone, texts: Packed, budget: int | None, again: bool = True) -> Tensor:
     """As the stage does; the first half of the texts are queries."""
-
-    def vectors(chunk: Tensor) -> Tensor:
-        part = texts.select(chunk)
-        return pooling.pool(backbone(part), part, "mean")
-
-    chunks = texts.chunks(budget)
-    found = torch.cat(_chunked(vectors, chunks, texts.input_ids.device, again))[
-        torch.cat(chunks).argsort().to(texts.input_ids.device)
-    ]
-    queries, positives = found.chunk(2)
+    device = texts.input_ids.device
+    chunks = Chunks.of(texts.to("cpu"), budget).to(device)
+    found = _chunked(lambda part: pooling.pool(backbone(part), part, "mean"), chunks.parts, device, again)
+    queries, positives = torch.cat(found)[chunks.places].chunk(2)
     return InfoNCE()(queries, positives, queries[:0])
 
 
-def _chunked(
-    run: Callable[[Tensor], Tensor], chunks: list[Tensor], device: torch.device, again: bool = True
-) -> list[Tensor]:
+def _chunked(run: Callable[[Any], Tensor], chunks: list[Any], device: torch.device, again: bool = True) -> list[Tensor]:
     return [recomputed(run, chunk, device) if again and len(chunks) > 1 else run(chunk) for chunk in chunks]
 
 

@@ -32,7 +32,7 @@ from otherside.mntp import Masking
 
 def masked_positions(backbone: Backbone, texts: Packed, labels: torch.Tensor) -> torch.Tensor:
     """What the stage does."""
-    return mntp.loss(mntp.predicting(backbone(texts), labels), labels[labels != -100], backbone.logits)
+    return mntp.loss(backbone(texts)[mntp.predicting(labels)], labels[labels != -100], backbone.logits)
 
 
 def full_logits(backbone: Backbone, texts: Packed, labels: torch.Tensor) -> torch.Tensor:

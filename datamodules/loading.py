@@ -8,16 +8,14 @@ from itertools import islice, pairwise
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules import workers
 from datamodules.plan import Plan, rank_slice
 from datamodules.sources import Table
-from otherside.batching import PairBatch, TextBatch
+from otherside.batching import Batch
 
-Batch = TextBatch | PairBatch
 Item = TypeVar("Item")
 MakeBatch = Callable[[int, int, dict[str, list[Any]], NDArray[np.int64]], Batch]
 """(step, source, columns of the rank's rows, their row ids) -> batch; runs in the workers."""
@@ -154,6 +152,5 @@ def build_loader(dataset: Dataset[Batch], num_workers: int, sampler: Sampler[int
         sampler=sampler,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
-        pin_memory=torch.cuda.is_available(),
         **workers.options(num_workers),
     )

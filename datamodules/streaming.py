@@ -224,7 +224,6 @@ def stream_loader(
         dataset,
         batch_size=None,
         num_workers=num_workers,
-        pin_memory=torch.cuda.is_available(),
         collate_fn=_as_it_is,
         **workers.options(num_workers),
     )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -25,7 +25,7 @@ from lightning_modules.waiting import LOADING
 from otherside import distributed, loading
 from otherside.adapters import Lora
 from otherside.backbone import Backbone, BackboneConfig, keeps_sink
-from otherside.batching import Packed, PairBatch, TextBatch, tokens_at_once
+from otherside.batching import Chunks, Packed, TextBatch, tokens_at_once
 from otherside.encoder import Encoder
 from otherside.lineage import AUTO, BASE, ENCODER, Card
 from otherside.llama import check_length
@@ -34,7 +34,7 @@ from otherside.sharding import Shard, whole_shape
 from otherside.tokenizer import load_tokenizer, start_id, start_name
 from otherside.weights import card_of
 
-Batch = TextBatch | PairBatch
+Item = TypeVar("Item")
 
 
 def adamw(parameters: Any) -> torch.optim.Optimizer:
@@ -48,7 +48,7 @@ def departures(card: Card, **now: Any) -> str:
     return told(changed) if card.stage != BASE else ""
 
 
-def recomputed(run: Callable[[Tensor], Tensor], chunk: Tensor, device: torch.device) -> Tensor:
+def recomputed(run: Callable[[Item], Tensor], chunk: Item, device: torch.device) -> Tensor:
     """`run(chunk)`, whose activations are computed again in backward.
 
     torch keeps the random state of the devices that it sees among the arguments, and only theirs. Without the empty
@@ -198,12 +198,37 @@ class EncoderModule(pl.LightningModule, ABC):
         """This rank's loss; its mean over ranks is the global batch's loss."""
 
     @override
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Whatever needs a look at numbers is done here, while they are on the CPU."""
+        if self.trainer.testing:
+            return batch  # without content
+        if self.trainer.predicting:
+            return batch.cut(tokens_at_once(self.device))
+        return batch.cut(self.chunk_tokens, self.views)
+
+    @override
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Without waiting for a GPU, which is busy with the step before."""
+        if self.trainer.testing:
+            return batch
+        return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
+
+    @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self.seed_step(batch.step)
         loss = self.loss(batch)
-        self._log("train/loss", loss, batch, prog_bar=True)
-        self.log("lr", self.optimizers().param_groups[0]["lr"], prog_bar=True)  # type: ignore[union-attr]
+        if self.logs(self.trainer.global_step + 1):
+            self.show("train/loss", distributed.mean(loss.detach()))
+            self.show("lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         return loss
+
+    def logs(self, step: int) -> bool:
+        """Whether numbers of this optimizer step are looked at. A GPU is not asked for others: the host would wait."""
+        return step % max(self.trainer.log_every_n_steps, 1) == 0 or step == self.trainer.max_steps  # type: ignore[attr-defined]
+
+    def show(self, name: str, value: Tensor | float, bar: bool = True) -> None:
+        """Log a number, from the CPU: a GPU's would be asked for again at every later step."""
+        self.log(name, torch.as_tensor(value, dtype=torch.float32).cpu(), prog_bar=bar)
 
     @override
     def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -211,7 +236,7 @@ class EncoderModule(pl.LightningModule, ABC):
 
     @override
     def predict_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
-        return self.embed(batch.texts, tokens_at_once(self.device))
+        return self.embed(batch.cut(tokens_at_once(self.device)).chunks)
 
     @override
     def test_step(self, batch: Any, batch_idx: int) -> None:
@@ -222,23 +247,19 @@ class EncoderModule(pl.LightningModule, ABC):
         texts = sum(distributed.counts(len(batch.texts), self.device))
         self.log("val/loss", loss, batch_size=texts, sync_dist=True, on_epoch=True, prog_bar=True)
 
-    def _log(self, name: str, value: Tensor, batch: Any, **options: Any) -> None:
-        self.log(name, value.detach(), batch_size=len(batch.texts), sync_dist=True, **options)
+    def embed(self, texts: Packed | Chunks) -> Tensor:
+        """(N, D) vectors of this rank's texts; those that are not cut yet, in chunks of `chunk_tokens`."""
+        chunks = texts if isinstance(texts, Chunks) else Chunks.of(texts, self.chunk_tokens)
+        return torch.cat(self.in_chunks(chunks.parts, self.encoder))[chunks.places]
 
-    def embed(self, texts: Packed, chunk_tokens: int | None = None) -> Tensor:
-        """(N, D) vectors of this rank's texts, in chunks of `chunk_tokens`, else of the module's."""
-        chunks = texts.chunks(chunk_tokens or self.chunk_tokens)
-        vectors = torch.cat(self.in_chunks(chunks, lambda chunk: self.encoder(texts.select(chunk))))
-        return vectors[torch.cat(chunks).argsort().to(vectors.device)]
-
-    def in_chunks(self, chunks: list[Tensor], run: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        """`run` of each chunk's text numbers; where `recompute` is on, each is one non-reentrant checkpoint.
+    def in_chunks(self, chunks: Sequence[Item], run: Callable[[Item], Tensor]) -> list[Tensor]:
+        """`run` of each chunk; where `recompute` is on, each is one non-reentrant checkpoint.
 
         Where weights are sharded all ranks run the model equally often, or they would wait for each other for ever:
-        who has fewer chunks repeats a text, without effect on the result.
+        who has fewer chunks repeats the last, without effect on the result.
         """
         repeats = distributed.most(len(chunks), self.device) - len(chunks) if self._shard else 0
-        todo = chunks + [chunks[-1][-1:]] * repeats
+        todo = [*chunks, *[chunks[-1]] * repeats]
         if self.recompute and len(todo) > 1 and torch.is_grad_enabled():
             done = [recomputed(run, chunk, self.device) for chunk in todo]
         else:
@@ -255,16 +276,17 @@ class EncoderModule(pl.LightningModule, ABC):
     @override
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        if gradients:
+        if gradients and self.logs(self.trainer.global_step + 1):
             norm = torch.nn.utils.get_total_norm(gradients)
-            self.log("grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
+            self.show("grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm, bar=False)
 
     @override
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         norm = getattr(self.trainer.strategy, "grad_norm", None)  # ZeRO keeps gradients to itself
-        if norm is not None and self.trainer.global_step > self._normed:
-            self.log("grad_norm", norm)
-            self._normed = self.trainer.global_step
+        step = self.trainer.global_step
+        if norm is not None and step > self._normed and self.logs(step):
+            self.show("grad_norm", norm, bar=False)
+            self._normed = step
 
     def trainable(self) -> set[str]:
         """Names of the weights that training changes, as in `state_dict`."""

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from lightning_modules.base import EncoderModule
 from otherside import distributed
-from otherside.batching import Packed, PairBatch, TextBatch
+from otherside.batching import PairBatch, TextBatch
 from otherside.losses import InfoNCE
 
 
@@ -52,7 +52,7 @@ class SimCSE(EncoderModule):
 
     @override
     def loss(self, batch: TextBatch) -> Tensor:
-        first, second = self.embed(Packed.cat([batch.texts, batch.texts])).chunk(2)
+        first, second = self.embed(batch.cut(self.chunk_tokens, self.views).chunks).chunk(2)
         return self.info_nce(first, second, negatives=first[:0])
 
     @override
@@ -88,7 +88,7 @@ class Supervised(EncoderModule):
         return self.info_nce(*self._roles(batch))
 
     def _roles(self, batch: PairBatch) -> tuple[Tensor, ...]:
-        vectors = self.embed(batch.texts)
+        vectors = self.embed(batch.cut(self.chunk_tokens).chunks)
         return vectors.split([batch.pairs, batch.pairs, len(batch.texts) - 2 * batch.pairs])
 
     @override

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,24 +11,44 @@ from typing_extensions import override
 
 from lightning_modules.base import EncoderModule
 from otherside import mntp
-from otherside.batching import Packed, TextBatch
+from otherside.batching import Batch, Chunks, Packed, TextBatch
 from otherside.mntp import Masking
 from otherside.tokenizer import special_ids
 
 
 @dataclass
-class MaskedBatch:
-    """Texts with tokens hidden, and (T,) labels: the hidden token's id, -100 elsewhere."""
+class MaskedBatch(Batch):
+    """Texts with tokens hidden.
 
-    step: int
-    texts: Packed
+    Args:
+        labels: (T,) on the CPU: the hidden token's id, -100 elsewhere.
+        predicting: of each chunk, where the states are that predict its hidden tokens; see `mntp.predicting`.
+        targets: (M,) ids of the hidden tokens, chunk by chunk.
+    """
+
     labels: Tensor
+    predicting: list[Tensor] = field(default_factory=list, kw_only=True)
+    targets: Tensor = field(default=None, kw_only=True)  # type: ignore[assignment]
 
+    @override
+    def cut(self, budget: int | None, views: int = 1) -> MaskedBatch:
+        if self.chunks is not None:
+            return self
+        labels = [part.input_ids for part in Chunks.of(replace(self.texts, input_ids=self.labels), budget).parts]
+        together = torch.cat(labels)
+        where = [mntp.predicting(part) for part in labels]
+        return replace(super().cut(budget), predicting=where, targets=together[together != -100])
+
+    @override
     def to(self, device: torch.device | str, non_blocking: bool = False) -> MaskedBatch:
-        """Token ids and labels on `device`."""
-        return replace(
-            self, texts=self.texts.to(device, non_blocking), labels=self.labels.to(device, non_blocking=non_blocking)
-        )
+        where = [part.to(device, non_blocking=non_blocking) for part in self.predicting]
+        targets = self.targets.to(device, non_blocking=non_blocking)
+        return replace(super().to(device, non_blocking), predicting=where, targets=targets)
+
+    @override
+    def pin_memory(self) -> MaskedBatch:
+        where = [part.pin_memory() for part in self.predicting]
+        return replace(super().pin_memory(), predicting=where, targets=self.targets.pin_memory())
 
 
 class MNTP(EncoderModule):
@@ -49,26 +69,19 @@ class MNTP(EncoderModule):
 
     @override
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        if not isinstance(batch, TextBatch) or self.trainer.predicting:
-            return batch
-        texts, labels = mntp.mask(
-            batch.texts,
-            batch.rows,
-            self.masking,
-            self.mask_id,
-            self.tokenizer.vocab_size,
-            self.seed,
-            self.special,
-        )
-        return MaskedBatch(batch.step, texts, labels)
+        if isinstance(batch, TextBatch) and not self.trainer.predicting:
+            known = (self.masking, self.mask_id, self.tokenizer.vocab_size, self.seed, self.special)
+            batch = MaskedBatch(batch.step, *mntp.mask(batch.texts, batch.rows, *known))
+        return super().on_before_batch_transfer(batch, dataloader_idx)
 
     @override
     def loss(self, batch: MaskedBatch) -> Tensor:
-        texts, labels = batch.texts, replace(batch.texts, input_ids=batch.labels)
-        backbone, chunks = self.encoder.backbone, batch.texts.chunks(self.chunk_tokens)
+        batch, backbone = batch.cut(self.chunk_tokens), self.encoder.backbone
 
-        def states(chunk: Tensor) -> Tensor:
-            return mntp.predicting(backbone(texts.select(chunk)), labels.select(chunk).input_ids)
+        def states(chunk: tuple[Packed, Tensor]) -> Tensor:
+            texts, where = chunk
+            return backbone(texts)[where]
 
-        targets = torch.cat([labels.select(chunk).input_ids for chunk in chunks])
-        return mntp.loss(torch.cat(self.in_chunks(chunks, states)), targets[targets != -100], backbone.logits)
+        chunks = list(zip(batch.chunks.parts, batch.predicting, strict=True))
+        found = torch.cat(self.in_chunks(chunks, states))
+        return mntp.loss(found, batch.targets, backbone.logits, in_step=self._shard is not None)

@@ -271,7 +271,7 @@ def is_first() -> bool:
 def _quieten() -> None:
     """Leave out what Lightning and transformers say to somebody else: adverts, hints, bars of a second."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    adverts = ("The `srun` command is", "Total length of `list`", "You have overridden `on_before_batch", ".*LeafSpec")
+    adverts = ("The `srun` command is", "Total length of `list`", "You have overridden `", ".*LeafSpec")
     for said in adverts:
         warnings.filterwarnings("ignore", message=said)
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor. is deprecated")  # its successor is too new

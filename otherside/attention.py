@@ -91,12 +91,9 @@ class Borders:
     def of(cls, texts: Packed, longest: int | None = None, filler: int = 0) -> Borders:
         """Borders of a packed batch with `filler` tokens behind it; `longest` makes its grid wider."""
         longest = longest or int(texts.lengths.max())
-        first_slots = torch.arange(len(texts)) * longest
-        slots = first_slots.repeat_interleave(texts.lengths) + texts.positions
-        device = texts.input_ids.device
         return cls(
-            starts=texts.borders.to(device, torch.int32, non_blocking=True),
-            slots=slots.to(device, non_blocking=True),
+            starts=F.pad(texts.sizes[0].cumsum(0, dtype=torch.int32), (1, 0)),
+            slots=texts.owners * longest + texts.positions,
             count=len(texts),
             longest=longest,
             even=int(texts.lengths.min()) == longest,

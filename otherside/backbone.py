@@ -209,7 +209,7 @@ class Backbone(nn.Module):
         with self.base_type(device):
             return self.lm.base_model(
                 input_ids=F.pad(texts.input_ids, (0, filler))[None],
-                position_ids=F.pad(texts.positions, (0, filler))[None].to(device, non_blocking=True),
+                position_ids=F.pad(texts.positions, (0, filler))[None],
                 use_cache=False,
                 borders=Borders.of(texts, longest, filler),
                 causal=self.attention == "causal",

@@ -6,8 +6,9 @@ Shapes: T tokens of all texts together, N texts, B texts of one chunk.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
@@ -39,17 +40,27 @@ class Tokens:
 class Packed:
     """N texts, one after the other without padding.
 
+    What the host plans with is on the CPU; what tokens need is computed where they are, from `sizes`, so that neither
+    waits for the other.
+
     Args:
         input_ids: (T,) int64.
         lengths: (N,) int64, on the CPU.
         skip: (N,) int64, on the CPU; start token and instruction of each text. See `Tokens`.
         start: (N,) int64, on the CPU; 1 where a text has a start token.
+        sizes: (3, N) int64, lengths, skip and start once more, where `input_ids` are; made if not given.
     """
 
     input_ids: Tensor
     lengths: Tensor
     skip: Tensor
     start: Tensor
+    sizes: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.sizes is None:
+            table = torch.stack([self.lengths, self.skip, self.start])
+            self.sizes = table.to(self.input_ids.device, non_blocking=True)
 
     @classmethod
     def from_tokens(cls, texts: Sequence[Tokens]) -> Packed:
@@ -67,7 +78,7 @@ class Packed:
     def cat(cls, parts: Iterable[Packed]) -> Packed:
         """Several batches as one."""
         parts = list(parts)
-        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+        return cls(*(torch.cat([getattr(part, column.name) for part in parts], dim=-1) for column in fields(cls)))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -77,10 +88,16 @@ class Packed:
         """(N + 1,) int64 on the CPU: text i is `input_ids[borders[i]:borders[i + 1]]`."""
         return torch.cat([self.lengths.new_zeros(1), self.lengths.cumsum(0)])
 
-    @property
+    @cached_property
+    def owners(self) -> Tensor:
+        """(T,) int64 where the tokens are: the text that each is of."""
+        return torch.repeat_interleave(self.sizes[0], output_size=len(self.input_ids))
+
+    @cached_property
     def positions(self) -> Tensor:
-        """(T,) int64 on the CPU: each token's position in its text."""
-        return torch.arange(int(self.lengths.sum())) - self.borders[:-1].repeat_interleave(self.lengths)
+        """(T,) int64 where the tokens are: each token's position in its text."""
+        firsts = self.sizes[0].cumsum(0) - self.sizes[0]
+        return torch.arange(len(self.input_ids), device=self.input_ids.device) - firsts[self.owners]
 
     def select(self, texts: Tensor) -> Packed:
         """The texts numbered `texts` (B,), in that order."""
@@ -106,12 +123,42 @@ class Packed:
         return [torch.tensor(chunk) for chunk in chunks]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Packed:
-        """Token ids on `device`; lengths stay on the CPU, where chunks are planned."""
-        return replace(self, input_ids=self.input_ids.to(device, non_blocking=non_blocking))
+        """Token ids and sizes on `device`; lengths stay on the CPU, where chunks are planned."""
+        ids, sizes = (x.to(device, non_blocking=non_blocking) for x in (self.input_ids, self.sizes))
+        return replace(self, input_ids=ids, sizes=sizes)
 
     def pin_memory(self) -> Packed:
-        """For `DataLoader(pin_memory=True)`."""
-        return replace(self, input_ids=self.input_ids.pin_memory())
+        """Where copies to a GPU need no waiting."""
+        return replace(self, input_ids=self.input_ids.pin_memory(), sizes=self.sizes.pin_memory())
+
+
+@dataclass
+class Chunks:
+    """N texts in the chunks in which they go through the model.
+
+    Args:
+        parts: texts of each chunk.
+        places: (N,) int64, where each text is in `parts`, one after the other.
+    """
+
+    parts: list[Packed]
+    places: Tensor
+
+    @classmethod
+    def of(cls, texts: Packed, budget: int | None) -> Chunks:
+        """See `Packed.chunks`."""
+        chunks = texts.chunks(budget)
+        places = torch.cat(chunks).argsort()
+        return cls([texts.select(chunk) for chunk in chunks], places.to(texts.input_ids.device, non_blocking=True))
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Chunks:
+        """See `Packed.to`."""
+        places = self.places.to(device, non_blocking=non_blocking)
+        return Chunks([part.to(device, non_blocking) for part in self.parts], places)
+
+    def pin_memory(self) -> Chunks:
+        """See `Packed.pin_memory`."""
+        return Chunks([part.pin_memory() for part in self.parts], self.places.pin_memory())
 
 
 def tokens_at_once(device: torch.device) -> int:
@@ -199,46 +246,54 @@ def _check_instruction(instruction: str, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 @dataclass
-class TextBatch:
-    """What MNTP, SimCSE and prediction read.
+class Batch:
+    """What a stage reads.
 
     Args:
         step: number of this batch in the plan.
-        texts: N texts.
-        rows: (N,) int64, on the CPU; a number of its own for every (source, epoch, row): seeds what is drawn per row.
+        texts: N texts; on the CPU, once the batch is `cut`.
+        chunks: what goes through the model, once the batch is `cut`.
     """
 
     step: int
     texts: Packed
-    rows: Tensor
+    chunks: Chunks = field(default=None, kw_only=True)  # type: ignore[assignment]
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> TextBatch:
-        """See `Packed.to`."""
-        return replace(self, texts=self.texts.to(device, non_blocking))
+    def cut(self, budget: int | None, views: int = 1) -> Self:
+        """With its texts in chunks of `budget` tokens, each text `views` times; as it is if that was done."""
+        if self.chunks is not None:
+            return self
+        return replace(self, chunks=Chunks.of(Packed.cat([self.texts] * views), budget))
 
-    def pin_memory(self) -> TextBatch:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """Chunks, or texts that are not cut, on `device`."""
+        name = "texts" if self.chunks is None else "chunks"
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking)})
+
+    def pin_memory(self) -> Self:
         """See `Packed.pin_memory`."""
-        return replace(self, texts=self.texts.pin_memory())
+        name = "texts" if self.chunks is None else "chunks"
+        return replace(self, **{name: getattr(self, name).pin_memory()})
 
 
 @dataclass
-class PairBatch:
-    """What supervised contrastive learning reads.
+class TextBatch(Batch):
+    """What MNTP, SimCSE and prediction read.
 
     Args:
-        step: number of this batch in the plan.
-        texts: `pairs` queries, then their `pairs` positives in the same order, then any number of hard negatives.
+        rows: (N,) int64, on the CPU; a number of its own for every (source, epoch, row): seeds what is drawn per row.
+    """
+
+    rows: Tensor
+
+
+@dataclass
+class PairBatch(Batch):
+    """What supervised contrastive learning reads: `pairs` queries, then their `pairs` positives in the same order, then
+    any number of hard negatives.
+
+    Args:
         pairs: number of (query, positive) pairs.
     """
 
-    step: int
-    texts: Packed
     pairs: int
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> PairBatch:
-        """See `Packed.to`."""
-        return replace(self, texts=self.texts.to(device, non_blocking))
-
-    def pin_memory(self) -> PairBatch:
-        """See `Packed.pin_memory`."""
-        return replace(self, texts=self.texts.pin_memory())

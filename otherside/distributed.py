@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -28,13 +28,63 @@ def counts(n: int, device: torch.device) -> list[int]:
     if world_size() == 1:
         return [n]
     every = torch.empty(world_size(), dtype=torch.int64, device=device)
-    dist.all_gather_into_tensor(every, torch.tensor([n], device=device))
+    dist.all_gather_into_tensor(every, torch.full((1,), n, device=device))
     return every.tolist()
 
 
 def most(n: int, device: torch.device) -> int:
     """The largest number that any rank passed."""
     return max(counts(n, device))
+
+
+def total(n: int, device: torch.device) -> Tensor:
+    """Sum of what every rank passed, an int64 scalar on the device: nobody waits for it."""
+    summed = torch.full((), n, device=device)
+    if world_size() > 1:
+        dist.all_reduce(summed)
+    return summed
+
+
+def mean(x: Tensor) -> Tensor:
+    """Of what every rank passed; without gradients."""
+    if world_size() == 1:
+        return x
+    total = x.clone()
+    dist.all_reduce(total)
+    return total / world_size()
+
+
+class Largest:
+    """The largest number that any rank passes, told a call later, so that nobody waits for ranks or for a device.
+
+    A single process is told at once.
+    """
+
+    def __init__(self) -> None:
+        self._told: tuple[Any, Tensor] | None = None  # when it is there; what was said
+
+    def __call__(self, n: int, device: torch.device) -> int:
+        """What was passed to the last call; 0 at the first. All ranks must call."""
+        if world_size() == 1:
+            return n
+        there, largest = self._told or (None, torch.tensor(0))
+        if there is not None:
+            there()
+        self._told = self._ask(n, device)
+        return int(largest)
+
+    def _ask(self, n: int, device: torch.device) -> tuple[Any, Tensor]:
+        if device.type != "cuda":
+            told = torch.tensor(n)
+            return dist.all_reduce(told, dist.ReduceOp.MAX, async_op=True).wait, told
+        told = torch.tensor(n).pin_memory()
+        shared = told.to(device, non_blocking=True)
+        work = dist.all_reduce(shared, dist.ReduceOp.MAX, async_op=True)
+        with torch.cuda.stream(torch.cuda.Stream(device)):  # behind the step so far, and before the next
+            work.wait()
+            told.copy_(shared, non_blocking=True)
+            shared.record_stream(torch.cuda.current_stream(device))
+            return torch.cuda.current_stream(device).record_event().synchronize, told
 
 
 def meet(seconds: float) -> None:

@@ -60,7 +60,7 @@ class InfoNCE:
         mine = torch.cat([positives, negatives])
         sizes = distributed.counts(len(mine), mine.device)
         candidates = distributed.gather(mine, sizes)  # of unit length already: their number grows with the ranks
-        counts = distributed.counts(len(queries), queries.device)
+        counts = distributed.counts(len(queries), queries.device) if self.symmetric else []
         everyone = distributed.gather(queries, counts) if self.symmetric else None
         rank = distributed.rank()
         widths = [k for k in self.matryoshka if k < queries.shape[1]] + [queries.shape[1]]
@@ -69,7 +69,7 @@ class InfoNCE:
             losses.append(self._rows(queries, candidates, sum(sizes[:rank]), k))
             if everyone is not None:
                 losses.append(self._rows(positives, everyone, sum(counts[:rank]), k))
-        share = distributed.world_size() / sum(counts)  # DDP takes the mean over ranks
+        share = distributed.world_size() / distributed.total(len(queries), queries.device)  # DDP takes ranks' mean
         return torch.stack(losses).mean() * share
 
     def _rows(self, rows: Tensor, candidates: Tensor, offset: int, width: int) -> Tensor:

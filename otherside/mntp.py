@@ -114,35 +114,43 @@ def mask(
     return replace(texts, input_ids=torch.from_numpy(ids)), torch.from_numpy(labels)
 
 
-def predicting(hidden_TD: Tensor, labels: Tensor) -> Tensor:
-    """(M, D) hidden states that predict the hidden tokens: those one position before them."""
-    return hidden_TD[(labels != -100).nonzero().squeeze(1) - 1]
+def predicting(labels: Tensor) -> Tensor:
+    """(M,) int64: where the states stand that predict the hidden tokens, one position before them. For the CPU: how
+    many there are would be asked of a GPU.
+
+    Args:
+        labels: (T,) from `mask`.
+    """
+    return (labels != -100).nonzero().squeeze(1) - 1
 
 
-def loss(states_MD: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], chunk: int = 1024) -> Tensor:
+def loss(
+    states_MD: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], chunk: int = 1024, in_step: bool = True
+) -> Tensor:
     """Mean cross-entropy over the hidden tokens of the global batch; this rank's part of it (mean over ranks).
 
     The head runs on masked positions only, `chunk` of them at a time, recomputed in backward where there is more than
-    one chunk: never more than (chunk, V) logits at once. All ranks have the same number of chunks, so that a head whose
-    weights are sharded runs in step.
+    one chunk: never more than (chunk, V) logits at once.
 
     Args:
-        states_MD: (M, D) from `predicting`.
+        states_MD: (M, D) hidden states at `predicting`.
         targets: (M,) ids of the hidden tokens.
         head: hidden states to (M, V) logits.
         chunk: positions at once.
+        in_step: all ranks run the head equally often, as they must where its weights are sharded; for that they wait
+            for each other.
 
     Returns:
         A float32 scalar.
     """
-    sizes = distributed.counts(len(targets), targets.device)
-    chunks = -(-max(sizes) // chunk)
+    longest = distributed.most(len(targets), targets.device) if in_step else len(targets)
+    chunks = -(-longest // chunk)
     if chunks <= 1:
         summed = _summed(states_MD, targets, head)
     else:
         parts = zip(states_MD.tensor_split(chunks), targets.tensor_split(chunks), strict=True)
         summed = torch.stack([checkpoint(_summed, s, t, head, use_reentrant=False) for s, t in parts]).sum()
-    return summed * distributed.world_size() / max(sum(sizes), 1)
+    return summed * distributed.world_size() / distributed.total(len(targets), targets.device).clamp(min=1)
 
 
 def _summed(states: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:

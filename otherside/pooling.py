@@ -16,7 +16,7 @@ Pooling = Literal["mean", "weighted_mean", "last_token"]
 
 
 def weights(texts: Packed, pooling: Pooling, pool_start: bool | None = True) -> Tensor:
-    """(T,) float32 on the CPU: each token's share in its text's vector, summing to 1 per text.
+    """(T,) float32 where the tokens are: each token's share in its text's vector, summing to 1 per text.
 
     `mean`: equal; `weighted_mean`: in proportion to position, 1 for the first pooled token (Muennighoff, 2022);
     `last_token`: all on the last. Tokens of an instruction have share 0.
@@ -32,21 +32,22 @@ def weights(texts: Packed, pooling: Pooling, pool_start: bool | None = True) -> 
     """
     if bool((texts.skip >= texts.lengths).any()):
         raise ValueError("every text needs at least one token outside its instruction to pool over")
-    start = texts.start.minimum(texts.skip)
+    lengths, skip, start = texts.sizes
+    start = start.minimum(skip)
     if not pool_start:
-        start = start * (texts.skip == texts.start) if pool_start is None else start * 0
-    position, skip, lead = texts.positions, *(n.repeat_interleave(texts.lengths) for n in (texts.skip, start))
+        start = start * (skip == texts.sizes[2]) if pool_start is None else start * 0
+    count = lengths - skip + start
+    position, (skip, lead) = texts.positions, (n[texts.owners] for n in (skip, start))
     rank = torch.where(position < skip, (position < lead).long(), position - skip + lead + 1)  # from 1; 0: not pooled
-    count = texts.lengths - texts.skip + start
     if pooling == "mean":
         share, total = (rank > 0).float(), count.float()
     elif pooling == "weighted_mean":
         share, total = rank.float(), (count * (count + 1)).float() / 2
     elif pooling == "last_token":
-        share, total = (rank == count.repeat_interleave(texts.lengths)).float(), torch.ones_like(count).float()
+        share, total = (rank == count[texts.owners]).float(), torch.ones_like(count).float()
     else:
         raise ValueError(f"pooling must be mean, weighted_mean or last_token; got {pooling!r}")
-    return share / total.repeat_interleave(texts.lengths)
+    return share / total[texts.owners]
 
 
 def pool(hidden_TD: Tensor, texts: Packed, pooling: Pooling, pool_start: bool | None = True) -> Tensor:
@@ -54,9 +55,7 @@ def pool(hidden_TD: Tensor, texts: Packed, pooling: Pooling, pool_start: bool | 
 
     A product with an (N, T) matrix: unlike scattered sums, it has one order of summation on every device.
     """
-    device = hidden_TD.device
-    owner = torch.arange(len(texts)).repeat_interleave(texts.lengths)
-    matrix_NT = torch.zeros(len(texts), len(owner), dtype=torch.float32)
-    matrix_NT[owner, torch.arange(len(owner))] = weights(texts, pooling, pool_start)
-    with torch.autocast(device.type, enabled=False):
-        return matrix_NT.to(device, non_blocking=True) @ hidden_TD.float()
+    shares = weights(texts, pooling, pool_start)
+    matrix_NT = shares.new_zeros(len(texts), len(shares)).scatter_(0, texts.owners[None], shares[None])
+    with torch.autocast(hidden_TD.device.type, enabled=False):
+        return matrix_NT @ hidden_TD.float()

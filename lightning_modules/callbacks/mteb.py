@@ -19,7 +19,7 @@ from lightning_modules.base import EncoderModule
 from lightning_modules.callbacks.monitors import PREFIX, judge
 from lightning_modules.callbacks.undisturbed import leave_out, undisturbed
 from lightning_modules.checkpoints import check
-from otherside.batching import Packed, TextBatch, tokenise
+from otherside.batching import Packed, TextBatch, tokenise, tokens_at_once
 from otherside.evaluation import Evaluation, Scores, model_meta
 from otherside.evaluation.run import OutOfTimeError
 from otherside.serving import Serving
@@ -100,8 +100,8 @@ class MTEB(pl.Callback):
             return Packed.from_tokens(tokenise(pl_module.tokenizer, texts, pl_module.max_length, instruction))
 
         def forward(texts: Packed) -> Tensor:
-            batch = TextBatch(0, texts.to(pl_module.device), torch.arange(len(texts)))
-            return trainer.strategy.predict_step(batch, 0)
+            batch = TextBatch(0, texts, torch.arange(len(texts))).cut(tokens_at_once(pl_module.device))
+            return trainer.strategy.predict_step(batch.to(pl_module.device), 0)
 
         self._serving = Serving(prepare, forward)
         with undisturbed(pl_module):

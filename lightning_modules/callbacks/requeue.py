@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import Checkpoint
 from typing_extensions import override
 
 from lightning_modules import signals
+from otherside import distributed
 
 GRACE = 600.0  # seconds to wait after SIGTERM for the job's end; longer than the grace time of most partitions
 
 
 class Requeue(Checkpoint):  # Lightning puts those behind all other callbacks, which may have work at this step
     """At the end of an optimizer step the ranks agree whether one of them was asked to stop; then all save and leave.
+    Where there are several, at the end of the next step: what they agree on arrives while they train.
 
     - SIGUSR1, which SLURM sends ahead of the time limit (`sbatch --signal=USR1@180`): rank 0 requeues the job.
     - SIGTERM, from preemption or `scancel`: SLURM itself decides what becomes of the job, and only requeues one that
@@ -32,7 +33,7 @@ class Requeue(Checkpoint):  # Lightning puts those behind all other callbacks, w
     """
 
     def __init__(self) -> None:
-        self._step, self._postponed = 0, False
+        self._step, self._postponed, self._largest = 0, False, distributed.Largest()
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -41,7 +42,7 @@ class Requeue(Checkpoint):  # Lightning puts those behind all other callbacks, w
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._step = trainer.global_step
+        self._step, self._largest = trainer.global_step, distributed.Largest()
         signals.note_interrupt(True)
 
     @override
@@ -55,8 +56,7 @@ class Requeue(Checkpoint):  # Lightning puts those behind all other callbacks, w
         if trainer.global_step == self._step:
             return  # gradients are being accumulated, and no checkpoint holds them
         self._step = trainer.global_step
-        asked = torch.tensor(signals.asked(), device=trainer.strategy.root_device)
-        number = int(trainer.strategy.reduce(asked, reduce_op="max"))
+        number = self._largest(signals.asked(), trainer.strategy.root_device)
         if number and not self._validates_first(trainer, number, batch_idx):
             self._stop(trainer, signal.Signals(number))
 

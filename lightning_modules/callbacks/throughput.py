@@ -59,20 +59,19 @@ class Throughput(pl.Callback):
         self._tokens += int(lengths.sum()) * pl_module.views
         self._squares += int((lengths**2).sum()) * pl_module.views
         self._starts += int(batch.texts.start.sum()) * pl_module.views
-        for chunk in batch.texts.chunks(pl_module.chunk_tokens):
-            self._slots += len(chunk) * int(lengths[chunk].max()) * pl_module.views
+        self._slots += sum(len(part) * int(part.lengths.max()) for part in batch.chunks.parts)
         step = trainer.global_step
         if step > self._step and step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._step = step  # with accumulated gradients several batches end at the same step
             seconds = time.perf_counter() - self._since
-            pl_module.log("tokens_per_second", (self._tokens - self._starts) / seconds, prog_bar=True)
+            pl_module.show("tokens_per_second", (self._tokens - self._starts) / seconds)
             if self._shape:
                 done = operations(self._shape, self._adapter, self._tokens, self._squares, pl_module.predicted)
                 if done / seconds > self._peak:  # others used the machine when it was measured
                     self._peak = max(done / seconds, peak(pl_module.device, pl_module.encoder.backbone.lm.dtype))
-                pl_module.log("utilisation", done / seconds / self._peak, prog_bar=True)
-            pl_module.log("waiting", min((_waited(trainer) - self._waited) / seconds, 1.0), prog_bar=True)
-            pl_module.log("padding", 1 - self._tokens / self._slots, prog_bar=True)
+                pl_module.show("utilisation", done / seconds / self._peak)
+            pl_module.show("waiting", min((_waited(trainer) - self._waited) / seconds, 1.0))
+            pl_module.show("padding", 1 - self._tokens / self._slots)
             self._advise(trainer, pl_module)
             self._reset(trainer)
 

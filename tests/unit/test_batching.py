@@ -7,7 +7,7 @@ from tiny import random_texts
 from tokenizers import processors
 from transformers import AutoTokenizer
 
-from otherside.batching import Packed, PairBatch, TextBatch, Tokens, rounded, tokenise
+from otherside.batching import Chunks, Packed, PairBatch, TextBatch, Tokens, rounded, tokenise
 
 LENGTHS = [4, 1, 7, 7, 2, 12, 3]
 
@@ -76,10 +76,20 @@ class TestPacked:
     "batch", [TextBatch(7, random_texts([2, 3]), torch.tensor([4, 9])), PairBatch(7, random_texts([2, 3]), 1)]
 )
 def test_moving_a_batch_keeps_the_rest(batch):
-    moved = batch.to("meta")
-    assert moved.texts.input_ids.device.type == "meta"
-    assert moved.texts.lengths.device.type == "cpu"
-    assert {**vars(moved), "texts": 0} == {**vars(batch), "texts": 0}
+    moved = batch.cut(None).to("meta")
+    [part] = moved.chunks.parts
+    assert {x.device.type for x in (part.input_ids, part.sizes, part.positions, moved.chunks.places)} == {"meta"}
+    assert part.lengths.device.type == "cpu"
+    assert {**vars(moved), "chunks": 0} == {**vars(batch), "chunks": 0}
+    assert moved.cut(1) is moved
+
+
+def test_chunks_find_their_way_back():
+    texts = random_texts(LENGTHS)
+    chunks = Chunks.of(texts, 12)
+    assert len(chunks.parts) > 2
+    firsts = torch.cat([part.input_ids[part.borders[:-1]] for part in chunks.parts])
+    assert torch.equal(firsts[chunks.places], texts.input_ids[texts.borders[:-1]])
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,9 @@ def test_single_process_is_the_identity():
     assert distributed.rank() == 0
     assert distributed.counts(3, x.device) == [3]
     assert distributed.gather(x, [3]) is x
+    assert distributed.total(3, x.device).item() == 3
+    assert distributed.mean(x) is x
+    assert distributed.Largest()(3, x.device) == 3
 
 
 def slice_of(rows: torch.Tensor, sizes: list[int]) -> torch.Tensor:
@@ -39,6 +42,15 @@ def test_gather_keeps_order_and_gives_every_rank_all_ranks_gradients(sizes):
     for rank, (gathered, gradient) in enumerate(results):
         assert torch.equal(gathered, rows)
         assert torch.equal(gradient, summed * factors.split(sizes)[rank])
+
+
+def test_what_ranks_tell_each_other():
+    def tell():
+        mine, device, largest = dist.get_rank() + 1, torch.device("cpu"), distributed.Largest()
+        told = [largest(number, device) for number in (0, mine, 0, 0)]
+        return told, distributed.total(mine, device).item(), distributed.mean(torch.tensor(float(mine))).item()
+
+    assert run_ranks(2, tell) == [([0, 0, 2, 0], 3, 1.5)] * 2  # of the call before
 
 
 def test_gather_of_nothing_from_anyone():

@@ -1,0 +1,346 @@
+"""A training step on a GPU that is not there: does it fit together, what does it ask of the device, where does it wait?
+
+    python benchmarks/dry_gpu.py [--stages mntp simcse supervised] [--shapes sheared-llama-1.3b llama-3.1-8b]
+    python benchmarks/dry_gpu.py --check     # every stage, kernel and shape, with few texts; a line of JSON for each
+
+Each stage trains a few steps in Lightning's own loop, with weights of a true shape but few layers, on fake CUDA tensors
+(`fake_gpu.py`). An operation on two devices or of two types fails as on a real one. Reported are
+
+- host synchronisations of a step, with the line each comes from: each empties the queue of kernels behind which the
+  host hides its own time;
+- kernels of a layer and of all else, and the bytes that they move;
+- the modelled time by kind of kernel, for all layers, under the peaks in `fake_gpu.Peaks`: the larger of what a
+  kernel's operations and its bytes take.
+
+It cannot see: what a real kernel takes, and whether it is there; which SDPA kernel torch chooses (flash without a mask
+and memory-efficient with one are assumed); waits that torch's kernels and its allocator make without being asked; time
+of the host (Python, launches), so that a step of few tokens is slower than modelled; overlap; memory; values, so that
+nothing is known about results; several ranks: NCCL, DeepSpeed and FSDP2. A chunk's texts count in attention as long as
+its longest. Where the host asks for the size of a result, it is a fifth of the input's. Utilisation leaves the
+adapter's own operations out. Needs a C++ compiler, and no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from fake_gpu import CUDA, FakeGPU  # before torch
+
+# isort: split
+import lightning.pytorch as pl
+import torch
+from harness import command, machine
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from tokenizers import Tokenizer, models
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from lightning_modules import callbacks
+from lightning_modules.base import EncoderModule
+from lightning_modules.callbacks import throughput
+from lightning_modules.callbacks.throughput import operations
+from lightning_modules.contrastive import SimCSE, Supervised
+from lightning_modules.mntp import MNTP
+from lightning_modules.sizing.shape import Shape
+from otherside import adapters
+from otherside.adapters import Lora
+from otherside.backbone import Backbone, BackboneConfig, set_attention_dropout
+from otherside.batching import Packed, PairBatch, TextBatch, Tokens
+from otherside.encoder import Encoder
+from otherside.lineage import Lineage
+
+SHAPES = Path(__file__).parent / "shapes"
+LARGE = 700e12  # operations a second of one large product, of which utilisation is a share
+STEPS = 3  # the first makes what later ones keep, the last logs
+STAGES: dict[str, type[EncoderModule]] = {"mntp": MNTP, "simcse": SimCSE, "supervised": Supervised}
+RECIPES = ("smollm2-135m", "sheared-llama-1.3b", "llama-2-7b", "llama-3.1-8b")  # of configs/
+REFERENCE = "sheared-llama-1.3b"  # whose layers are counted
+SHOWN = 12  # kinds of kernel in a table
+
+
+class OnFakeGPU(CPUAccelerator):
+    """Lightning's for CPUs, which does not mind the device."""
+
+    def setup_device(self, device: torch.device) -> None:
+        """Nothing to set up."""
+
+
+class OneFakeGPU(SingleDeviceStrategy):
+    """All is on the fake device already, and stays there: what has no values cannot be moved."""
+
+    def __init__(self) -> None:
+        super().__init__(device=CUDA)
+
+    def model_to_device(self) -> None:
+        """Only say so."""
+        self.lightning_module._device = CUDA  # type: ignore[union-attr]
+
+    def teardown(self) -> None:
+        """Nothing to move back."""
+
+
+@dataclass
+class Job:
+    """What a step trains, and how.
+
+    Args:
+        stage: mntp, simcse or supervised.
+        shape: a folder in `shapes`.
+        lengths: of a step's texts, in tokens.
+        chunk_tokens: see `EncoderModule`.
+        recompute: see `EncoderModule`.
+        backbone: settings of `BackboneConfig`.
+    """
+
+    stage: str
+    shape: str
+    lengths: list[int]
+    chunk_tokens: int | None = None
+    recompute: bool = True
+    backbone: dict[str, Any] = field(default_factory=dict)
+
+    def batch(self, step: int, vocabulary: int) -> TextBatch | PairBatch:
+        """As a loader's worker makes it. Supervised: a third queries, a third positives, a third negatives."""
+        draw = random.Random(step)
+        tokens = [Tokens([0, *(draw.randrange(3, vocabulary) for _ in range(n - 1))], 1, 1) for n in self.lengths]
+        texts = Packed.from_tokens(tokens)
+        if self.stage == "supervised":
+            return PairBatch(step, texts, len(tokens) // 3)
+        return TextBatch(step, texts, torch.arange(len(tokens)) + step * len(tokens))
+
+
+@dataclass
+class Step:
+    """What one training step asked of the device.
+
+    Args:
+        waits: host synchronisations by reason and source line.
+        sent: bytes copied to the device.
+        kernels: number by kind.
+        bytes: moved, by kind.
+        seconds: modelled, by kind.
+    """
+
+    waits: Counter[str]
+    sent: int
+    kernels: Counter[str]
+    bytes: Counter[str]
+    seconds: Counter[str]
+
+    @classmethod
+    def of(cls, gpu: FakeGPU) -> Step:
+        """What was written down."""
+        step = cls(gpu.waits, gpu.sent, Counter(), Counter(), Counter())
+        for kernel in gpu.kernels:
+            step.kernels[kernel.kind] += 1
+            step.bytes[kernel.kind] += kernel.bytes
+            step.seconds[kernel.kind] += kernel.seconds  # type: ignore[assignment]
+        return step
+
+    def plus(self, other: Step, times: int) -> Step:
+        """Kernels of both, `other` so often; waits and copies of this one."""
+        found = [
+            Counter({kind: mine[kind] + times * its[kind] for kind in mine | its})
+            for mine, its in ((self.kernels, other.kernels), (self.bytes, other.bytes), (self.seconds, other.seconds))
+        ]
+        return Step(self.waits, self.sent, *found)
+
+
+class Batches(torch.utils.data.Dataset[Any]):
+    """The steps of a job. Lightning asks for each one step ahead: what the device was asked for since the last time is
+    what a step takes.
+
+    Attributes:
+        steps: from the first one that Lightning was done with.
+    """
+
+    def __init__(self, job: Job, vocabulary: int, gpu: FakeGPU) -> None:
+        self.job, self.vocabulary, self.gpu, self.steps = job, vocabulary, gpu, list[Step]()
+
+    def __len__(self) -> int:
+        return STEPS + 2
+
+    def __getitem__(self, number: int) -> TextBatch | PairBatch:
+        if number > 1:
+            self.steps.append(Step.of(self.gpu))
+        self.gpu.reset()
+        return self.job.batch(number, self.vocabulary)
+
+
+def base(folder: Path, shape: str, layers: int) -> Any:
+    """Config and tokenizer of a base model in `folder`, without weights; the config."""
+    config = AutoConfig.from_pretrained(SHAPES / shape)
+    config.num_hidden_layers = layers
+    config.save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({"<s>": 0, "_": 1, "a": 2}, unk_token="a"))
+    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>").save_pretrained(folder)
+    return config
+
+
+def build(job: Job, layers: int, gpu: FakeGPU, folder: Path) -> EncoderModule:
+    """The stage, as `configure_model` builds it, with weights that are not there."""
+    config = base(folder, job.shape, layers)
+    settings = BackboneConfig(str(folder), **{"dtype": "bfloat16", "keep_sink": False, **job.backbone})
+    module = STAGES[job.stage](backbone=settings, lora=Lora(), chunk_tokens=job.chunk_tokens, recompute=job.recompute)
+    with torch.device("meta"):
+        lm = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, settings.dtype))
+        adapters.attach(lm, module.lora)
+    gpu.take(lm)
+    set_attention_dropout(lm, settings.attention_dropout)
+    if settings.activation_checkpointing:
+        lm.gradient_checkpointing_enable({"use_reentrant": False})
+    backbone = Backbone(lm, Lineage(str(folder)), kernel=settings.kernel)
+    module.encoder = Encoder(backbone, module.tokenizer, module.pooling, module.max_length, module.pool_start)
+    return module
+
+
+def run(job: Job, layers: int) -> list[Step]:
+    """Train: an ordinary step, and one that logs.
+
+    Raises:
+        RuntimeError: an operation does not fit together.
+    """
+    gpu = FakeGPU()
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        stack.enter_context(gpu)
+        stack.enter_context(mock.patch.object(Backbone, "self_test", lambda self: None))  # looks at values
+        stack.enter_context(mock.patch.object(throughput, "peak", lambda *of: LARGE))  # takes a device's time
+        module = build(job, layers, gpu, Path(folder))
+        steps = Batches(job, module.encoder.backbone.lm.config.vocab_size, gpu)
+        trainer = pl.Trainer(
+            accelerator=OnFakeGPU(),
+            strategy=OneFakeGPU(),
+            callbacks=[callbacks.ProgressLines(), callbacks.Throughput(), callbacks.Requeue()],
+            max_steps=STEPS,
+            log_every_n_steps=STEPS,
+            gradient_clip_val=1.0,
+            use_distributed_sampler=False,
+            logger=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+            default_root_dir=folder,
+        )
+        trainer.fit(module, torch.utils.data.DataLoader(steps, batch_size=None))
+    return [steps.steps[-1], Step.of(gpu)]
+
+
+@dataclass
+class Profile:
+    """A step of a whole model, from those of one layer and of two.
+
+    Args:
+        ordinary: the step, all layers.
+        layer: what one layer adds.
+        logs: host synchronisations of a step that logs.
+    """
+
+    job: Job
+    ordinary: Step
+    layer: Step
+    logs: Counter[str]
+
+    @property
+    def seconds(self) -> float:
+        """Modelled time."""
+        return sum(self.ordinary.seconds.values())
+
+    @classmethod
+    def of(cls, job: Job) -> Profile:
+        """Run it."""
+        (one, logs), (two, _) = (run(job, layers) for layers in (1, 2))
+        layer = two.plus(one, -1)
+        layers = AutoConfig.from_pretrained(SHAPES / job.shape).num_hidden_layers
+        return cls(job, one.plus(layer, layers - 1), layer, logs.waits)
+
+
+def published(stage: str, shape: str) -> Job:
+    """A rank's step as the configs of that shape have it: mntp and simcse on one GPU, supervised on eight."""
+    draw, big = random.Random(0), shape != REFERENCE
+    if stage == "mntp":
+        return Job(stage, shape, [512] * 32, backbone={"activation_checkpointing": True})
+    if stage == "simcse":
+        lengths = [draw.randint(8, 60) for _ in range(128)]
+        return Job(stage, shape, lengths, 4096 if big else 8192, backbone={"attention_dropout": 0.3})
+    lengths = [draw.randint(15, 60) for _ in range(64)] + [draw.randint(40, 250) for _ in range(128)]
+    return Job(stage, shape, lengths, 8192 if big else 16384, backbone={"activation_checkpointing": big})
+
+
+def lines(profile: Profile) -> Iterator[str]:
+    """What a profile says, as Markdown."""
+    job, step, layer = profile.job, profile.ordinary, profile.layer
+    config = AutoConfig.from_pretrained(SHAPES / job.shape)
+    views = STAGES[job.stage].views
+    tokens, squares = sum(job.lengths) * views, sum(n * n for n in job.lengths) * views
+    shape = Shape.from_config(config.to_dict(), job.shape)
+    needed = operations(shape, 0, tokens, squares, 0.2 if job.stage == "mntp" else 0.0)
+    kernels, total = sum(step.kernels.values()), profile.seconds
+    yield f"## {job.stage}, {job.shape}: {tokens} tokens"
+    yield ""
+    moved = sum(step.bytes.values())
+    yield f"{kernels} kernels, {sum(layer.kernels.values())} of them a layer; {moved / 1e9:.0f} GB moved,"
+    yield f"{step.sent / 1e6:.2f} MB sent to the device; {total * 1e3:.0f} ms modelled, {tokens / total:,.0f} tokens/s,"
+    yield f"{needed / total / LARGE:.0%} of {LARGE / 1e12:.0f} TFLOP/s"
+    yield ""
+    waits, logs = sum(step.waits.values()), sum(profile.logs.values())
+    yield f"Host synchronisations of a step: {waits}; of one that logs: {logs}"
+    yield ""
+    yield from (f"- {count} × {where}" for where, count in step.waits.most_common())
+    yield from (f"- logging: {count} × {where}" for where, count in (profile.logs - step.waits).most_common())
+    yield ""
+    yield "| kind | ms | share | kernels | GB |"
+    yield "| --- | ---: | ---: | ---: | ---: |"
+    for kind, seconds in step.seconds.most_common(SHOWN):
+        shown = f"{seconds * 1e3:.2f} | {seconds / total:.1%} | {step.kernels[kind]} | {step.bytes[kind] / 1e9:.2f}"
+        yield f"| {kind} | {shown} |"
+    yield ""
+
+
+def checks(stages: list[str]) -> Iterator[dict[str, Any]]:
+    """Each stage on every recipe's shape and by every kernel, on few texts in two chunks.
+
+    Raises:
+        RuntimeError: an operation does not fit together.
+    """
+    lengths = [40, 33, 33, 20, 12, 9]
+    for stage in stages:
+        dropout = 0.3 if stage == "simcse" else 0.0
+        kernels = ("sdpa", "eager") if dropout else ("sdpa", "eager", "varlen")
+        for shape, kernel in [*((shape, "auto") for shape in RECIPES), *(("tiny", kernel) for kernel in kernels)]:
+            job = Job(stage, shape, lengths, 120, backbone={"attention_dropout": dropout, "kernel": kernel})
+            ordinary, logs = run(job, 1)
+            row = {"stage": stage, "shape": shape, "kernel": kernel, "waits": ordinary.waits, "logs": logs.waits}
+            if shape == REFERENCE:
+                row["layer"] = sum(run(job, 2)[0].plus(ordinary, -1).kernels.values())
+            yield row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=list(STAGES))
+    parser.add_argument("--shapes", nargs="+", default=[REFERENCE])
+    parser.add_argument("--check", action="store_true")
+    settings = parser.parse_args()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    if settings.check:
+        for row in checks(settings.stages):
+            print(json.dumps(row), flush=True)
+        return
+    print(f"{machine()}\n\nCommand: `{command()}`\n")
+    for shape in settings.shapes:
+        for stage in settings.stages:
+            print("\n".join(lines(Profile.of(published(stage, shape)))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""The stages on a GPU that is not there: all fits together, and the host seldom waits for the device."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+STAGES = ("mntp", "simcse", "supervised")
+SHAPES = {path.parent.name for path in (ROOT / "configs").glob("*/mntp.yaml")} - {"evening", "quickstart"}
+WAITS = 0  # host synchronisations of a step
+LOGS = 2  # of one that logs: the loss and the gradient's norm
+LAYER = {"mntp": 740, "simcse": 1102, "supervised": 740}  # kernels of a layer: two chunks (simcse: three), recomputed
+
+
+SCRIPT = """
+from fake_gpu import CUDA, FakeGPU
+import torch
+
+with FakeGPU() as gpu:
+    x = torch.ones(4, 8).to(CUDA)
+    w = torch.ones(8, 2).pin_memory().to(CUDA, non_blocking=True).requires_grad_()
+    (x @ w).sum().backward()
+    assert w.grad.is_cuda and w.grad.shape == (8, 2)
+    x.sum().item(), x.nonzero(), x[x > 0], x[torch.tensor([1])], x.cpu(), torch.tensor(1.0, device=CUDA)
+    for other in (torch.ones(4, 8), torch.ones(8, 2).bfloat16().to(CUDA)):
+        try:
+            x + other if other.shape == x.shape else x @ other
+        except RuntimeError:
+            print("clash")
+print(*sorted(where.split(":")[0] for where in gpu.waits.elements()), sep=", ")
+"""
+
+
+def python(*arguments: str | Path, timeout: float) -> str:
+    """What a process prints; one of its own, as the fake device must be there before torch is imported."""
+    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        pytest.skip("needs a C++ compiler, for the device that torch is shown")
+    done = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT / "benchmarks", timeout=timeout
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@cache
+def rows(stage: str) -> list[dict[str, Any]]:
+    """A run fails where two devices or two types meet."""
+    said = python("dry_gpu.py", "--check", "--stages", stage, timeout=290)
+    return [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+
+
+def test_the_device_sees_clashes_and_waits() -> None:
+    copies = ["copy to the device"] * 3  # the second operand of the other type, too
+    expected = ["boolean index", *copies, "copy to the host", "index on the CPU", "item", "nonzero"]
+    assert python("-c", SCRIPT, timeout=120).splitlines() == ["clash", "clash", ", ".join(expected)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_runs_by_every_kernel_and_on_every_shape(stage: str) -> None:
+    kernels = {"sdpa", "eager"} if stage == "simcse" else {"sdpa", "eager", "varlen"}  # varlen has no dropout
+    wanted = {("auto", shape) for shape in SHAPES} | {(kernel, "tiny") for kernel in kernels}
+    assert {(row["kernel"], row["shape"]) for row in rows(stage)} == wanted
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_host_waits_only_to_log(stage: str) -> None:
+    for row in rows(stage):
+        assert sum(row["waits"].values()) <= WAITS, row
+        assert sum(row["logs"].values()) <= LOGS, row
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_layer_has_so_many_kernels(stage: str) -> None:
+    [found] = [row["layer"] for row in rows(stage) if "layer" in row]
+    assert found <= LAYER[stage]
