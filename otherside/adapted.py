@@ -34,13 +34,12 @@ class Readers:
     """Layers of a block that read the same tensor. The first that is called computes the outputs of all.
 
     Args:
-        layers: with an adapter of this name.
+        layers: with an adapter of this name, whose dropout they share.
         name: of the adapter.
-        p: dropout of the adapters' input, which they share.
     """
 
-    def __init__(self, layers: Sequence[AdaptedLinear], name: str, p: float) -> None:
-        self.layers, self.name, self.p = layers, name, p
+    def __init__(self, layers: Sequence[AdaptedLinear], name: str) -> None:
+        self.layers, self.name = layers, name
         self._input: Tensor | None = None
         self._outputs: dict[AdaptedLinear, Tensor] = {}
 
@@ -56,76 +55,77 @@ class Readers:
         return output
 
     def _knows(self, layer: AdaptedLinear, x: Tensor) -> bool:
-        """Whether this adapter alone is at work, in one type, and no hook waits for a part to be called: ZeRO-3's
-        bring the weights.
+        """Whether this adapter alone is at work, on a frozen base, scaled as the others, in one type, and no hook
+        waits for a part to be called: ZeRO-3's bring the weights.
         """
         if layer.disable_adapters or layer.merged or layer.active_adapters != [self.name]:
             return False
         parts: list[Any] = [layer.base_layer, layer.lora_A[self.name], layer.lora_B[self.name]]
-        one_type = torch.is_autocast_enabled(x.device.type) or {part.weight.dtype for part in parts} == {x.dtype}
-        return one_type and not any(part._forward_hooks or part._forward_pre_hooks for part in parts)
+        return (
+            layer.scaling[self.name] == self.layers[0].scaling[self.name]
+            and (torch.is_autocast_enabled(x.device.type) or {part.weight.dtype for part in parts} == {x.dtype})
+            and not any(weight.requires_grad for weight in parts[0].parameters())
+            and not any(part._forward_hooks or part._forward_pre_hooks for part in parts)
+        )
 
     def _run(self, x: Tensor) -> tuple[Tensor, ...]:
         weights: list[Any] = []
         for layer in self.layers:
             base: Any = layer.base_layer
             weights += [base.weight, base.bias, layer.lora_A[self.name].weight, layer.lora_B[self.name].weight]
-        p = self.p if self.layers[0].training else 0.0
-        return _Adapted.apply(x, p, [layer.scaling[self.name] for layer in self.layers], *weights)
+        first = self.layers[0]
+        dropout: Any = first.lora_dropout[self.name]
+        p = dropout.p if dropout.training and not isinstance(dropout, nn.Identity) else 0.0
+        return _Adapted.apply(x, p, first.scaling[self.name], *weights)
 
 
 class _Adapted(torch.autograd.Function):
     """For each layer x W^T + bias + scaling * dropped(x) A^T B^T, with gradients of x, A and B."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, p: float, scalings: list[float], *weights: Any) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, p: float, scaling: float, *weights: Any) -> tuple[Tensor, ...]:
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         w_ED, biases, a_RD, b_ER = (weights[i::4] for i in range(4))
+        ctx.shape, ctx.dtype, ctx.adapter_dtype = x.shape, x.dtype, a_RD[0].dtype
+        ctx.scaling, ctx.ranks = scaling, [len(a) for a in a_RD]
         x_TD = x.reshape(-1, x.shape[-1]).to(dtype)
         dropped_TD, keep_TD, ctx.scale = drop(x_TD, p) if p else (x_TD, None, 1.0)
-        inner_TR = dropped_TD @ _stacked(a_RD, dtype).t()
+        scaled_RD = (torch.cat(a_RD) * scaling).to(dtype)
+        rounded_ER = [b.to(dtype) for b in b_ER]
+        inner_TR = dropped_TD @ scaled_RD.t()
         outputs = []
-        for w, bias, b, inner, scaling in zip(w_ED, biases, b_ER, _parts(inner_TR, a_RD, 1), scalings, strict=True):
+        for w, bias, b, inner in zip(w_ED, biases, rounded_ER, inner_TR.split(ctx.ranks, 1), strict=True):
             w_DE = w.to(dtype).t()
             y_TE = x_TD @ w_DE if bias is None else torch.addmm(bias.to(dtype), x_TD, w_DE)
-            outputs.append(y_TE.addmm_(inner, b.to(dtype).t(), alpha=scaling).view(*x.shape[:-1], len(w)))
-        ctx.scalings, ctx.shape, ctx.dtype = scalings, x.shape, x.dtype
-        ctx.save_for_backward(dropped_TD, keep_TD, inner_TR, *w_ED, *a_RD, *b_ER)
+            outputs.append(y_TE.addmm_(inner, b.t()).view(*x.shape[:-1], len(w)))
+        ctx.save_for_backward(dropped_TD, keep_TD, inner_TR, scaled_RD, *rounded_ER, *w_ED)
         return tuple(outputs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        dropped_TD, keep_TD, inner_TR, *weights = ctx.saved_tensors
-        n, dtype = len(grads), inner_TR.dtype
-        w_ED, a_RD, b_ER = (weights[i : i + n] for i in (0, n, 2 * n))
+        with torch.autocast(grads[0].device.type, enabled=False):
+            return _Adapted._gradients(ctx, *grads)
+
+    @staticmethod
+    def _gradients(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        dropped_TD, keep_TD, inner_TR, scaled_RD, *weights = ctx.saved_tensors
+        b_ER, w_ED = weights[: len(grads)], weights[len(grads) :]
         grads_TE = [grad.reshape(-1, grad.shape[-1]) for grad in grads]
-        scaled_ER = [b.to(dtype) * scaling for b, scaling in zip(b_ER, ctx.scalings, strict=True)]
-        grad_inner_TR = torch.cat([grad @ b for grad, b in zip(grads_TE, scaled_ER, strict=True)], 1)
-        grads_a = _parts(grad_inner_TR.t() @ dropped_TD, a_RD, 0)
-        inners = _parts(inner_TR, a_RD, 1)
-        grads_b = [g.t() @ inner * scaling for g, inner, scaling in zip(grads_TE, inners, ctx.scalings, strict=True)]
-        grad_TD = None
+        grad_inner_TR = torch.cat([grad @ b for grad, b in zip(grads_TE, b_ER, strict=True)], 1)
+        grad_a = (grad_inner_TR.t() @ dropped_TD).to(ctx.adapter_dtype) * ctx.scaling
+        grads_b = [grad.t() @ inner for grad, inner in zip(grads_TE, inner_TR.split(ctx.ranks, 1), strict=True)]
+        grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_TD = grad_inner_TR @ (_stacked(a_RD, dtype) * ctx.scale)
+            grad_TD = grad_inner_TR @ (scaled_RD * ctx.scale)
             if keep_TD is not None:
                 grad_TD.mul_(keep_TD)
             for grad, w in zip(grads_TE, w_ED, strict=True):
-                grad_TD.addmm_(grad, w.to(dtype))
-            grad_TD = grad_TD.view(ctx.shape).to(ctx.dtype)
-        pairs = zip(grads_a, a_RD, grads_b, b_ER, strict=True)
-        return grad_TD, None, None, *(g for da, a, db, b in pairs for g in (None, None, da.to(a.dtype), db.to(b.dtype)))
-
-
-def _stacked(a_RD: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """The A of all layers, one below the other."""
-    return torch.cat([a.to(dtype) for a in a_RD])
-
-
-def _parts(x: Tensor, a_RD: Sequence[Tensor], dim: int) -> Sequence[Tensor]:
-    """Each layer's part of a tensor whose dimension `dim` is the ranks of all."""
-    return x.split([len(a) for a in a_RD], dim)
+                grad_TD.addmm_(grad, w.to(grad.dtype))
+            grad_x = grad_TD.view(ctx.shape).to(ctx.dtype)
+        pairs = zip(grad_a.split(ctx.ranks), grads_b, strict=True)
+        return grad_x, None, None, *(g for a, b in pairs for g in (None, None, a, b.to(ctx.adapter_dtype)))
 
 
 def fuse(lm: nn.Module, groups: Sequence[Sequence[str]], name: str) -> None:
@@ -142,7 +142,7 @@ def fuse(lm: nn.Module, groups: Sequence[Sequence[str]], name: str) -> None:
             for layer in layers:
                 layer.__class__ = AdaptedLinear
             if layers:
-                readers = Readers(layers, name, getattr(layers[0].lora_dropout[name], "p", 0.0))
+                readers = Readers(layers, name)
                 for layer in layers:
                     layer.readers = readers
 
@@ -152,7 +152,6 @@ def _is_plain(layer: Any, name: str) -> bool:
     return (
         type(layer) is lora.Linear
         and type(layer.base_layer) is nn.Linear
-        and not any(weight.requires_grad for weight in layer.base_layer.parameters())
         and name in layer.lora_A
         and name not in layer.lora_variant
         and not layer.lora_bias[name]
