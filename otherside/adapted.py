@@ -138,13 +138,10 @@ def fuse(lm: nn.Module, groups: Sequence[Sequence[str]], name: str) -> None:
     """
     for block in list(lm.modules()):
         for group in groups:
-            layers = [layer for key in group if _is_plain(layer := getattr(block, key, None), name)]
+            layers: list[Any] = [layer for key in group if _is_plain(layer := getattr(block, key, None), name)]
+            readers = Readers(layers, name)
             for layer in layers:
-                layer.__class__ = AdaptedLinear
-            if layers:
-                readers = Readers(layers, name)
-                for layer in layers:
-                    layer.readers = readers
+                layer.__class__, layer.readers = AdaptedLinear, readers
 
 
 def _is_plain(layer: Any, name: str) -> bool:
