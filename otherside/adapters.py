@@ -19,6 +19,7 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from otherside.adapted import fuse
 from otherside.dropout import SharedDropout
 from otherside.lineage import ADAPTER_WEIGHTS, Lineage, Merged
 from otherside.llama import PROJECTIONS, READERS
@@ -62,7 +63,8 @@ def attach(lm: nn.Module, settings: Lora) -> None:
     """Put a new adapter into `lm` in place and freeze everything else.
 
     The adapter's weights are float32 whatever the base's type: they are what the optimizer updates. The backbone runs
-    them in the base's type under autocast, so PEFT's own cast of every input to float32 is switched off.
+    them in the base's type under autocast, so PEFT's own cast of every input to float32 is switched off. Layers compute
+    as `otherside.adapted` says.
     B starts at zero, so the model's output does not change.
 
     Raises:
@@ -77,8 +79,10 @@ def attach_to_piece(piece: nn.Module, settings: Lora, config: LoraConfig) -> Non
     if not any(name.rpartition(".")[2] in targets for name, _ in piece.named_modules()):
         return
     _inject(piece, config)
-    if settings.share_dropout and settings.dropout and not settings.dora:
-        share_dropout(piece)
+    groups = READERS if settings.share_dropout else tuple((name,) for name in targets)
+    if settings.dropout and not settings.dora:
+        share_dropout(piece, groups)
+    fuse(piece, groups, NAME)
 
 
 def peft_config(lm: nn.Module, settings: Lora) -> LoraConfig:
@@ -144,10 +148,10 @@ def switch(lm: nn.Module, on: bool) -> None:
         layer._disable_adapters = not on
 
 
-def share_dropout(lm: nn.Module) -> None:
-    """Let the projections of a block that read the same tensor share one dropped input."""
+def share_dropout(lm: nn.Module, groups: Sequence[Sequence[str]]) -> None:
+    """Let the projections of each group, which are of one block and read the same tensor, share one dropped input."""
     for block in list(lm.modules()):
-        for group in READERS:
+        for group in groups:
             layers = [layer for name in group if isinstance(layer := getattr(block, name, None), LoraLayer)]
             if layers and isinstance(first := layers[0].lora_dropout[NAME], nn.Dropout):
                 shared = SharedDropout(first.p, users=len(layers))

@@ -17,11 +17,25 @@ def dropout(x: Tensor, p: float) -> Tensor:
     """
     if x.device.type != "cpu":
         return F.dropout(x, p)
+    keep, scale = _draw(x, p)
+    return (x * keep) * scale
+
+
+def drop(x: Tensor, p: float) -> tuple[Tensor, Tensor, float]:
+    """`dropout` without gradient: its result, what was kept, and what that was multiplied by."""
+    if x.device.type != "cpu":
+        dropped, keep = torch.native_dropout(x, p, True)
+        return dropped, keep, 1 / (1 - p)
+    keep, scale = _draw(x, p)
+    return (x * keep).mul_(scale), keep, scale
+
+
+def _draw(x: Tensor, p: float) -> tuple[Tensor, float]:
     dropped = round(p * WORD)
     words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
     words = words[: x.numel()].view(x.shape)
     keep = torch.ge(words, dropped - WORD // 2, out=torch.empty_like(words)).to(torch.int8)
-    return (x * keep) * (WORD / (WORD - dropped))
+    return keep, WORD / (WORD - dropped)
 
 
 class SharedDropout(nn.Module):
@@ -42,7 +56,7 @@ class SharedDropout(nn.Module):
         """x of any shape; itself in eval mode."""
         if not self.training:
             return x
-        if not _same(x, self._input):
+        if not same(x, self._input):
             self._input, self._dropped, self._reads = x, dropout(x, self.p), 0
         dropped = self._dropped
         assert dropped is not None
@@ -56,7 +70,7 @@ class SharedDropout(nn.Module):
         return f"p={self.p}, users={self.users}"
 
 
-def _same(x: Tensor, other: Tensor | None) -> bool:
+def same(x: Tensor, other: Tensor | None) -> bool:
     """Whether two tensors are one in memory: ZeRO-3 hands each layer a wrapper of its own around the same input."""
     if x is other or other is None:
         return x is other

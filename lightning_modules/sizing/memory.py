@@ -106,7 +106,7 @@ def kept_by_adapter(job: Job) -> float:
             continue
         width = job.shape.projections[readers[0]][0]
         copies = len(readers) if dropped and not shared else 1
-        mask = 1 if shared or job.cuda else job.element  # bytes; torch's own dropout on CPUs keeps a mask of numbers
+        mask = job.element if job.adapter.dora and not job.cuda else 1  # bytes; on CPUs torch's own has numbers
         is_attention = group == ("o_proj",) and job.unpadded and job.attention == "fused" and not dropped
         total += copies * width * (job.element * (not is_attention) + mask * dropped)
     return total
@@ -131,10 +131,11 @@ def kept_by_token(job: Job) -> float:
 def activations(job: Job) -> float:
     """Kept for backward at the peak: of one chunk where chunks are computed again, else of the whole batch.
 
-    In half precision also the adapter's rounded copies, of each run of the model.
+    Where PEFT's own forward runs, in half precision also the adapter's rounded copies, of each run of the model.
     """
     tokens, runs = (job.chunk, 1) if job.recomputes else (job.tokens, job.chunks)
-    rounded = job.element * job.adapter.weights(job.shape) if job.element < FLOAT else 0
+    by_peft = job.adapter.dora or job.strategy == "zero3"
+    rounded = job.element * job.adapter.weights(job.shape) if by_peft and job.element < FLOAT else 0
     return tokens * kept_by_token(job) + rounded * runs * (not job.activation_checkpointing)
 
 

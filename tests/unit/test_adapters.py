@@ -255,7 +255,7 @@ class TestFiles:
         opened = peft.PeftModel.from_pretrained(base, tmp_path).eval()
         text = random_texts([23])
         expected = opened.base_model.model.model(text.input_ids[None]).last_hidden_state[0]
-        assert distance(backbone(text), expected) < 1e-6
+        assert distance(backbone(text), expected) < 5e-6  # sums in another order; both are 1e-6 from float64's
         assert distance(backbone(text), load(tiny_llama, attention="causal")(text)) > 0.01
 
     def test_files_hold_the_adapter_only(self, tiny_llama, tmp_path):
