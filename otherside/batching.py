@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from otherside.candidates import Marks
 from otherside.template import template_of
 from otherside.tokenizer import start_id
 
@@ -229,16 +230,18 @@ class PairBatch:
         step: number of this batch in the plan.
         texts: `pairs` queries, then their `pairs` positives in the same order, then any number of hard negatives.
         pairs: number of (query, positive) pairs.
+        marks: which texts are the same, and which are negatives of which query.
     """
 
     step: int
     texts: Packed
     pairs: int
+    marks: Marks
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PairBatch:
         """See `Packed.to`."""
-        return replace(self, texts=self.texts.to(device, non_blocking))
+        return replace(self, texts=self.texts.to(device, non_blocking), marks=self.marks.to(device, non_blocking))
 
     def pin_memory(self) -> PairBatch:
         """See `Packed.pin_memory`."""
-        return replace(self, texts=self.texts.pin_memory())
+        return replace(self, texts=self.texts.pin_memory(), marks=self.marks.pin_memory())

@@ -372,7 +372,32 @@ case(
     lambda bad: bad.source("Supervised", "sentences.txt"),
     "field 'query' is missing; the row has 'text'",
 )
+case(
+    "data: own negatives only, and a row has none",
+    lambda bad: bad.source("Supervised", negative_free(bad), in_batch=False),
+    "line 3: field 'negatives' must hold a text other than query and positive",
+    "Add hard negatives (`lightning mine`), set in_batch: true",
+)
+case(
+    "data: own negatives only, of texts",
+    lambda bad: bad.source(in_batch=False),
+    "in_batch and labels must be for datamodules.Pairs",
+    "Remove them",
+)
+case(
+    "data: labels without a number of negatives",
+    lambda bad: bad.source("Supervised", labels=True),
+    "data.negatives must say how many texts of other labels",
+    "Set data.negatives",
+)
 case("data: long instruction", lambda bad: bad.source(instruction="word " * 100), "must leave room", "Raise max_length")
+
+
+def negative_free(bad: Bad) -> Path:
+    lines = (bad.folder / "pairs.jsonl").read_text().splitlines()
+    lines[2] = json.dumps({**json.loads(lines[2]), "negatives": []})
+    (bad.folder / "free.jsonl").write_text("\n".join(lines))
+    return bad.folder / "free.jsonl"
 
 
 def in_a_worker(bad: Bad) -> Arguments:

@@ -8,6 +8,7 @@ from tokenizers import processors
 from transformers import AutoTokenizer
 
 from otherside.batching import Packed, PairBatch, TextBatch, Tokens, rounded, tokenise
+from otherside.candidates import Marks
 
 LENGTHS = [4, 1, 7, 7, 2, 12, 3]
 
@@ -73,13 +74,20 @@ class TestPacked:
 
 
 @pytest.mark.parametrize(
-    "batch", [TextBatch(7, random_texts([2, 3]), torch.tensor([4, 9])), PairBatch(7, random_texts([2, 3]), 1)]
+    "batch",
+    [
+        TextBatch(7, random_texts([2, 3]), torch.tensor([4, 9])),
+        PairBatch(7, random_texts([2, 3]), 1, Marks.of(["q"], ["p"], [[]], in_batch=False)),
+    ],
 )
 def test_moving_a_batch_keeps_the_rest(batch):
     moved = batch.to("meta")
     assert moved.texts.input_ids.device.type == "meta"
     assert moved.texts.lengths.device.type == "cpu"
-    assert {**vars(moved), "texts": 0} == {**vars(batch), "texts": 0}
+    others = {"texts": 0, "marks": 0}
+    assert {**vars(moved), **others} == {**vars(batch), **others}
+    if isinstance(batch, PairBatch):
+        assert moved.marks.keys.device.type == "meta" and not moved.marks.in_batch
 
 
 @pytest.fixture(scope="module")
