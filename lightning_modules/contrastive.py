@@ -72,7 +72,8 @@ class SimCSE(EncoderModule):
 
 class Supervised(EncoderModule):
     """Contrastive learning on (query, positive, hard negatives), with all other texts of the batch as negatives, or,
-    for sources with `in_batch: false`, a query's own hard negatives only.
+    for sources with `in_batch: false`, a query's own hard negatives only. Texts that a batch has twice are no negatives
+    of themselves, nor are the other positives of the same query.
 
     Args:
         loss: InfoNCE, cross-entropy of each query's positive against its candidates.
@@ -109,7 +110,8 @@ class Supervised(EncoderModule):
         queries, positives, negatives = (normalize(vectors, dim=1) for vectors in (queries, positives, negatives))
         found = documents(positives, negatives, batch.marks)
         cosines = queries @ found.vectors.T
-        taken = torch.ones_like(cosines, dtype=torch.bool) if found.left_out is None else ~found.left_out
+        assert found.left_out is not None
+        taken = ~found.left_out
         wanted = torch.zeros_like(taken).scatter(1, found.targets[:, None], True)
         rows = torch.arange(len(queries), device=self.device)
         owner = rows[:, None].expand_as(cosines) + (batch_idx * self.trainer.world_size + self.global_rank) * 10**6

@@ -75,7 +75,8 @@ class Candidates:
 def documents(positives: Tensor, negatives: Tensor, marks: Marks | None = None) -> Candidates:
     """What queries are compared with: positives and hard negatives of all ranks, or of a query's own row.
 
-    Of a row's own, none is a negative that says the same as the query or its positive.
+    Of them, with `marks`, none is a negative that says the same as the query or its positive, and no other positive of
+    the same query.
 
     Args:
         positives: (Q, D).
@@ -84,10 +85,12 @@ def documents(positives: Tensor, negatives: Tensor, marks: Marks | None = None) 
     """
     mine = torch.cat([positives, negatives])
     rows = torch.arange(len(positives), device=mine.device)
-    if marks is None or marks.in_batch:
+    if marks is None:
         return _of_all_ranks(mine, rows)
     queries, answers, hard = marks.keys.split([len(rows), len(rows), len(negatives)])
     texts, asked = torch.cat([answers, hard]), torch.cat([queries, hard])
+    if marks.in_batch:
+        return _of_all_ranks(mine, rows, (queries, answers), (texts, asked))
     strange = rows[:, None] != torch.cat([rows, marks.owners])
     return Candidates(mine, rows).known(strange | _same((queries, answers), (texts, asked)))
 
@@ -95,12 +98,19 @@ def documents(positives: Tensor, negatives: Tensor, marks: Marks | None = None) 
 def queries_of_all(queries: Tensor, marks: Marks | None = None) -> Candidates:
     """The same in the other direction: what positives are compared with, the queries (Q, D) of all ranks."""
     rows = torch.arange(len(queries), device=queries.device)
-    return _of_all_ranks(queries, rows)
+    if marks is None:
+        return _of_all_ranks(queries, rows)
+    asked, answers = marks.keys[: len(rows)], marks.keys[len(rows) : 2 * len(rows)]
+    return _of_all_ranks(queries, rows, (answers, asked), (asked, answers))
 
 
-def _of_all_ranks(mine: Tensor, rows: Tensor) -> Candidates:
+def _of_all_ranks(mine: Tensor, rows: Tensor, row_keys: tuple = (), keys: tuple = ()) -> Candidates:
     sizes = distributed.counts(len(mine), mine.device)
-    return Candidates(distributed.gather(mine, sizes), rows + sum(sizes[: distributed.rank()]))
+    everyone = Candidates(distributed.gather(mine, sizes), rows + sum(sizes[: distributed.rank()]))
+    if not keys:
+        return everyone
+    texts, partners = distributed.gather(torch.stack(keys, dim=1), sizes).unbind(1)
+    return everyone.known(_same(row_keys, (texts, partners)))
 
 
 def _same(rows: tuple[Tensor, Tensor], candidates: tuple[Tensor, Tensor]) -> Tensor:

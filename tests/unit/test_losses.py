@@ -143,6 +143,44 @@ class TestOwnNegativesOnly:
         assert found.item() == pytest.approx(row_by_row(*batch(negatives=8), kept, 2).item(), rel=1e-5)
 
 
+class TestDuplicates:
+    def test_where_all_texts_differ_nothing_changes(self):
+        assert torch.equal(InfoNCE()(*batch(), marks()), InfoNCE()(*batch()))
+
+    @pytest.mark.parametrize(
+        ("texts", "pairs"),
+        [
+            ({"positives": "ABADEFGH"}, [(0, 2), (2, 0)]),  # one answer to two queries
+            ({"queries": "abadefgh"}, [(0, 2), (2, 0)]),  # one query with two answers
+            ({"queries": "aBcdefgh", "positives": "BXCDEFGH"}, [(1, 0)]),  # an answer that is another row's query
+            ({"negatives": ("1", "23", "", "A", "5", "6", "78", "9")}, [(0, 11)]),  # a negative of d answers a
+            ({"negatives": ("1", "23", "", "a", "5", "6", "78", "9")}, [(0, 11)]),  # and is a
+            ({"negatives": ("A", "23", "", "4", "5", "6", "78", "9")}, [(0, 8)]),  # its own negative is the answer
+        ],
+    )
+    def test_the_same_text_is_no_negative(self, texts, pairs):
+        kept = [[j for j in row if (i, j) not in pairs] for i, row in enumerate(ALL)]
+        expected = row_by_row(*batch(), kept, 2).item()
+        assert abs(expected / row_by_row(*batch(), ALL, 2).item() - 1) > 1e-4
+        assert InfoNCE(2)(*batch(), marks(**texts)).item() == pytest.approx(expected, rel=1e-5)
+
+    @pytest.mark.parametrize("texts", [{"queries": "abadefgh"}, {"positives": "ABADEFGH"}])
+    def test_in_the_other_direction(self, texts):
+        q, p, n = batch()
+        both = [[j for j in range(17) if j != i and {i, j} != {0, 2}] for i in range(8)]
+        back = [[j for j in row if j < 8] for row in both]
+        expected = (row_by_row(q, p, n, both) + row_by_row(p, q, n[:0], back)) / 2
+        found = InfoNCE(symmetric=True)(q, p, n, marks(**texts))
+        assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+    def test_all_the_same(self):
+        """Nothing is left to tell a positive from: a loss of 0, not of NaN."""
+        found = [x.requires_grad_() for x in batch()]
+        loss = InfoNCE()(*found, marks(positives="AAAAAAAA", negatives=["A"] * 7 + ["AA"]))
+        loss.backward()
+        assert loss.item() == 0 and all(torch.isfinite(x.grad).all() for x in found)
+
+
 class TestSettings:
     @pytest.mark.parametrize(
         ("settings", "message"),
@@ -180,6 +218,7 @@ SPLITS = [
 
 KNOWN = {
     "nothing": None,
+    "duplicates": {"queries": "aacdefgh", "positives": "ABCDEFGA"},
     "own": {"positives": "ABCDEFGA", "in_batch": False},
 }
 
