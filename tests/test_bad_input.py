@@ -536,6 +536,43 @@ case("recipe: no such folder", lambda bad: ["recipe", "no"], "there is no folder
 case("recipe: no stages", lambda bad: bad.recipe("trainer: {}"), "a folder with a YAML per stage; recipe has none")
 
 # Sizes
+case(
+    "mine: no such encoder",
+    lambda bad: ["mine", "no/such", "pairs.jsonl", "--out", "a.jsonl"],
+    "must be a folder here or a model on the hub, with a tokenizer; that of no/such",
+)
+case(
+    "mine: no such pairs",
+    lambda bad: ["mine", bad.llama, "no.jsonl", "--out", "a.jsonl"],
+    "path 'no.jsonl' must name a file",
+)
+case(
+    "mine: texts for pairs",
+    lambda bad: ["mine", bad.llama, "sentences.txt", "--out", "a.jsonl"],
+    "sentences.txt, line 1: field 'query' is missing",
+)
+case(
+    "mine: unknown format",
+    lambda bad: ["mine", bad.llama, "pairs.jsonl", "--out", "a.csv"],
+    "--out must be a file that ends in .jsonl or .parquet; got a.csv",
+)
+case(
+    "mine: file of something else",
+    lambda bad: ["mine", bad.llama, "pairs.jsonl", "--out", "pairs.jsonl"],
+    "--out must be a new file",
+    "Move it away",
+)
+case(
+    "mine: ceiling in percent",
+    lambda bad: ["mine", bad.llama, "pairs.jsonl", "--out", "a.jsonl", "--ceiling", "95"],
+    "--ceiling must be a share of the positive's score, above 0 and at most 1; got 95",
+)
+case(
+    "mine: more negatives than ranks",
+    lambda bad: ["mine", bad.llama, "pairs.jsonl", "--out", "a.jsonl", "--last_rank", "3"],
+    "--negatives must be at most the ranks",
+    "Raise --last_rank",
+)
 case("size: no such YAML", lambda bad: ["size", "no.yaml"], "there is no file no.yaml")
 case("size: no stage", lambda bad: ["size", bad.yaml("trainer: {}")[2]], "model.class_path must be a stage", "MNTP")
 case("size: unknown strategy", lambda bad: ["size", bad.stage(), "--strategy", "zero4"], "--strategy", "got 'zero4'")
