@@ -159,7 +159,7 @@ def test_parts_of_other_settings_are_made_anew(change: str, pairs: Path, mined: 
 
 
 @pytest.mark.parametrize(
-    ("positive", "kept", "near"), [(0.8, [1, 2], 1), (1.0, [0, 1], 0), (-0.5, [4], 4), (0.0, [4], 4)]
+    ("positive", "kept", "near"), [(0.8, [1, 2], 1), (1.0, [0, 1], 0), (-0.5, [4], 4), (-0.62, [], 5), (0.0, [4], 4)]
 )
 def test_the_ceiling(positive: float, kept: list[int], near: int) -> None:
     scores = np.array([0.9, 0.76, 0.3, 0.1, -0.6, -np.inf])
