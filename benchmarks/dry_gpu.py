@@ -57,6 +57,7 @@ from otherside import adapters
 from otherside.adapters import Lora
 from otherside.backbone import Backbone, BackboneConfig, set_attention_dropout
 from otherside.batching import Packed, PairBatch, TextBatch, Tokens
+from otherside.candidates import Marks
 from otherside.encoder import Encoder
 from otherside.lineage import Lineage
 
@@ -116,7 +117,10 @@ class Job:
         tokens = [Tokens([0, *(draw.randrange(3, vocabulary) for _ in range(n - 1))], 1, 1) for n in self.lengths]
         texts = Packed.from_tokens(tokens)
         if self.stage == "supervised":
-            return PairBatch(step, texts, len(tokens) // 3)
+            pairs, names = len(tokens) // 3, [str(i) for i in range(len(tokens))]
+            hard = [[name] for name in names[2 * pairs :]]
+            marks = Marks.of(names[:pairs], names[pairs : 2 * pairs], hard)
+            return PairBatch(step, texts, pairs, marks)
         return TextBatch(step, texts, torch.arange(len(tokens)) + step * len(tokens))
 
 

@@ -45,7 +45,7 @@ class PlannedBatches(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         batch = self.plan.batch(step)
         rows, ids = (rank_slice(part, self.rank, self.world_size) for part in (batch.rows, self.plan.row_ids(batch)))
-        return self.make(step, batch.source, self.tables[batch.source].rows[rows.tolist()], ids)
+        return self.make(step, batch.source, self.tables[batch.source].read(rows, ids), ids)
 
 
 class OrderedBatches(Dataset[Batch]):
@@ -89,7 +89,8 @@ class OrderedBatches(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         source, start, stop = self.batches[step]
         rows = rank_slice(np.arange(start, stop), self.rank, self.world_size)
-        return self.make(step, source, self.tables[source].rows[rows.tolist()], self.first_ids[source] + rows)
+        ids = self.first_ids[source] + rows
+        return self.make(step, source, self.tables[source].read(rows, ids), ids)
 
 
 class StepSampler(Sampler[int]):

@@ -11,15 +11,18 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from datamodules.base import TextData
-from datamodules.sources import Kind, Source
+from datamodules.labels import LabelledRows, LabelledTable
+from datamodules.sources import Kind, Source, Table
+from datamodules.streaming import Expand
 from otherside.batching import Packed, PairBatch, tokenise
+from otherside.candidates import Marks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 class Pairs(TextData):
-    """(query, positive, negatives) rows as `PairBatch`.
+    """(query, positive, negatives) rows as `PairBatch`, or (text, label) rows of sources with `labels: true`.
 
     The source's instruction is put before queries, its document instruction before positives and negatives.
 
@@ -33,7 +36,30 @@ class Pairs(TextData):
         super().__init__(*args, **kwargs)
         if negatives is not None and negatives < 0:
             raise ValueError(f"negatives must be 0 or more, or null for all; got {negatives}")
+        alone = [str(source) for source in (*self.sources, *self.val_sources) if not source.in_batch]
+        if alone and negatives == 0:
+            raise ValueError(
+                f"data.negatives must be at least 1, or null for all, as in_batch: false leaves no other "
+                f"negatives; got 0, and {alone[0]}. Raise data.negatives."
+            )
+        labelled = [str(source) for source in (*self.sources, *self.val_sources) if source.labels]
+        if labelled and negatives is None:
+            raise ValueError(
+                "data.negatives must say how many texts of other labels are negatives of a row of sources with labels: "
+                f"true; got null, and {labelled[0]}. Set data.negatives, such as 4."
+            )
         self.negatives = negatives
+
+    @override
+    def open(self, source: Source) -> Table:
+        """The rows of a training or validation source."""
+        table = super().open(source)
+        return LabelledTable.of(table, self.negatives or 1, self.seed) if source.labels else table
+
+    @override
+    def expander(self) -> Expand:
+        """Texts of a stream with labels become pairs."""
+        return LabelledRows(self.negatives or 1) if self.sources[0].labels else super().expander()
 
     @override
     def make_batch(self, sources: Sequence[Source]) -> PairMaker:
@@ -61,15 +87,13 @@ class PairMaker:
 
     def __call__(self, step: int, source: int, rows: dict[str, list[Any]], ids: NDArray[np.int64]) -> PairBatch:
         """See `datamodules.loading.MakeBatch`."""
-        negatives = [
-            text for texts, row in zip(rows["negatives"], ids, strict=True) for text in self._draw(texts, int(row))
-        ]
+        negatives = [self._draw(texts, int(row)) for texts, row in zip(rows["negatives"], ids, strict=True)]
         settings = self.sources[source]
         queries = tokenise(self.tokenizer, rows["query"], self.max_length, settings.instruction)
-        documents = tokenise(
-            self.tokenizer, rows["positive"] + negatives, self.max_length, settings.document_instruction
-        )
-        return PairBatch(step, Packed.from_tokens(queries + documents), len(queries))
+        texts = [text for texts in (rows["positive"], *negatives) for text in texts]
+        documents = tokenise(self.tokenizer, texts, self.max_length, settings.document_instruction)
+        marks = Marks.of(rows["query"], rows["positive"], negatives, settings.in_batch)
+        return PairBatch(step, Packed.from_tokens(queries + documents), len(queries), marks)
 
     def _draw(self, texts: list[str], row: int) -> list[str]:
         if self.negatives is None or len(texts) <= self.negatives:

@@ -104,11 +104,16 @@ def check_text(values: Mapping[str, Any], columns: Mapping[str, str], blank_ok: 
     return {"text": _text(text, columns["text"])}
 
 
-def check_pair(values: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+def check_pair(values: Mapping[str, Any], columns: Mapping[str, str], alone: bool = False) -> dict[str, Any]:
     """`{"query": str, "positive": str, "negatives": list of str}`; absent or null negatives are an empty list.
 
+    Args:
+        values: of the row.
+        columns: our names of fields -> their columns.
+        alone: its negatives are all that the query is told from: there must be one, and none that is query or positive.
+
     Raises:
-        Fault: one of the texts is missing, no string, blank, or no valid Unicode.
+        Fault: one of the texts is missing, no string, blank, or no valid Unicode; `alone`, and there is no negative.
     """
     pair = {role: _text(_value(values, columns[role], role), columns[role]) for role in ("query", "positive")}
     column = columns.get("negatives", "negatives")
@@ -121,7 +126,24 @@ def check_pair(values: Mapping[str, Any], columns: Mapping[str, str]) -> dict[st
         raise Fault(
             f"field {column!r} must be a list of strings; got {type(negatives).__name__}. Put the texts in a list"
         )
-    return {**pair, "negatives": [_text(text, f"{column}[{i}]") for i, text in enumerate(negatives)]}
+    texts = [_text(text, f"{column}[{i}]") for i, text in enumerate(negatives)]
+    if alone and not (texts := [text for text in texts if text not in pair.values()]):
+        raise Fault(
+            f"field {column!r} must hold a text other than query and positive, as in_batch: false leaves no other "
+            f"negatives; got {len(negatives)}. Add hard negatives (`lightning mine`), set in_batch: true"
+        )
+    return {**pair, "negatives": texts}
+
+
+def check_labelled(values: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """`{"text": str, "label": str}`; a label may be a whole number, too.
+
+    Raises:
+        Fault: the text or the label is missing, no string, blank, or no valid Unicode.
+    """
+    text, label = (_value(values, columns[role], role) for role in ("text", "label"))
+    label = str(label) if isinstance(label, int) else label
+    return {"text": _text(text, columns["text"]), "label": _text(label, columns["label"])}
 
 
 def _value(values: Mapping[str, Any], column: str, role: str) -> Any:

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import datasets
+import numpy as np
 from datasets import Features, Value
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
+from numpy.typing import NDArray
 
 from datamodules.rows import (
     READERS,
@@ -26,6 +28,7 @@ from datamodules.rows import (
     Check,
     Record,
     Skipped,
+    check_labelled,
     check_pair,
     check_text,
     checked_rows,
@@ -46,11 +49,12 @@ BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 HUB_ID = re.compile(r"(?P<path>[\w.-]+/[\w.-]+)(:(?P<name>[\w.-]+))?")
 
-Kind = Literal["text", "blank_ok", "pair"]
+Kind = Literal["text", "blank_ok", "pair", "labelled"]
 ROLES: dict[Kind, tuple[str, ...]] = {
     "text": ("text",),
     "blank_ok": ("text",),
     "pair": ("query", "positive", "negatives"),
+    "labelled": ("text", "label"),
 }
 FEATURES: dict[Kind, Features] = {
     "text": Features({"text": Value("string")}),
@@ -58,6 +62,7 @@ FEATURES: dict[Kind, Features] = {
     "pair": Features(
         {"query": Value("string"), "positive": Value("string"), "negatives": datasets.List(Value("string"))}
     ),
+    "labelled": Features({"text": Value("string"), "label": Value("string")}),
 }
 
 
@@ -69,9 +74,13 @@ class Source:
         path: a file, a glob, a list of these, a URL, or a hub dataset ("org/name" or "org/name:config"). Files are JSON
             lines, Parquet, CSV or TSV with a header, or plain text with one text a line; .gz and .zst are unpacked.
         fields: our name of a field -> its column, where they differ. Ours are `text`, or `query`, `positive` and
-            `negatives` (a list of texts, one text, null or left out) for pairs.
+            `negatives` (a list of texts, one text, null or left out) for pairs; with labels `text` and `label`.
         instruction: put before queries, and before texts.
         document_instruction: put before positives and negatives.
+        in_batch: whether other rows' texts are negatives of a pair, too. False: only its own hard negatives, of which
+            every row must have one; for data in which other rows' texts are often positives, such as classes.
+        labels: rows are a `text` and its `label`, and become pairs, drawn anew in each epoch: another text of the label
+            is the positive, `data.negatives` texts of other labels are the negatives, and the only ones.
         weight: how often this source is drawn against the others; null in all: an epoch holds each of their rows once.
         split: split of a hub dataset.
         name: configuration of a hub dataset, as after the colon in `path`.
@@ -82,10 +91,15 @@ class Source:
     fields: dict[str, str] = field(default_factory=dict)
     instruction: str = ""
     document_instruction: str = ""
+    in_batch: bool = True
+    labels: bool = False
     weight: float | None = None
     split: str = "train"
     name: str | None = None
     revision: str | None = None
+
+    def __post_init__(self) -> None:
+        self.in_batch = self.in_batch and not self.labels
 
     def __str__(self) -> str:
         return self.path if isinstance(self.path, str) else ", ".join(self.path)
@@ -112,6 +126,16 @@ class Table:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def read(self, rows: NDArray[np.int64], ids: NDArray[np.int64]) -> dict[str, list[Any]]:
+        """Columns of these rows.
+
+        Args:
+            rows: (B,) row numbers.
+            ids: (B,) a number of its own for every (source, epoch, row), for what is drawn.
+        """
+        columns: dict[str, list[Any]] = self.rows[rows.tolist()]
+        return columns
+
 
 def open_table(source: Source, kind: Kind, on_bad_row: str = "raise") -> Table:
     """All rows of `source`, checked, as a memory-mapped table; built on the first call, then taken from the cache.
@@ -128,6 +152,7 @@ def open_table(source: Source, kind: Kind, on_bad_row: str = "raise") -> Table:
         BadFile: a file is empty or broken.
         ValueError: `path` or `fields` names what does not exist.
     """
+    kind = kind_of(source, kind)
     check = row_check(source, kind)
     if is_remote(source):
         remote = load_remote(source, streaming=False)
@@ -146,7 +171,8 @@ def open_table(source: Source, kind: Kind, on_bad_row: str = "raise") -> Table:
             first = skipped.first[0] if skipped.first else "every text is blank"
             raise BadRow(f"{source}: at least one row must be good; all {skipped.count} are bad. The first: {first}.")
 
-    dataset, skipped, content = cached([identity, kind, source.fields, on_bad_row], FEATURES[kind], rows)
+    key = [identity, kind, source.fields, on_bad_row, *([] if source.in_batch else ["alone"])]
+    dataset, skipped, content = cached(key, FEATURES[kind], rows)
     return Table(source, dataset, skipped.count, tuple(skipped.first), content)
 
 
@@ -182,17 +208,30 @@ def cached(
     return dataset, Skipped(**noted["skipped"]), noted["content"]
 
 
+def kind_of(source: Source, kind: Kind) -> Kind:
+    """What rows of `source` are where rows of `kind` are read: pairs may be made of texts with labels."""
+    return "labelled" if kind == "pair" and source.labels else kind
+
+
 def row_check(source: Source, kind: Kind) -> Check:
     """The check for rows of `source`.
 
     Raises:
-        ValueError: `fields` has a key that is none of our fields.
+        ValueError: `fields` has a key that is none of our fields, or rows that are no pairs have `in_batch: false`.
     """
+    kind = kind_of(source, kind)
     roles = ROLES[kind]
     if unknown := set(source.fields) - set(roles):
         raise ValueError(f"fields must map {', '.join(roles)} to columns; got {sorted(unknown)} for {source}")
     if kind == "pair":
-        return partial(check_pair, columns={"query": "query", "positive": "positive", **source.fields})
+        columns = {"query": "query", "positive": "positive", **source.fields}
+        return partial(check_pair, columns=columns, alone=not source.in_batch)
+    if kind == "labelled":
+        return partial(check_labelled, columns={"text": "text", "label": "label", **source.fields})
+    if not source.in_batch:
+        raise ValueError(
+            f"in_batch and labels must be for datamodules.Pairs; got {source}, which is read as texts. Remove them."
+        )
     return partial(check_text, columns={"text": "text", **source.fields}, blank_ok=kind == "blank_ok")
 
 

@@ -11,7 +11,7 @@ one Lightning epoch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any, Protocol
@@ -47,6 +47,9 @@ class Expand(Protocol):
     def __call__(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """What `rows` complete."""
 
+    def of_window(self, rows: list[dict[str, Any]], entropy: Sequence[int]) -> list[dict[str, Any]]:
+        """What becomes of the rows that are shuffled together; what is drawn, is drawn from `entropy`."""
+
 
 class WholeRows:
     """Rows as they are."""
@@ -55,6 +58,10 @@ class WholeRows:
         self.rest: list[int] = []
 
     def __call__(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Nothing changes."""
+        return rows
+
+    def of_window(self, rows: list[dict[str, Any]], entropy: Sequence[int]) -> list[dict[str, Any]]:
         """Nothing changes."""
         return rows
 
@@ -112,7 +119,9 @@ class StreamBatches(IterableDataset[Any]):
     def _items(self, position: Position) -> Iterator[tuple[dict[str, Any], int, Position]]:
         used = position["used"]
         for start, window in self._windows(position):
-            keys = permutation_keys(self.seed, _STREAM, self.rank, start["windows"])
+            entropy = (self.seed, _STREAM, self.rank, start["windows"])
+            keys = permutation_keys(*entropy)
+            window = self.expand.of_window(window, entropy)
             order = permute(np.arange(len(window)), len(window), keys).tolist()
             for count in range(used, len(window)):
                 row = order[count]

@@ -30,6 +30,7 @@ All stages, and what they did:
   export    ENCODER OUT                       for sentence-transformers, ONNX or transformers; parity is checked
 
 Before a large run:
+  mine      ENCODER PAIRS --out FILE.jsonl    hard negatives for a file of pairs
   size      configs/R/mntp.yaml --nodes 2 --gpus 8      memory, communication and time of a step; loads no weights
 
 `lightning COMMAND --help` says more. Errors are one line; OTHERSIDE_DEBUG=1 shows where they arose.
@@ -41,6 +42,7 @@ FUNCTIONS: dict[str, tuple[str, dict[str, str | None]]] = {  # where they are, a
     "report": ("lightning_modules.report:report", {"runs": "+"}),
     "soup": ("otherside.soup:soup", {"encoders": "+"}),
     "export": ("otherside.export:export", {"encoder": None, "out": None}),
+    "mine": ("datamodules.mining:mine", {"encoder": None, "pairs": None}),
     "size": ("lightning_modules.sizing:size", {"config": None}),
 }
 LISTS = ("--layers", "--tasks", "--weights")  # options that take lists

@@ -6,17 +6,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 from torchmetrics.retrieval import RetrievalMRR
 from typing_extensions import override
 
 from lightning_modules.base import EncoderModule
-from otherside import distributed
 from otherside.batching import PairBatch, TextBatch
+from otherside.candidates import documents
 from otherside.losses import InfoNCE
 
 
-def check_candidates(data: Any) -> None:
+def check_candidates(data: Any, loss: InfoNCE) -> None:
     """Raise a ValueError if there is nothing to tell a positive from, so that the loss would be 0 at every step."""
+    sources = [*getattr(data, "sources", []), *getattr(data, "val_sources", [])]
+    if loss.symmetric and (alone := [str(source) for source in sources if not source.in_batch]):
+        raise ValueError(
+            "loss.symmetric must be false where sources have in_batch: false, as it tells queries from each other; got "
+            f"true, and {alone[0]}. Set loss.symmetric: false."
+        )
     if getattr(data, "global_batch_size", 2) < 2 and getattr(data, "negatives", 0) == 0:
         raise ValueError(
             "data.global_batch_size must be at least 2 for a contrastive stage without hard negatives, whose negatives "
@@ -47,7 +54,7 @@ class SimCSE(EncoderModule):
 
     @override
     def on_fit_start(self) -> None:
-        check_candidates(self.trainer.datamodule)  # type: ignore[attr-defined]
+        check_candidates(self.trainer.datamodule, self.info_nce)  # type: ignore[attr-defined]
         super().on_fit_start()
 
     @override
@@ -64,10 +71,12 @@ class SimCSE(EncoderModule):
 
 
 class Supervised(EncoderModule):
-    """Contrastive learning on (query, positive, hard negatives), with all other texts of the batch as negatives.
+    """Contrastive learning on (query, positive, hard negatives), with all other texts of the batch as negatives, or,
+    for sources with `in_batch: false`, a query's own hard negatives only. Texts that a batch has twice are no negatives
+    of themselves, nor are the other positives of the same query.
 
     Args:
-        loss: InfoNCE, cross-entropy of each text's positive against all other texts of the global batch.
+        loss: InfoNCE, cross-entropy of each query's positive against its candidates.
         kwargs: see `EncoderModule`.
     """
 
@@ -80,29 +89,31 @@ class Supervised(EncoderModule):
 
     @override
     def on_fit_start(self) -> None:
-        check_candidates(self.trainer.datamodule)  # type: ignore[attr-defined]
+        check_candidates(self.trainer.datamodule, self.info_nce)  # type: ignore[attr-defined]
         super().on_fit_start()
 
     @override
     def loss(self, batch: PairBatch) -> Tensor:
-        return self.info_nce(*self._roles(batch))
+        queries, positives, negatives = self._roles(batch)
+        return self.info_nce(queries, positives, negatives, batch.marks)
 
-    def _roles(self, batch: PairBatch) -> tuple[Tensor, ...]:
+    def _roles(self, batch: PairBatch) -> tuple[Tensor, Tensor, Tensor]:
         vectors = self.embed(batch.cut(self.chunk_tokens).chunks)
-        return vectors.split([batch.pairs, batch.pairs, len(batch.texts) - 2 * batch.pairs])
+        queries, positives, negatives = vectors.split([batch.pairs, batch.pairs, len(batch.texts) - 2 * batch.pairs])
+        return queries, positives, negatives
 
     @override
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
-        """Loss, and the mean reciprocal rank of each query's positive among the global batch's candidates."""
+        """Loss, and the mean reciprocal rank of each query's positive among its candidates."""
         queries, positives, negatives = self._roles(batch)
-        self._log_validation(self.info_nce(queries, positives, negatives), batch)
-        normalize = torch.nn.functional.normalize
-        mine = normalize(torch.cat([positives, negatives]), dim=1)
-        sizes = distributed.counts(len(mine), self.device)
-        cosines = normalize(queries, dim=1) @ distributed.gather(mine, sizes).T
+        self._log_validation(self.info_nce(queries, positives, negatives, batch.marks), batch)
+        queries, positives, negatives = (normalize(vectors, dim=1) for vectors in (queries, positives, negatives))
+        found = documents(positives, negatives, batch.marks)
+        cosines = queries @ found.vectors.T
+        assert found.left_out is not None
+        taken = ~found.left_out
+        wanted = torch.zeros_like(taken).scatter(1, found.targets[:, None], True)
         rows = torch.arange(len(queries), device=self.device)
-        wanted = torch.zeros_like(cosines, dtype=torch.bool)
-        wanted[rows, rows + sum(sizes[: self.global_rank])] = True
         owner = rows[:, None].expand_as(cosines) + (batch_idx * self.trainer.world_size + self.global_rank) * 10**6
-        self.mrr.update(cosines, wanted, indexes=owner)
+        self.mrr.update(cosines[taken], wanted[taken], indexes=owner[taken])
         self.log("val/mrr", self.mrr, on_epoch=True, prog_bar=True, batch_size=batch.pairs)

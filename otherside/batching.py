@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor
 
+from otherside.candidates import Marks
 from otherside.template import template_of
 from otherside.tokenizer import start_id
 
@@ -294,6 +295,16 @@ class PairBatch(Batch):
 
     Args:
         pairs: number of (query, positive) pairs.
+        marks: which texts are the same, and which are negatives of which query.
     """
 
     pairs: int
+    marks: Marks
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """Also the marks."""
+        return replace(super().to(device, non_blocking), marks=self.marks.to(device, non_blocking))
+
+    def pin_memory(self) -> Self:
+        """Also the marks."""
+        return replace(super().pin_memory(), marks=self.marks.pin_memory())

@@ -1,6 +1,6 @@
 """Contrastive losses on gathered vectors.
 
-Shapes: Q queries of this rank, C candidates of all ranks, D hidden size.
+Shapes: Q queries and K hard negatives of this rank, D hidden size.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from otherside import distributed
+from otherside.candidates import Candidates, Marks, documents, queries_of_all
 
 
 @dataclass
 class InfoNCE:
-    """Cross-entropy of each query's positive against all candidates of the global batch (van den Oord et al., 2018).
+    """Cross-entropy of each query's positive against its candidates (van den Oord et al., 2018).
 
     Args:
         scale: cosine similarities are multiplied by this (1 / temperature): 20 is a temperature of 0.05.
@@ -38,13 +39,15 @@ class InfoNCE:
         if any(k < 1 for k in self.matryoshka):
             raise ValueError(f"loss.matryoshka must hold sizes of at least 1; got {self.matryoshka}")
 
-    def __call__(self, queries: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+    def __call__(self, queries: Tensor, positives: Tensor, negatives: Tensor, marks: Marks | None = None) -> Tensor:
         """Loss of this rank; its mean over ranks is the global batch's mean over queries, whatever the split.
 
         Args:
             queries: (Q, D).
             positives: (Q, D), row i belongs to query i.
-            negatives: (K, D) hard negatives of this rank's queries; candidates for all queries. K may be 0.
+            negatives: (K, D) hard negatives of this rank's queries. K may be 0.
+            marks: which texts are the same, and whether only a query's own hard negatives count. None: all texts
+                differ, and all of the global batch are candidates of every query.
 
         Returns:
             A float32 scalar.
@@ -56,35 +59,31 @@ class InfoNCE:
             raise ValueError(
                 f"loss.matryoshka must not exceed the hidden size {queries.shape[1]}; got {max(self.matryoshka)}"
             )
+        # of unit length before they are gathered: their number grows with the ranks
         queries, positives, negatives = (_normalised(vectors) for vectors in (queries, positives, negatives))
-        mine = torch.cat([positives, negatives])
-        sizes = distributed.counts(len(mine), mine.device)
-        candidates = distributed.gather(mine, sizes)  # of unit length already: their number grows with the ranks
-        counts = distributed.counts(len(queries), queries.device) if self.symmetric else []
-        everyone = distributed.gather(queries, counts) if self.symmetric else None
-        rank = distributed.rank()
+        directions = [(queries, documents(positives, negatives, marks))]
+        if self.symmetric:
+            directions.append((positives, queries_of_all(queries, marks)))
         widths = [k for k in self.matryoshka if k < queries.shape[1]] + [queries.shape[1]]
-        losses = []
-        for k in widths:
-            losses.append(self._rows(queries, candidates, sum(sizes[:rank]), k))
-            if everyone is not None:
-                losses.append(self._rows(positives, everyone, sum(counts[:rank]), k))
+        losses = [self._rows(*direction, width) for width in widths for direction in directions]
         share = distributed.world_size() / distributed.total(len(queries), queries.device)  # DDP takes ranks' mean
         return torch.stack(losses).mean() * share
 
-    def _rows(self, rows: Tensor, candidates: Tensor, offset: int, width: int) -> Tensor:
-        """Summed loss of this rank's rows, first `width` dimensions; row i's positive is candidate `offset + i`."""
+    def _rows(self, rows: Tensor, candidates: Candidates, width: int) -> Tensor:
+        """Summed loss of this rank's rows, first `width` dimensions."""
+        vectors, targets = candidates.vectors, candidates.targets
         if width < rows.shape[1]:
-            rows, candidates = _normalised(rows[:, :width]), _normalised(candidates[:, :width])
+            rows, vectors = _normalised(rows[:, :width]), _normalised(vectors[:, :width])
         with torch.autocast(rows.device.type, enabled=False):
-            cosines = rows @ candidates.T
-        target = torch.arange(len(rows), device=rows.device) + offset
+            cosines = rows @ vectors.T
         logits = cosines * self.scale
+        if candidates.left_out is not None:
+            logits.masked_fill_(candidates.left_out, float("-inf"))
         if self.false_negative_margin is not None:
-            limit = cosines.gather(1, target[:, None]) - self.false_negative_margin
-            suspect = (cosines > limit).scatter(1, target[:, None], False)
-            logits = logits.masked_fill(suspect, float("-inf"))
-        return F.cross_entropy(logits, target, reduction="sum")
+            limit = cosines.gather(1, targets[:, None]) - self.false_negative_margin
+            suspect = (cosines > limit).scatter(1, targets[:, None], False)
+            logits.masked_fill_(suspect, float("-inf"))
+        return F.cross_entropy(logits, targets, reduction="sum")
 
 
 def _normalised(vectors: Tensor) -> Tensor:

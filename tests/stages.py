@@ -17,6 +17,7 @@ from otherside import mntp
 from otherside.adapters import Lora
 from otherside.backbone import BackboneConfig
 from otherside.batching import Packed, PairBatch, TextBatch, tokenise
+from otherside.candidates import Marks
 
 Stage = TypeVar("Stage", bound=EncoderModule)
 TEXTS = [f"{s} {v} {o}" for s, v, o in zip(SUBJECTS, VERBS, OBJECTS * 2, strict=False)]
@@ -42,7 +43,8 @@ def texts(module: EncoderModule, chosen: list[str] = TEXTS) -> TextBatch:
 def pairs(module: EncoderModule, negatives: int = 5) -> PairBatch:
     """Three pairs and so many hard negatives, which need not be a multiple of three."""
     chosen = [text.split()[0] + " " + text.split()[-1] for text in TEXTS[:3]] + TEXTS[:3] + TEXTS[3:][:negatives]
-    return PairBatch(0, Packed.from_tokens(tokenise(module.tokenizer, chosen, 64)), 3)
+    marks = Marks.of(chosen[:3], chosen[3:6], [chosen[6:], [], []])
+    return PairBatch(0, Packed.from_tokens(tokenise(module.tokenizer, chosen, 64)), 3, marks)
 
 
 def batch(module: EncoderModule) -> Any:

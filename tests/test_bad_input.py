@@ -372,7 +372,32 @@ case(
     lambda bad: bad.source("Supervised", "sentences.txt"),
     "field 'query' is missing; the row has 'text'",
 )
+case(
+    "data: own negatives only, and a row has none",
+    lambda bad: bad.source("Supervised", negative_free(bad), in_batch=False),
+    "line 3: field 'negatives' must hold a text other than query and positive",
+    "Add hard negatives (`lightning mine`), set in_batch: true",
+)
+case(
+    "data: own negatives only, of texts",
+    lambda bad: bad.source(in_batch=False),
+    "in_batch and labels must be for datamodules.Pairs",
+    "Remove them",
+)
+case(
+    "data: labels without a number of negatives",
+    lambda bad: bad.source("Supervised", labels=True),
+    "data.negatives must say how many texts of other labels",
+    "Set data.negatives",
+)
 case("data: long instruction", lambda bad: bad.source(instruction="word " * 100), "must leave room", "Raise max_length")
+
+
+def negative_free(bad: Bad) -> Path:
+    lines = (bad.folder / "pairs.jsonl").read_text().splitlines()
+    lines[2] = json.dumps({**json.loads(lines[2]), "negatives": []})
+    (bad.folder / "free.jsonl").write_text("\n".join(lines))
+    return bad.folder / "free.jsonl"
 
 
 def in_a_worker(bad: Bad) -> Arguments:
@@ -511,6 +536,43 @@ case("recipe: no such folder", lambda bad: ["recipe", "no"], "there is no folder
 case("recipe: no stages", lambda bad: bad.recipe("trainer: {}"), "a folder with a YAML per stage; recipe has none")
 
 # Sizes
+case(
+    "mine: no such encoder",
+    lambda bad: ["mine", "no/such", "pairs.jsonl", "--out", "a.jsonl"],
+    "must be a folder here or a model on the hub, with a tokenizer; that of no/such",
+)
+case(
+    "mine: no such pairs",
+    lambda bad: ["mine", bad.llama, "no.jsonl", "--out", "a.jsonl"],
+    "path 'no.jsonl' must name a file",
+)
+case(
+    "mine: texts for pairs",
+    lambda bad: ["mine", bad.llama, "sentences.txt", "--out", "a.jsonl"],
+    "sentences.txt, line 1: field 'query' is missing",
+)
+case(
+    "mine: unknown format",
+    lambda bad: ["mine", bad.llama, "pairs.jsonl", "--out", "a.csv"],
+    "--out must be a file that ends in .jsonl or .parquet; got a.csv",
+)
+case(
+    "mine: file of something else",
+    lambda bad: ["mine", bad.llama, "pairs.jsonl", "--out", "pairs.jsonl"],
+    "--out must be a new file",
+    "Move it away",
+)
+case(
+    "mine: ceiling in percent",
+    lambda bad: ["mine", bad.llama, "pairs.jsonl", "--out", "a.jsonl", "--ceiling", "95"],
+    "--ceiling must be a share of the positive's score, above 0 and at most 1; got 95",
+)
+case(
+    "mine: more negatives than ranks",
+    lambda bad: ["mine", bad.llama, "pairs.jsonl", "--out", "a.jsonl", "--last_rank", "3"],
+    "--negatives must be at most the ranks",
+    "Raise --last_rank",
+)
 case("size: no such YAML", lambda bad: ["size", "no.yaml"], "there is no file no.yaml")
 case("size: no stage", lambda bad: ["size", bad.yaml("trainer: {}")[2]], "model.class_path must be a stage", "MNTP")
 case("size: unknown strategy", lambda bad: ["size", bad.stage(), "--strategy", "zero4"], "--strategy", "got 'zero4'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "supervised-cut": ("Supervised", CUT),
     "mntp-cut": ("MNTP", CUT),
 }
+ALONE = {"data.init_args.negatives": 2, **CUT}
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,28 @@ def test_two_ranks_train_as_one_process(
     stage, settings = CASES[case]
     found = train(place, tiny_llama, f"{case}-{strategy}", stage, strategy, 2, **settings)
     assert_same_training(found, one_process(case))
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("labels", [False, True])
+def test_own_negatives_only_train_as_one_process(ranks: int, labels: bool, place: Path, tiny_llama: Path) -> None:
+    """Rows with one, two or three negatives, of which two are drawn; or texts with labels."""
+    rows = [json.loads(line) for line in (place / "pairs.jsonl").read_text().splitlines()]
+    file = place / f"alone-{labels}.jsonl"
+    more = [
+        {"text": row["positive"], "label": i % 4}
+        if labels
+        else {**row, "negatives": [other["positive"] for other in rows[i - 1 - i % 3 : i]] or ["Rain."]}
+        for i, row in enumerate(rows)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in more))
+    source = {"path": str(file), "labels": labels, "in_batch": False}
+    settings = {"data.init_args.sources": [source], **ALONE}
+    name = f"alone-{labels}"
+    one = place / f"{name}-1"
+    if not one.exists():
+        train(place, tiny_llama, one.name, "Supervised", "auto", 1, **settings)
+    assert_same_training(train(place, tiny_llama, f"{name}-{ranks}", "Supervised", "ddp", ranks, **settings), one)
 
 
 @pytest.mark.parametrize("strategy", ["zero3", "fsdp2"])

@@ -8,6 +8,7 @@ from tokenizers import processors
 from transformers import AutoTokenizer
 
 from otherside.batching import Chunks, Packed, PairBatch, TextBatch, Tokens, rounded, tokenise
+from otherside.candidates import Marks
 
 LENGTHS = [4, 1, 7, 7, 2, 12, 3]
 
@@ -73,15 +74,22 @@ class TestPacked:
 
 
 @pytest.mark.parametrize(
-    "batch", [TextBatch(7, random_texts([2, 3]), torch.tensor([4, 9])), PairBatch(7, random_texts([2, 3]), 1)]
+    "batch",
+    [
+        TextBatch(7, random_texts([2, 3]), torch.tensor([4, 9])),
+        PairBatch(7, random_texts([2, 3]), 1, Marks.of(["q"], ["p"], [[]], in_batch=False)),
+    ],
 )
 def test_moving_a_batch_keeps_the_rest(batch):
     moved = batch.cut(None).to("meta")
     [part] = moved.chunks.parts
     assert {x.device.type for x in (part.input_ids, part.sizes, part.positions, moved.chunks.places)} == {"meta"}
     assert part.lengths.device.type == "cpu"
-    assert {**vars(moved), "chunks": 0} == {**vars(batch), "chunks": 0}
+    others = {"chunks": 0, "marks": 0}
+    assert {**vars(moved), **others} == {**vars(batch), **others}
     assert moved.cut(1) is moved
+    if isinstance(batch, PairBatch):
+        assert moved.marks.keys.device.type == "meta" and not moved.marks.in_batch
 
 
 def test_chunks_find_their_way_back():

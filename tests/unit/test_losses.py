@@ -1,6 +1,7 @@
 """InfoNCE against plain torch, and several real ranks against one process."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from ranks import run_ranks
 from tiny import distance
 
+from otherside.candidates import Marks
 from otherside.losses import InfoNCE
 
 WIDTH = 16
@@ -106,6 +108,79 @@ class TestFalseNegatives:
         assert torch.isfinite(InfoNCE(false_negative_margin=0.1)(self.query, far, self.candidates(0.5)))
 
 
+def marks(queries="abcdefgh", positives="ABCDEFGH", negatives=("1", "23", "", "4", "5", "6", "78", "9"), **settings):
+    """Of texts of one letter."""
+    return Marks.of(queries, positives, negatives, **settings)
+
+
+def row_by_row(queries, positives, negatives, kept, scale=20.0):
+    """With the candidates `kept[i]` beside each query's positive; from 8 on they are hard negatives."""
+    candidates, total = torch.cat([positives, negatives]), 0.0
+    for i, query in enumerate(queries):
+        cosines = F.cosine_similarity(query[None], candidates[[i, *kept[i]]]).double()
+        total += torch.logsumexp(cosines * scale, 0) - cosines[0] * scale
+    return total / len(queries)
+
+
+OWN = [[8], [9, 10], [], [11], [12], [13], [14, 15], [16]]
+ALL = [[j for j in range(17) if j != i] for i in range(8)]
+
+
+class TestOwnNegativesOnly:
+    def test_value_and_gradient(self):
+        found, expected = ([x.requires_grad_() for x in batch()] for _ in range(2))
+        loss, truth = InfoNCE(2)(*found, marks(in_batch=False)), row_by_row(*expected, OWN, 2)
+        assert loss.item() == pytest.approx(truth.item(), rel=1e-5)
+        loss.backward()
+        truth.backward()
+        for f, e in zip(found, expected, strict=True):
+            assert distance(f.grad, e.grad) < 1e-4
+
+    @pytest.mark.parametrize(("negatives", "row"), [(("A", *"2345678"), 0), ((*"12345", "f", *"78"), 5)])
+    def test_a_negative_that_is_the_positive_or_the_query_is_none(self, negatives, row):
+        kept = [[8 + i] if i != row else [] for i in range(8)]
+        found = InfoNCE(2)(*batch(negatives=8), marks(negatives=negatives, in_batch=False))
+        assert found.item() == pytest.approx(row_by_row(*batch(negatives=8), kept, 2).item(), rel=1e-5)
+
+
+class TestDuplicates:
+    def test_where_all_texts_differ_nothing_changes(self):
+        assert torch.equal(InfoNCE()(*batch(), marks()), InfoNCE()(*batch()))
+
+    @pytest.mark.parametrize(
+        ("texts", "pairs"),
+        [
+            ({"positives": "ABADEFGH"}, [(0, 2), (2, 0)]),  # one answer to two queries
+            ({"queries": "abadefgh"}, [(0, 2), (2, 0)]),  # one query with two answers
+            ({"queries": "aBcdefgh", "positives": "BXCDEFGH"}, [(1, 0)]),  # an answer that is another row's query
+            ({"negatives": ("1", "23", "", "A", "5", "6", "78", "9")}, [(0, 11)]),  # a negative of d answers a
+            ({"negatives": ("1", "23", "", "a", "5", "6", "78", "9")}, [(0, 11)]),  # and is a
+            ({"negatives": ("A", "23", "", "4", "5", "6", "78", "9")}, [(0, 8)]),  # its own negative is the answer
+        ],
+    )
+    def test_the_same_text_is_no_negative(self, texts, pairs):
+        kept = [[j for j in row if (i, j) not in pairs] for i, row in enumerate(ALL)]
+        expected = row_by_row(*batch(), kept, 2).item()
+        assert abs(expected / row_by_row(*batch(), ALL, 2).item() - 1) > 1e-4
+        assert InfoNCE(2)(*batch(), marks(**texts)).item() == pytest.approx(expected, rel=1e-5)
+
+    @pytest.mark.parametrize("texts", [{"queries": "abadefgh"}, {"positives": "ABADEFGH"}])
+    def test_in_the_other_direction(self, texts):
+        q, p, n = batch()
+        both = [[j for j in range(17) if j != i and {i, j} != {0, 2}] for i in range(8)]
+        back = [[j for j in row if j < 8] for row in both]
+        expected = (row_by_row(q, p, n, both) + row_by_row(p, q, n[:0], back)) / 2
+        found = InfoNCE(symmetric=True)(q, p, n, marks(**texts))
+        assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+    def test_all_the_same(self):
+        """Nothing is left to tell a positive from: a loss of 0, not of NaN."""
+        found = [x.requires_grad_() for x in batch()]
+        loss = InfoNCE()(*found, marks(positives="AAAAAAAA", negatives=["A"] * 7 + ["AA"]))
+        loss.backward()
+        assert loss.item() == 0 and all(torch.isfinite(x.grad).all() for x in found)
+
+
 class TestSettings:
     @pytest.mark.parametrize(
         ("settings", "message"),
@@ -141,28 +216,55 @@ SPLITS = [
 ]
 
 
+KNOWN = {
+    "nothing": None,
+    "duplicates": {"queries": "aacdefgh", "positives": "ABCDEFGA"},
+    "own": {"positives": "ABCDEFGA", "in_batch": False},
+}
+
+
+def shares(known, pairs, negatives):
+    """Marks of the whole batch, and of each rank's part: its rows with its hard negatives."""
+    if known is None:
+        return None, [None] * len(pairs)
+    hard = iter(str(i % 3) + "ab"[i % 2] for i in range(sum(negatives)))
+    texts = {"queries": "abcdefgh", "positives": "ABCDEFGH", **known}
+    counts = [[k // n + (i < k % n) for i in range(n)] for n, k in zip(pairs, negatives, strict=True)]
+    rows = [[[next(hard) for _ in range(count)] for count in of_rank] for of_rank in counts]
+    first, parts = 0, []
+    for mine in rows:
+        part = slice(first, first + len(mine))
+        of_rank = {**texts, "queries": texts["queries"][part], "positives": texts["positives"][part]}
+        parts.append(Marks.of(negatives=mine, **of_rank))
+        first += len(mine)
+    return Marks.of(negatives=[row for mine in rows for row in mine], **texts), parts
+
+
+@pytest.mark.parametrize("known", KNOWN)
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize(("pairs", "negatives"), SPLITS)
-def test_ranks_agree_with_one_process(name, pairs, negatives):
+def test_ranks_agree_with_one_process(name, pairs, negatives, known):
     """The mean over ranks of loss and gradient is that of the whole batch, whatever the split (DDP takes the mean)."""
     inputs = batch(sum(pairs), sum(negatives))
     weight = torch.eye(WIDTH) + vectors(WIDTH, 3) / 4
+    whole, parts = shares(KNOWN[known], pairs, negatives)
+    info_nce = replace(SETTINGS[name], scale=2) if known == "own" else SETTINGS[name]  # no loss near 0
 
-    def step(inputs):
+    def step(inputs, known):
         w = weight.clone().requires_grad_()
-        loss = SETTINGS[name](*(x @ w for x in inputs))
+        loss = info_nce(*(x @ w for x in inputs), known)
         loss.backward()
         return loss.detach(), w.grad
 
     def step_of_rank():
-        sizes = (pairs, pairs, negatives)
-        return step([x.split(s)[dist.get_rank()] for x, s in zip(inputs, sizes, strict=True)])
+        sizes, rank = (pairs, pairs, negatives), dist.get_rank()
+        return step([x.split(s)[rank] for x, s in zip(inputs, sizes, strict=True)], parts[rank])
 
     losses, gradients = zip(*run_ranks(len(pairs), step_of_rank), strict=True)
-    loss, gradient = step(inputs)
+    loss, gradient = step(inputs, whole)
     assert torch.stack(losses).mean().item() == pytest.approx(loss.item(), rel=1e-6)
     mean = torch.stack(gradients).mean(0)
-    assert ((mean - gradient).norm() / gradient.norm()).item() < 1e-6
+    assert (mean - gradient).norm().item() <= 1e-6 * gradient.norm().item()
 
 
 def test_ranks_without_queries_of_their_own():

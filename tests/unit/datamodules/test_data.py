@@ -15,6 +15,7 @@ from datamodules import Blocks, Pairs, Sentences, Source
 from datamodules.loading import OrderedBatches, PlannedBatches
 from datamodules.sources import open_table
 from otherside.batching import Packed, PairBatch, TextBatch
+from otherside.candidates import key
 from otherside.tokenizer import load_tokenizer, start_id
 
 Write = Callable[..., str]
@@ -162,6 +163,27 @@ def test_number_of_negatives(
     data = Pairs(tokenizer, [source], global_batch_size=6, max_length=32, num_workers=0, negatives=negatives)
     data.setup("fit")
     assert len(next(iter(data.train_dataloader())).texts) == 12 + count
+
+
+@pytest.mark.parametrize("in_batch", [True, False])
+def test_a_batch_knows_whose_negatives_are_whose(
+    tokenizer: PreTrainedTokenizerBase, write_pairs: Write, in_batch: bool
+) -> None:
+    source = Source(write_pairs(6), instruction="ask: ", in_batch=in_batch)
+    data = Pairs(tokenizer, [source], global_batch_size=6, max_length=32, num_workers=0, negatives=2)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    assert isinstance(batch, PairBatch) and batch.marks.in_batch == in_batch
+    said = words(tokenizer, batch.texts)
+    assert batch.marks.keys.tolist() == [key(text.removeprefix("ask: ")) for text in said]
+    rows = [int(text.rsplit(" ", 1)[1]) for text in said[:6]]
+    assert [rows[owner] for owner in batch.marks.owners] == [int(text.split()[1]) for text in said[12:]]
+
+
+def test_own_negatives_only_need_some(tokenizer: PreTrainedTokenizerBase, write_pairs: Write) -> None:
+    source = Source(write_pairs(6), in_batch=False)
+    with pytest.raises(ValueError, match=r"data\.negatives must be at least 1.*got 0"):
+        Pairs(tokenizer, [source], global_batch_size=6, max_length=32, negatives=0)
 
 
 # --- ranks, workers, mix

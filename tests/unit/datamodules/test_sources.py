@@ -101,6 +101,27 @@ def test_negatives_may_be_a_list_one_text_null_or_absent(tmp_path: Path) -> None
     assert list(open_table(Source(str(path)), "pair").rows["negatives"]) == [["n", "m"], ["n"], [], [], []]
 
 
+def test_pairs_that_stand_alone_need_a_negative(tmp_path: Path) -> None:
+    lines = ['{"query": "q", "positive": "p", "negatives": ["p", "n", "q"]}', '{"query": "q", "positive": "p"}']
+    source = Source(str(write(tmp_path / "a.jsonl", lines[0] + "\n")), in_batch=False)
+    assert list(open_table(source, "pair").rows["negatives"]) == [["n"]]
+    source = Source(str(write(tmp_path / "b.jsonl", "\n".join(lines))), in_batch=False)
+    with pytest.raises(
+        BadRow, match=r"line 2: field 'negatives' must hold a text other than query and positive.*got 0"
+    ):
+        open_table(source, "pair")
+    assert len(open_table(source, "pair", "skip")) == 1
+    source.in_batch = True  # another table
+    assert [len(negatives) for negatives in open_table(source, "pair").rows["negatives"]] == [3, 0]
+
+
+@pytest.mark.parametrize("setting", ["in_batch", "labels"])
+def test_settings_of_pairs_are_none_of_texts(tmp_path: Path, setting: str) -> None:
+    source = Source(str(write(tmp_path / "a.txt", "a\n")), **{setting: setting == "labels"})
+    with pytest.raises(ValueError, match=r"in_batch and labels must be for datamodules\.Pairs; got .*a\.txt"):
+        open_table(source, "text")
+
+
 def test_parquet_lists_of_negatives(tmp_path: Path) -> None:
     pq.write_table(pa.table({"query": ["q"], "positive": ["p"], "negatives": [["n", "m"]]}), tmp_path / "a.parquet")
     table = open_table(Source(str(tmp_path / "a.parquet")), "pair")

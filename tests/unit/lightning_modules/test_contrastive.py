@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_modules.contrastive import SimCSE, Supervised
 from otherside.batching import Packed
+from otherside.candidates import Marks
 from otherside.encoder import Encoder
 from otherside.losses import InfoNCE
 
@@ -64,6 +65,41 @@ def test_supervised_loss_with_any_number_of_negatives(negatives: int, tiny_llama
     singles = torch.cat([module.embed(batch.texts.select(torch.tensor([i]))) for i in range(len(batch.texts))])
     expected = F.cross_entropy(5 * cosines(singles[:3], singles[3:]), torch.arange(3))
     assert distance(module.loss(batch), expected) < 1e-5
+
+
+def test_supervised_loss_with_own_negatives_only(tiny_llama: Path) -> None:
+    module = stages.build(Supervised, tiny_llama, loss=InfoNCE(scale=5)).eval()
+    batch = stages.pairs(module, 5)
+    batch.marks = Marks(batch.marks.keys, torch.tensor([0, 0, 1, 2, 2]), in_batch=False)
+    found = module.embed(batch.texts)
+    expected = [
+        F.cross_entropy(5 * cosines(found[i : i + 1], found[[3 + i, *own]])[0], torch.tensor(0))
+        for i, own in enumerate([[6, 7], [8], [9, 10]])
+    ]
+    assert distance(module.loss(batch), torch.stack(expected).mean()) < 1e-5
+
+
+def test_other_directions_need_the_batch(tiny_llama: Path, tmp_path: Path) -> None:
+    runs.write_data(tmp_path, rows=20)
+    module = stages.build(Supervised, tiny_llama, loss=InfoNCE(symmetric=True))
+    data = stages.data(module, tmp_path / "pairs.jsonl")
+    data.sources[0].in_batch = False
+    with pytest.raises(ValueError, match=r"loss\.symmetric must be false where sources have in_batch: false"):
+        stages.trainer(tmp_path, max_steps=1).fit(module, data)
+
+
+def test_validation_ranks_among_own_negatives_only(tiny_llama: Path, tmp_path: Path) -> None:
+    runs.write_data(tmp_path, rows=20)
+    module = stages.build(Supervised, tiny_llama)
+    data = stages.data(module, tmp_path / "pairs.jsonl")
+    data.val_sources[0].in_batch = False
+    [found] = stages.trainer(tmp_path).validate(module, data, verbose=False)
+    rows = data.val_tables[0].rows
+    queries, positives = vectors(module, list(rows["query"])), vectors(module, list(rows["positive"]))
+    negatives = vectors(module, [text for [text] in rows["negatives"]])
+    beaten = (F.cosine_similarity(queries, negatives) > F.cosine_similarity(queries, positives)).float()
+    assert found["val/mrr"] == pytest.approx(1 - float(beaten.mean()) / 2)
+    assert found["val/mrr"] < 1
 
 
 def test_validation_logs_loss_and_reciprocal_rank(tiny_llama: Path, tmp_path: Path) -> None:

@@ -1,0 +1,140 @@
+"""Texts with labels as pairs: the positive is another text of the same label, negatives are texts of other labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import override
+
+from datamodules import streaming
+from datamodules.rows import BadRow
+from datamodules.sources import Table
+
+
+class Examples:
+    """N rows by label, from which other rows are drawn.
+
+    Args:
+        labels: (N,) int64, numbers from 0.
+    """
+
+    def __init__(self, labels: NDArray[np.int64]) -> None:
+        self.labels = labels
+        self.order = np.argsort(labels, kind="stable")  # label by label, ascending in each
+        self.borders = np.searchsorted(labels[self.order], np.arange(labels.max(initial=-1) + 2))
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Rows of each label."""
+        return np.diff(self.borders)
+
+    def draw(self, row: int, negatives: int, random: np.random.Generator) -> list[int]:
+        """Another row of the same label, then so many different rows of others (all, if there are fewer)."""
+        start, stop = self.borders[self.labels[row]], self.borders[self.labels[row] + 1]
+        place = start + np.searchsorted(self.order[start:stop], row)
+        positive = start + (place - start + 1 + random.integers(stop - start - 1)) % (stop - start)
+        others = len(self.order) - (stop - start)
+        drawn = random.choice(others, min(negatives, others), replace=False)
+        places = [positive, *((stop + drawn) % len(self.order))]
+        return self.order[places].tolist()
+
+
+@dataclass(frozen=True)
+class LabelledTable(Table):
+    """Texts with labels, read as pairs that (seed, epoch, row) draws.
+
+    Args:
+        negatives: texts of other labels for each row.
+        seed: draws them, together with the row id.
+        examples: the rows by label.
+    """
+
+    negatives: int = 1
+    seed: int = 0
+    examples: Examples = field(default_factory=lambda: Examples(np.zeros(0, np.int64)))
+
+    @classmethod
+    def of(cls, table: Table, negatives: int, seed: int) -> LabelledTable:
+        """With the labels of its rows.
+
+        Raises:
+            BadRow: there is but one label, or a label has but one text.
+        """
+        labels = table.rows.data.column("label").combine_chunks().dictionary_encode()
+        examples = Examples(labels.indices.to_numpy().astype(np.int64))
+        names = labels.dictionary.to_pylist()
+        if len(names) < 2:
+            raise BadRow(
+                f"{table.source}: labels: true must find texts of two labels or more, as negatives are of another; all "
+                f"{len(table)} are of {names[0]!r}. Name the right column under fields: label, or leave the source out."
+            )
+        if alone := [names[i] for i in np.flatnonzero(examples.sizes < 2)]:
+            raise BadRow(
+                f"{table.source}: labels: true must find two texts or more of each label, one for the other; "
+                f"{len(alone)} of {len(names)} labels have one, such as {alone[0]!r}. Remove these rows."
+            )
+        return cls(**vars(table), negatives=negatives, seed=seed, examples=examples)
+
+    @override
+    def read(self, rows: NDArray[np.int64], ids: NDArray[np.int64]) -> dict[str, list[Any]]:
+        """See `Table.read`."""
+        drawn = [
+            self.examples.draw(int(row), self.negatives, np.random.default_rng((self.seed, int(number))))
+            for row, number in zip(rows, ids, strict=True)
+        ]
+        wanted = [number for row, others in zip(rows.tolist(), drawn, strict=True) for number in (row, *others)]
+        texts = iter(self.rows[wanted]["text"])
+        return _columns([[next(texts) for _ in range(1 + len(others))] for others in drawn])
+
+
+@dataclass
+class LabelledRows:
+    """The rows of a stream, paired within the window in which they are shuffled; one whose label no other row of the
+    window has is left out.
+
+    Args:
+        negatives: texts of other labels for each row.
+    """
+
+    negatives: int
+
+    def __post_init__(self) -> None:
+        self.rest: list[int] = []
+        self.unused = 0  # rows since the last pair
+
+    def __call__(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Nothing changes yet."""
+        return rows
+
+    def of_window(self, rows: list[dict[str, Any]], entropy: Sequence[int]) -> list[dict[str, Any]]:
+        """Pairs; none from a window, such as the few rows at a stream's end, that has not two labels.
+
+        Raises:
+            BadRow: there is none in windows that are as large as one together.
+        """
+        names, labels = np.unique([row["label"] for row in rows], return_inverse=True)
+        examples = Examples(labels)
+        usable = np.flatnonzero(examples.sizes[labels] > 1).tolist() if len(names) > 1 else []
+        self.unused = 0 if usable else self.unused + len(rows)
+        if self.unused >= streaming.WINDOW:
+            raise BadRow(
+                f"labels: true must find two labels, and two texts of one, among {len(rows)} rows of a stream that "
+                f"follow each other; got {len(names)} labels, such as {str(names[0])!r}. Shuffle the file, or set "
+                "streaming: false."
+            )
+        drawn = [[row, *examples.draw(row, self.negatives, np.random.default_rng((*entropy, row)))] for row in usable]
+        columns = _columns([[rows[number]["text"] for number in numbers] for numbers in drawn])
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _columns(rows: list[list[str]]) -> dict[str, list[Any]]:
+    """Of each row's text, positive and negatives."""
+    return {
+        "query": [query for query, *_ in rows],
+        "positive": [positive for _, positive, *_ in rows],
+        "negatives": [negatives for _, _, *negatives in rows],
+    }

@@ -1,0 +1,81 @@
+"""What is searched: every text of the pairs and the corpus once, and which of them are a query's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from datamodules.rows import Skipped
+from datamodules.sources import FEATURES, Table, cached
+from otherside.candidates import key
+
+AT_ONCE = 1024  # rows read together
+
+
+class Documents:
+    """The documents of P pairs, as a memory-mapped table whose row number is a document's.
+
+    Args:
+        pairs: rows with query, positive and negatives.
+        corpus: rows with text; None: only the pairs' own.
+    """
+
+    def __init__(self, pairs: Table, corpus: Table | None) -> None:
+        self.pairs, self.corpus = pairs, corpus
+
+        def texts(_: Skipped) -> Iterator[dict[str, Any]]:
+            seen: set[int] = set()
+            for text in _texts(pairs, corpus):
+                if (known := key(text)) not in seen:
+                    seen.add(known)
+                    yield {"text": text}
+
+        self.rows, _, self.content = cached(
+            ["documents", pairs.content, corpus and corpus.content], FEATURES["text"], texts
+        )
+        keys = _keys(self.rows, "text")
+        self._places = np.argsort(keys)
+        self._keys = keys[self._places]
+        self._queries = _keys(pairs.rows, "query")
+        self.positives = self._number(_keys(pairs.rows, "positive"))  # (P,) document of each pair
+        self._by_query = np.argsort(self._queries, kind="stable")
+        self._sorted_queries = self._queries[self._by_query]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def left_out(self, start: int, stop: int) -> Tensor:
+        """(M, 2) int64: pairs from `start` on, counted from 0, and the documents that are positives of their query, or
+        the query itself.
+        """
+        queries = self._queries[start:stop]
+        first, last = (np.searchsorted(self._sorted_queries, queries, side) for side in ("left", "right"))
+        own = [self.positives[self._by_query[a:b]] for a, b in zip(first, last, strict=True)]
+        own = [np.append(found, number) for found, number in zip(own, self._number(queries), strict=True)]
+        rows = np.repeat(np.arange(len(own)), [len(found) for found in own])
+        table = torch.from_numpy(np.stack([rows, np.concatenate(own)], axis=1))
+        return table[table[:, 1] >= 0]
+
+    def _number(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Documents with these keys; -1 where there is none."""
+        places = np.searchsorted(self._keys, keys).clip(max=len(self._keys) - 1)
+        return np.where(self._keys[places] == keys, self._places[places], -1)
+
+
+def _texts(pairs: Table, corpus: Table | None) -> Iterator[str]:
+    for batch in pairs.rows.iter(batch_size=AT_ONCE):
+        yield from batch["positive"]
+    for batch in pairs.rows.iter(batch_size=AT_ONCE):
+        yield from (text for texts in batch["negatives"] for text in texts)
+    for batch in corpus.rows.iter(batch_size=AT_ONCE) if corpus else ():
+        yield from batch["text"]
+
+
+def _keys(rows: Any, column: str) -> NDArray[np.int64]:
+    found = (key(text) for batch in rows.iter(batch_size=AT_ONCE) for text in batch[column])
+    return np.fromiter(found, dtype=np.int64, count=len(rows))

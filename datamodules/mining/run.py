@@ -1,0 +1,283 @@
+"""`lightning mine`: encode documents, search for each query, choose negatives; part by part, so that it can go on.
+
+Vectors of `DOCUMENTS` texts, and negatives of `ROWS` pairs, are a part: a file of its own, made by one rank. What is in
+it does not depend on how others were made, so neither a break nor the number of ranks changes the result.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from tqdm import tqdm
+from transformers.utils import logging
+
+from datamodules.mining.documents import Documents
+from datamodules.mining.quality import Quality, told
+from datamodules.mining.table import COLUMNS, SCHEMA, Writer
+from datamodules.sources import Source, open_table
+from otherside import distributed
+from otherside.backbone import AnyDType, fast_dtype
+from otherside.encoder import Encoder
+from otherside.files import atomic, make_folder
+from otherside.search import nearest
+from otherside.weights import card_of
+
+DOCUMENTS, ROWS = 1024, 1024
+PATIENCE = 7 * 24 * 3600.0  # seconds that a rank waits for others, which have as many parts
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which documents are negatives; see `datamodules.mining.mine`."""
+
+    negatives: int
+    ceiling: float
+    first_rank: int
+    last_rank: int
+
+    def __post_init__(self) -> None:
+        if self.negatives < 1:
+            raise ValueError(f"--negatives must be at least 1; got {self.negatives}")
+        if not 0 < self.ceiling <= 1:
+            raise ValueError(
+                f"--ceiling must be a share of the positive's score, above 0 and at most 1; got {self.ceiling}"
+            )
+        if not 1 <= self.first_rank <= self.last_rank:
+            raise ValueError(
+                f"--first_rank must be between 1 and --last_rank; got {self.first_rank} and {self.last_rank}"
+            )
+        if self.last_rank - self.first_rank + 1 < self.negatives:
+            raise ValueError(
+                f"--negatives must be at most the ranks from --first_rank to --last_rank; got {self.negatives} of "
+                f"{self.first_rank} to {self.last_rank}. Raise --last_rank."
+            )
+
+    def choose(self, scores: np.ndarray, positive: float) -> tuple[np.ndarray, int]:
+        """Which of a row's ranked documents are its negatives, and how many are too near.
+
+        Args:
+            scores: (K,) of the nearest documents, best first; -inf for what is none.
+            positive: the score of its positive.
+        """
+        ranks = np.arange(1, len(scores) + 1)
+        asked = (ranks >= self.first_rank) & (ranks <= self.last_rank) & np.isfinite(scores)
+        far = scores <= min(self.ceiling * positive, positive)
+        return np.flatnonzero(asked & far)[: self.negatives], int((asked & ~far).sum())
+
+
+class Mining:
+    """The parts of one run, in a folder of its own beside the file that they become.
+
+    Args:
+        encoder: for texts.
+        documents: to search.
+        asked: which are negatives.
+        work: folder for parts.
+    """
+
+    def __init__(self, encoder: Encoder, documents: Documents, asked: Asked, work: Path) -> None:
+        self.encoder, self.documents, self.asked, self.work = encoder, documents, asked, work
+        self.source, self.pairs = documents.pairs.source, documents.pairs.rows
+
+    def run(self) -> None:
+        """This rank's parts; all ranks' are there at the end."""
+        for name, count, size, make in (
+            ("documents", len(self.documents), DOCUMENTS, self._encode),
+            ("pairs", len(self.pairs), ROWS, self._search),
+        ):
+            self._parts(name, count, size, make)
+            distributed.meet(PATIENCE)
+
+    def _parts(self, name: str, count: int, size: int, make: Callable[[int, int, Path], None]) -> None:
+        mine = range(distributed.rank() * size, count, distributed.world_size() * size)
+        texts = sum(min(size, count - start) for start in mine)
+        with tqdm(total=texts, desc=name, unit=name[:-1], smoothing=0, disable=distributed.rank() > 0) as bar:
+            for start in mine:
+                stop, path = min(start + size, count), self.part(name, start)
+                if path.is_file():
+                    bar.initial += stop - start  # or the time left would be that of less work
+                else:
+                    with atomic(path) as temporary:
+                        make(start, stop, temporary)
+                bar.update(stop - start)
+
+    def part(self, name: str, start: int) -> Path:
+        """The file of the part that begins at this document or pair."""
+        return self.work / f"{name}-{start:010}.{'npy' if name == 'documents' else 'parquet'}"
+
+    def _encode(self, start: int, stop: int, path: Path) -> None:
+        texts = self.documents.rows[start:stop]["text"]
+        vectors = self.encoder.encode(texts, instruction=self.source.document_instruction, normalize=True)
+        with path.open("wb") as file:
+            np.save(file, vectors)
+
+    def vectors(self) -> Iterator[Tensor]:
+        """Of all documents, part by part."""
+        for start in range(0, len(self.documents), DOCUMENTS):
+            yield torch.from_numpy(np.load(self.part("documents", start)))
+
+    def _search(self, start: int, stop: int, path: Path) -> None:
+        rows, own = self.pairs[start:stop], self.documents.positives[start:stop]
+        vectors = self.encoder.encode(rows["query"], instruction=self.source.instruction, normalize=True)
+        queries = torch.from_numpy(vectors).to(self.encoder.device)
+        found = nearest(queries, self.vectors(), self.asked.last_rank, self.documents.left_out(start, stop))
+        scores, places = (tensor.cpu().numpy() for tensor in found)
+        positive = (vectors * self._of(own)).sum(1)
+        chosen = [self.asked.choose(*row) for row in zip(scores, positive.tolist(), strict=True)]
+        table = {
+            "query": rows["query"],
+            "positive": rows["positive"],
+            "negatives": self._texts([places[i, which].tolist() for i, (which, _) in enumerate(chosen)]),
+            "scores": [scores[i, which].round(4).tolist() for i, (which, _) in enumerate(chosen)],
+            "positive_score": positive.round(4).tolist(),
+            "suspects": [suspects for _, suspects in chosen],
+            "nearest": scores[:, 0].tolist(),
+        }
+        pq.write_table(pa.table(table, schema=SCHEMA), path)
+
+    def _of(self, documents: np.ndarray) -> np.ndarray:
+        """(N, D) vectors of single documents."""
+        found = np.empty((len(documents), self.encoder.backbone.hidden_size), np.float32)
+        for start in np.unique(documents // DOCUMENTS) * DOCUMENTS:
+            here = (documents >= start) & (documents < start + DOCUMENTS)
+            found[here] = np.load(self.part("documents", int(start)), mmap_mode="r")[documents[here] - start]
+        return found
+
+    def _texts(self, numbers: list[list[int]]) -> list[list[str]]:
+        texts = iter(self.documents.rows[[number for row in numbers for number in row]]["text"])
+        return [[next(texts) for _ in row] for row in numbers]
+
+    def join(self, out: Path, report: Path, settings: dict[str, Any]) -> dict[str, Any]:
+        """Make `out` of all parts, and before it is there the report, by which it is known; its numbers."""
+        quality = Quality(self.asked.negatives)
+        with atomic(out) as temporary:
+            with Writer(temporary, out.suffix) as write:
+                for start in range(0, len(self.pairs), ROWS):
+                    table = pq.read_table(self.part("pairs", start))
+                    quality.add(table.drop(["query", "positive", "negatives"]).to_pydict())
+                    write(table.select(list(COLUMNS)))
+            numbers = quality.numbers()
+            with atomic(report) as file:
+                file.write_text(json.dumps({"settings": settings, **numbers}, indent=1) + "\n")
+        return numbers
+
+
+def run_mine(
+    encoder: str,
+    source: Source,
+    out: Path,
+    asked: Asked,
+    *,
+    corpus: str | None = None,
+    dtype: AnyDType = "auto",
+    device: str = "auto",
+) -> None:
+    """Mine negatives and write them; what `datamodules.mining.mine` does, see there.
+
+    Raises:
+        FileNotFoundError: no such encoder.
+        ValueError: a setting is wrong; `out` is there already, with other settings.
+        BadRow: a row is malformed.
+    """
+    if out.suffix not in (".jsonl", ".parquet"):
+        raise ValueError(f"--out must be a file that ends in .jsonl or .parquet; got {out}")
+    card = card_of(encoder)
+    dtype = fast_dtype() if dtype == "auto" else dtype
+    _meet_ranks()
+    documents = _open(source, corpus)
+    settings = {
+        "encoder": asdict(card),
+        "pairs": documents.pairs.content,
+        "documents": documents.content,
+        "instructions": [source.instruction, source.document_instruction],
+        **asdict(asked),
+        "dtype": dtype,
+    }
+    settings = json.loads(json.dumps(settings, default=str))
+    report, work = out.with_name(f"{out.name}.report.json"), out.with_name(f".{out.name}.parts")
+    if out.exists():
+        _say(_finished(out, report, settings))
+        shutil.rmtree(work, ignore_errors=True)  # where it was cut at its very end
+        return
+    logging.disable_progress_bar()
+    loaded = Encoder.load(encoder, dtype=dtype, device=_device(device))
+    make_folder(out.parent, "--out")
+    if distributed.rank() == 0:
+        _prepare(work, settings)
+    distributed.meet(PATIENCE)
+    _say(f"{len(documents.pairs):,} pairs, {len(documents):,} documents")
+    mining = Mining(loaded, documents, asked, work)
+    mining.run()
+    if distributed.rank() == 0:
+        numbers = mining.join(out, report, settings)
+        shutil.rmtree(work)
+        print(f"\n{told(numbers)}\n{numbers['rows']:,} rows are in {out}, these numbers in {report.name}")
+    distributed.meet(PATIENCE)
+
+
+def _open(source: Source, corpus: str | None) -> Documents:
+    """Pairs and corpus; one rank of a node builds the cache, and the others find it."""
+
+    def documents() -> Documents:
+        return Documents(open_table(source, "pair"), open_table(Source(corpus), "blank_ok") if corpus else None)
+
+    found = documents() if os.environ.get("LOCAL_RANK", "0") == "0" else None
+    distributed.meet(PATIENCE)
+    return documents() if found is None else found
+
+
+def _finished(out: Path, report: Path, settings: dict[str, Any]) -> str:
+    """What to say of an `out` that is there.
+
+    Raises:
+        ValueError: it is of something else.
+    """
+    known = json.loads(report.read_text())["settings"] if report.is_file() else {}
+    if changed := [name for name in settings if known.get(name) != settings[name]]:
+        raise ValueError(
+            f"--out must be a new file, or the same command's; {out} was made with other settings "
+            f"({', '.join(changed) if known else 'unknown'}). Move it away, or choose another --out."
+        )
+    return f"{out} is finished. Nothing to do."
+
+
+def _prepare(work: Path, settings: dict[str, Any]) -> None:
+    """Keep the parts of a run that was cut, if they are of the same settings."""
+    note = work / "settings.json"
+    if note.is_file() and json.loads(note.read_text()) == settings:
+        _say("goes on with the parts of a run that was cut")
+        return
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    with atomic(note) as temporary:
+        temporary.write_text(json.dumps(settings))
+
+
+def _meet_ranks() -> None:
+    """Join the other ranks where torchrun has started several."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        dist.init_process_group("gloo")
+
+
+def _device(device: str) -> str:
+    if device != "auto":
+        return device
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+
+
+def _say(text: str) -> None:
+    if distributed.rank() == 0:
+        print(text, file=sys.stderr, flush=True)

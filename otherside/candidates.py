@@ -1,0 +1,126 @@
+"""Which texts a query is told from: candidates of the contrastive loss, and what is none of a row's negatives.
+
+Shapes: Q queries of this rank, K hard negatives of this rank, C candidates, D hidden size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from otherside import distributed
+
+
+def key(text: str) -> int:
+    """64 bits that equal texts have in common."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+@dataclass
+class Marks:
+    """What is known of a batch's texts beside their vectors.
+
+    Args:
+        keys: (2 Q + K,) int64, the `key` of each query, positive and hard negative, in this order.
+        owners: (K,) int64, number of the query that each hard negative belongs to.
+        in_batch: whether a query is told from all texts of the batch; False: from its own hard negatives only.
+    """
+
+    keys: Tensor
+    owners: Tensor
+    in_batch: bool = True
+
+    @classmethod
+    def of(
+        cls, queries: Sequence[str], positives: Sequence[str], negatives: Sequence[Sequence[str]], in_batch: bool = True
+    ) -> Marks:
+        """Of texts without their instructions."""
+        keys = [key(text) for texts in (queries, positives, *negatives) for text in texts]
+        counts = torch.tensor([len(texts) for texts in negatives], dtype=torch.int64)
+        return cls(
+            torch.tensor(keys, dtype=torch.int64), torch.arange(len(queries)).repeat_interleave(counts), in_batch
+        )
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Marks:
+        """On another device."""
+        keys, owners = (x.to(device, non_blocking=non_blocking) for x in (self.keys, self.owners))
+        return replace(self, keys=keys, owners=owners)
+
+    def pin_memory(self) -> Marks:
+        """Where copies to a GPU need no waiting."""
+        return replace(self, keys=self.keys.pin_memory(), owners=self.owners.pin_memory())
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What this rank's rows are compared with.
+
+    Args:
+        vectors: (C, D).
+        targets: (Q,) int64, each row's own candidate.
+        left_out: (Q, C) bool, what is no negative of a row; None: all others are.
+    """
+
+    vectors: Tensor
+    targets: Tensor
+    left_out: Tensor | None = None
+
+    def known(self, left_out: Tensor) -> Candidates:
+        """With what is left out; never a row's target."""
+        return replace(self, left_out=left_out.scatter(1, self.targets[:, None], False))
+
+
+def documents(positives: Tensor, negatives: Tensor, marks: Marks | None = None) -> Candidates:
+    """What queries are compared with: positives and hard negatives of all ranks, or of a query's own row.
+
+    Of them, with `marks`, none is a negative that says the same as the query or its positive, and no other positive of
+    the same query.
+
+    Args:
+        positives: (Q, D).
+        negatives: (K, D).
+        marks: None: nothing is known of the texts.
+    """
+    mine = torch.cat([positives, negatives])
+    rows = torch.arange(len(positives), device=mine.device)
+    if marks is None:
+        return _of_all_ranks(mine, rows)
+    queries, answers, hard = marks.keys.split([len(rows), len(rows), len(negatives)])
+    texts, asked = torch.cat([answers, hard]), torch.cat([queries, hard])
+    if marks.in_batch:
+        return _of_all_ranks(mine, rows, (queries, answers), (texts, asked))
+    strange = rows[:, None] != torch.cat([rows, marks.owners])
+    return Candidates(mine, rows).known(strange | _same((queries, answers), (texts, asked)))
+
+
+def queries_of_all(queries: Tensor, marks: Marks | None = None) -> Candidates:
+    """The same in the other direction: what positives are compared with, the queries (Q, D) of all ranks."""
+    rows = torch.arange(len(queries), device=queries.device)
+    if marks is None:
+        return _of_all_ranks(queries, rows)
+    asked, answers = marks.keys[: len(rows)], marks.keys[len(rows) : 2 * len(rows)]
+    return _of_all_ranks(queries, rows, (answers, asked), (asked, answers))
+
+
+def _of_all_ranks(mine: Tensor, rows: Tensor, row_keys: tuple = (), keys: tuple = ()) -> Candidates:
+    sizes = distributed.counts(len(mine), mine.device)
+    everyone = Candidates(distributed.gather(mine, sizes), rows + sum(sizes[: distributed.rank()]))
+    if not keys:
+        return everyone
+    texts, partners = distributed.gather(torch.stack(keys, dim=1), sizes).unbind(1)
+    return everyone.known(_same(row_keys, (texts, partners)))
+
+
+def _same(rows: tuple[Tensor, Tensor], candidates: tuple[Tensor, Tensor]) -> Tensor:
+    """(Q, C) bool: a candidate says what the row or its target says, or is the target of a row that says the same.
+
+    Args:
+        rows: (Q,) keys of each row's text and of its target.
+        candidates: (C,) keys of each candidate, and of the text whose target it is (its own if there is none).
+    """
+    (own, target), (texts, partners) = (keys[:, None] for keys in rows), candidates
+    return (texts == own) | (texts == target) | (partners == own)
