@@ -14,6 +14,9 @@
 #:   PROBING=published      the paper's probing data instead of the built-in sentences, fetched once; or a folder that has
 #:                          them. Takes far longer. The default is the folder data/probing where there is one
 #:
+#: Variable of test:
+#:   WORKERS=2              processes that run tests side by side
+#:
 #: Variables, read when .venv is made or brought up to date:
 #:   PYTHON=python3.12      the Python to build it on, 3.11 or newer (default: python3)
 #:   TORCH=2.11.0           another torch than the tested one. It does not help an older GPU driver: slurm/README.md
@@ -25,7 +28,9 @@ PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 TORCH ?=
 VENV_ARGS ?=
+WORKERS ?= 2
 ARGS ?=
+WORKERS ?= 2
 PROBING ?= $(or $(wildcard data/probing),builtin)
 
 VENV := .venv
@@ -77,7 +82,7 @@ evening: $(READY)
 install: $(READY)
 
 test: $(READY_DEV)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) $(ARGS)
 
 lint: $(READY_DEV)
 	$(BIN)/ruff check .
