@@ -3,8 +3,8 @@ pooled or not, whose sink is kept or not, and without one.
 
     python benchmarks/quickstart.py [--seeds 1 2 3] [--cases pooled "not pooled" "sink lost" none] [--controls]
 
-With --controls also what the paper has not: the contrastive stages on the causal Llama, on the opened one without MNTP,
-and one behind the other, with the same steps and data.
+With --controls also what the paper has not, with the same steps and data: labels on the causal Llama, either
+contrastive stage on the opened one without MNTP, and labels behind MNTP without SimCSE between them.
 
 Trains configs/quickstart once for each case and seed, in folders under --work that are kept: what is there is not
 trained again. Measured are held-out retrieval and similarity, which the quickstart shows too, and the test set of
@@ -47,7 +47,7 @@ CONTROLS = {  # name -> stage, what it starts from (None: the Llama), attention
     "causal-supervised": ("supervised", None, "causal"),
     "bi-supervised": ("supervised", None, "bidirectional"),
     "bi-simcse": ("simcse", None, "bidirectional"),
-    "simcse-supervised": ("supervised", "simcse", "bidirectional"),
+    "mntp-supervised": ("supervised", "mntp", "bidirectional"),
 }
 MEASURES = ("STSBenchmark", "similarity", "retrieval MRR")
 
