@@ -1,7 +1,7 @@
 """What README and docs say to type: every block of code is run or parsed, or its fence says why not.
 
-Pages are read from top to bottom in a folder of their own that has the repository's configs, examples and benchmarks, and
-small encoders where the docs have the quickstart's.
+Each page is read from top to bottom in a folder of its own that has the repository's configs, examples and benchmarks,
+and small encoders where the docs have the quickstart's.
 
 - A fence with `title="FILE"` is written to that file.
 - Python is run; YAML is read by the real parser, alone if it has a `model`, else on top of a stage.

@@ -12,8 +12,8 @@ from lightning_modules import cli, recipe
 
 TEXT = """# Commands
 
-Made from the code when this page was built; `lightning COMMAND --help` says the same. `python -m lightning_modules.cli` is
-the command `lightning`, too.
+Made from the code when this page was built; `lightning COMMAND --help` says the same. `lightning` is short for
+`python -m lightning_modules.cli`.
 
 ```text
 {help}
@@ -23,8 +23,8 @@ the command `lightning`, too.
 
 `lightning fit --config STAGE.yaml [--config MORE.yaml]... [OPTIONS]`
 
-Settings come from YAML files, later ones over earlier ones; any [setting](settings.md) is also an option, and options come
-last. `--print_config` prints what was read and ends. `lightning fit --help` lists all, with those of Lightning's Trainer.
+Settings come from YAML files, later ones over earlier ones; any [setting](settings.md) is also an option.
+`--print_config` prints what was read and ends. `lightning fit --help` lists all, with those of Lightning's Trainer.
 
 ## recipe
 

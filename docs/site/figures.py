@@ -1,4 +1,4 @@
-"""The drawn pictures of the docs: `python docs/site/figures.py` writes docs/pictures/*.svg, for light and for dark pages."""
+"""The drawn pictures: `python docs/site/figures.py` writes docs/pictures/*.svg, for light and for dark pages."""
 
 from __future__ import annotations
 

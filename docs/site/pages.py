@@ -1,14 +1,13 @@
 """What MkDocs is told beside docs/: pages that live elsewhere in the repository, generated ones, and their links.
 
-Markdown here links as it does in the repository (`../configs/README.md`), so it can be read there. Where the target is a page of
-the site, the link leads to it; any other file is copied into the site.
+Markdown links as it must in the repository (`../configs/README.md`), so that it can be read there. Where the target is
+a page of the site, the link leads to it; any other file is copied into the site.
 """
 
 from __future__ import annotations
 
-import os
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from posixpath import normpath, relpath
 
 import commands
@@ -49,6 +48,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Lead links to where their targets are in the site."""
     uri = page.file.src_uri
+    here = PurePosixPath(uri).parent
     if uri in GENERATED:
         return markdown
     homes = outside()
@@ -58,18 +58,18 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     markdown = MARK.sub(r"\1", markdown)
 
     def led(found: re.Match[str]) -> str:
-        target = normpath(f"{os.path.dirname(source)}/{found[1]}".lstrip("/"))
+        target = normpath(PurePosixPath(source).parent / found[1])
         for candidate in (target, f"{target}/README.md"):
             if candidate in homes:
-                return relpath(homes[candidate], os.path.dirname(uri) or ".") + (found[2] or "")
+                return relpath(homes[candidate], here) + (found[2] or "")
         if target.startswith("docs/"):
-            return relpath(target.removeprefix("docs/"), os.path.dirname(uri) or ".") + (found[2] or "")
+            return relpath(target.removeprefix("docs/"), here) + (found[2] or "")
         if not (ROOT / target).is_file():
             return found[0]  # MkDocs says what is wrong with it
         copy = f"files/{target}"
         if not files.get_file_from_path(copy):
             files.append(File.generated(config, copy, content=(ROOT / target).read_bytes()))
-        return relpath(copy, os.path.dirname(uri) or ".")
+        return relpath(copy, here)
 
     return LINK.sub(led, markdown)
 

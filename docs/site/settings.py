@@ -32,8 +32,9 @@ Every key of a stage's YAML, made from the code when this page was built. In a Y
 | `trainer` | [Lightning's Trainer](#trainer): machine, length of the run, callbacks |
 | `ckpt_path` | another checkpoint to go on from than the newest of the run's folder |
 """
-TRAINER = """All keys of `lightning.pytorch.Trainer` work. Set by us, unless a YAML sets them: `use_distributed_sampler: false`,
-`log_every_n_steps: 10`, `num_sanity_val_steps: 0`, `inference_mode: false`, `enable_model_summary: false`. Most used:
+TRAINER = """All keys of `lightning.pytorch.Trainer` work. What is set unless a YAML sets it:
+`use_distributed_sampler: false`, `log_every_n_steps: 10`, `num_sanity_val_steps: 0`, `inference_mode: false`,
+`enable_model_summary: false`. Most used:
 
 | key | what |
 | --- | --- |
@@ -41,7 +42,7 @@ TRAINER = """All keys of `lightning.pytorch.Trainer` work. Set by us, unless a Y
 | `trainer.max_steps`, `trainer.max_epochs`, `trainer.max_time` | how long it trains |
 | `trainer.accumulate_grad_batches`, `trainer.gradient_clip_val` | as in Lightning |
 | `trainer.val_check_interval`, `trainer.limit_val_batches` | when and how much is validated |
-| `trainer.accelerator`, `trainer.devices`, `trainer.num_nodes`, `trainer.strategy` | the machine: `configs/trainer/` has them |
+| `trainer.accelerator`, `trainer.devices`, `trainer.num_nodes`, `trainer.strategy` | the machine; see `configs/trainer/` |
 | `trainer.logger` | TensorBoard in the run's folder by default; `WandbLogger` for W&B |
 | `trainer.callbacks` | callbacks beside those that are always there: [Probing](#probing), Lightning's, your own |
 """
