@@ -12,7 +12,7 @@ and small encoders where the docs have the quickstart's.
 from __future__ import annotations
 
 import functools
-import importlib
+import importlib.util
 import os
 import re
 import shlex
@@ -196,6 +196,40 @@ def check_lightning(
             patched.setattr(importlib.import_module(module), function, stand_in)
             cli._call(command, rest)
         assert called
+
+
+def site(module: str) -> Any:
+    """A module of docs/site, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"site_{module}", ROOT / f"docs/site/{module}.py")
+    assert spec and spec.loader
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+def test_the_reference_says_type_default_and_meaning() -> None:
+    """Of settings that are numbers, made by a factory, dataclasses, and of a stage that inherits most of its own."""
+    page = site("settings").page()
+    for row in (
+        "| `attention_dropout` | number | `0.0` | on attention probabilities",
+        "| `targets` | list of text | `[q_proj, k_proj,",
+        "| `backbone` | [BackboneConfig](#backboneconfig) | required |",
+        "| `false_negative_margin` | number or `null` | `null` | leave out",
+        "| `languages` | list of text or `null` | `[eng]` |",
+    ):
+        assert row in page
+    assert page.count("| `chunk_tokens` |") == 1
+    for link in re.findall(r"\]\(#(\w+)\)", page):
+        assert f"{{#{link}}}" in page or f"## {link}\n" in page, f"there is no section {link}"
+
+
+def test_pictures_are_those_that_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = site("figures")
+    monkeypatch.setattr(figures, "PICTURES", tmp_path)
+    for name, draw in figures.DRAWN.items():
+        draw().write(name)
+        drawn = (ROOT / f"docs/pictures/{name}.svg").read_text()
+        assert (tmp_path / f"{name}.svg").read_text() == drawn, "run python docs/site/figures.py"
 
 
 def test_a_block_without_a_check_is_an_error(place: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

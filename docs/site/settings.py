@@ -15,11 +15,15 @@ import docstring_parser
 import yaml
 from jsonargparse._parameter_resolvers import get_signature_parameters
 
-HEAD = """# Settings
+HEAD = """---
+search: {boost: 3}
+---
 
-Every key of a stage's YAML, made from the code when this page was built. In a YAML the keys of a class stand under
-`init_args`, behind its `class_path`; as an option, any of them is `--model.lora.r 32`, without `init_args`.
-`lightning fit --model.help MNTP` lists the same for one class.
+# Settings
+
+Every key of a stage's YAML, made from the code when this page was built. A heading says under which key those of its
+table stand: `r` under `model.lora`. In a YAML the keys of `model` and `data` stand under `init_args`, behind
+`class_path`; as an option, without: `--model.lora.r 32`. `lightning fit --model.help MNTP` lists those of one class.
 
 | key | what |
 | --- | --- |
@@ -42,7 +46,7 @@ TRAINER = """All keys of `lightning.pytorch.Trainer` work. What is set unless a 
 | `trainer.max_steps`, `trainer.max_epochs`, `trainer.max_time` | how long it trains |
 | `trainer.accumulate_grad_batches`, `trainer.gradient_clip_val` | as in Lightning |
 | `trainer.val_check_interval`, `trainer.limit_val_batches` | when and how much is validated |
-| `trainer.accelerator`, `trainer.devices`, `trainer.num_nodes`, `trainer.strategy` | the machine; see `configs/trainer/` |
+| `trainer.accelerator`, `trainer.devices`, `trainer.num_nodes`, `trainer.strategy` | the machine: `configs/trainer/` |
 | `trainer.logger` | TensorBoard in the run's folder by default; `WandbLogger` for W&B |
 | `trainer.callbacks` | callbacks beside those that are always there: [Probing](#probing), Lightning's, your own |
 """
@@ -91,9 +95,7 @@ def section(title: str, prefix: str, kind: type, seen: set[type], without: Itera
     keys = [each for each in parameters(kind) if each.name not in without]
     level = "###" if "." in prefix else "##"
     parts = [f"{level} {title} {{#{kind.__name__.lower()}}}", summary(kind)]
-    parts.append(
-        table([(f"{prefix}.{each.name}".lstrip("."), each) for each in keys]) if keys else "No keys of its own."
-    )
+    parts.append(table([(each.name, each) for each in keys]) if keys else "No keys of its own.")
     for each in keys:
         inner = f"{prefix}.{each.name}"
         for found in dataclasses_in(each.annotation):
@@ -109,7 +111,7 @@ def strategies() -> list[str]:
     for kind in (DDP, ZeRO, FSDP2):
         own = [each for each in parameters(kind) if each.component is kind.__init__]
         parts += [f"`lightning_modules.strategies.{kind.__name__}`: {summary(kind)}"]
-        parts += [table([(f"trainer.strategy.{each.name}", each) for each in own])]
+        parts += [table([(each.name, each) for each in own])]
     return parts
 
 
