@@ -89,7 +89,7 @@ lint: $(READY_DEV)
 
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: $(READY_DEV)
-	$(BIN)/python -m mkdocs build --quiet
+	$(BIN)/python -m mkdocs build
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
