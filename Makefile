@@ -5,6 +5,7 @@
 #:   make test          the tests (ARGS="tests/unit -k pooling" for some of them)
 #:   make install       nothing but the virtual environment; then `source .venv/bin/activate`
 #:   make lint          ruff, mypy and shellcheck
+#:   make docs          the documentation, in build/site/index.html; warnings are errors
 #:   make clean         remove .venv and caches; runs/ stays
 #:
 #: Each makes the virtual environment .venv first if it is missing, and brings it up to date when pyproject.toml or
@@ -53,7 +54,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart evening test lint clean FORCE
+.PHONY: help install quickstart evening test lint docs clean FORCE
 
 help:
 	@sed -n 's/^#: \{0,1\}//p' Makefile
@@ -91,6 +92,10 @@ lint: $(READY_DEV)
 	$(BIN)/mypy slurm/submit
 	$(BIN)/shellcheck .ci/run slurm/stage.sbatch examples/train_on_csv.sh
 
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(READY_DEV)
+	$(BIN)/python -m mkdocs build
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +
@@ -123,6 +128,6 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 
 $(READY_DEV): $(READY)
 	@touch $(UNFINISHED)
-	$(INSTALL) -c $(LOCK) -e '.[dev]'
+	$(INSTALL) -c $(LOCK) -e '.[dev,docs]'
 	@rm -f $(UNFINISHED)
 	@touch $@
