@@ -182,15 +182,23 @@ def test_attention_sinks_are_refused_by_name(tmp_path: Path) -> None:
         load(save(tmp_path, "gpt_oss", **GPT_OSS)).self_test()
 
 
-def test_soft_caps_are_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"Gemma2Attention asks for softcap=50\.0.*another backbone\.model"):
-        settings = {"head_dim": 16, "layer_types": ["full_attention"] * 2}
-        load(save(tmp_path, "gemma2", **settings)).self_test()
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize(("family", "window"), [("mistral", {}), ("gemma3_text", {"head_dim": 16})])
+def test_windows_longer_than_its_text_are_tested_too(
+    family: str, window: dict[str, Any], kernel: str, tmp_path: Path, attention_function: Any
+) -> None:
+    folder = save(tmp_path, family, sliding_window=32, **window)
+    load(folder).self_test()
 
+    def wrong(*args: Any, sliding_window: int | None, **options: Any) -> Any:
+        longer = sliding_window and sliding_window + (options["kernel"] == kernel)
+        return packed_attention(*args, sliding_window=longer, **options)
 
-def test_sliding_windows_are_refused_with_a_remedy(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"MistralAttention asks for sliding_window=32.*\"sliding_window\": null"):
-        load(save(tmp_path, "mistral", sliding_window=32)).self_test()
+    attention_function(wrong)
+    backbone = load(folder)
+    with pytest.raises(MaskError, match=rf"hidden states must be .*kernel {kernel}, cpu"):
+        backbone.self_test()
+    assert backbone.lm.config.sliding_window == backbone.lm.model.layers[0].self_attn.config.sliding_window == 32
 
 
 @pytest.mark.parametrize(("family", "rope"), [("phi3", LONGROPE), ("llama", DYNAMIC)])
