@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from otherside.adapted import fuse
 from otherside.dropout import SharedDropout
 from otherside.lineage import ADAPTER_WEIGHTS, Lineage, Merged
-from otherside.llama import FUSED, PROJECTIONS, READERS
+from otherside.llama import PROJECTIONS, READERS, fused
 
 CONFIG = "adapter_config.json"
 NAME = "default"  # PEFT's name for a model's one adapter
@@ -115,15 +115,6 @@ def matching_layers(lm: nn.Module, targets: list[str]) -> list[str]:
             f"matches none. Its linear layers are: {', '.join(names)}."
         )
     return [name for name in names if any(fnmatch(name, target) for target in targets)]
-
-
-def fused(targets: Sequence[str], names: Sequence[str]) -> list[str]:
-    """The targets, where a model with layers of these names has one for several of them by its own name."""
-    found = list(targets)
-    for layer, parts in FUSED.items():
-        if layer in names and set(parts) <= set(found):
-            found = [layer if name == parts[0] else name for name in found if name not in parts[1:]]
-    return found
 
 
 def _inject(lm: nn.Module, config: LoraConfig, name: str = NAME) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,6 +12,15 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}  # one layer, in a Phi-3
 READERS = (*FUSED.values(), *((name,) for name in ("o_proj", "down_proj", *FUSED)))  # of one tensor each
 KINDS = ("full_attention", "sliding_attention")  # of layers
+
+
+def fused(targets: Iterable[str], names: Collection[str]) -> list[str]:
+    """LoRA's targets, where a model whose layers have these names has one of them for several targets."""
+    found = list(targets)
+    for layer, parts in FUSED.items():
+        if layer in names and set(parts) <= set(found):
+            found = [layer if name == parts[0] else name for name in found if name not in parts[1:]]
+    return found
 
 
 def check_decoder(config: PreTrainedConfig) -> None:

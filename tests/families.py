@@ -35,7 +35,6 @@ class Family:
         kind: its `model_type`.
         settings: of its config, besides `SIZES`.
         window: whether some layers have a sliding window.
-        sized: whether `lightning size` knows it.
     """
 
     kind: str
@@ -58,9 +57,8 @@ class Family:
 
 FAMILIES = {
     "llama": Family("llama"),
-    "mistral": Family("mistral", {"sliding_window": None}),
-    "mistral, windows": Family("mistral", {"sliding_window": WINDOW}, window=True),
-    "qwen2": Family("qwen2"),
+    "mistral": Family("mistral", {"sliding_window": WINDOW}, window=True),
+    "qwen2": Family("qwen2", {"use_sliding_window": False, "sliding_window": WINDOW, "max_window_layers": 2}),
     "qwen2, windows": Family(
         "qwen2", {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2}, window=True
     ),
@@ -82,8 +80,7 @@ FAMILIES = {
         {"head_dim": 16, "query_pre_attn_scalar": 32, "sliding_window": WINDOW, "layer_types": SLIDING},
         window=True,
     ),
-    "phi3": Family("phi3", {"sliding_window": None}),
-    "phi3, windows": Family("phi3", {"sliding_window": WINDOW}, window=True),
+    "phi3": Family("phi3", {"sliding_window": WINDOW}, window=True),
     "olmo2": Family("olmo2"),
     "smollm3": Family("smollm3", {"no_rope_layers": [1, 0, 1, 0]}),
     "granite": Family(
