@@ -126,6 +126,14 @@ def test_all_projections_are_adapted_and_learn(saved: Saved) -> None:
     assert losses[1] < losses[0]
 
 
+def test_a_part_of_a_fused_projection_is_refused(tmp_path: Path, tiny_llama: Path) -> None:
+    folder = FAMILIES["phi3"].save(tmp_path, tiny_llama)
+    with pytest.raises(
+        ValueError, match=r"lora\.targets .*; q_proj, v_proj matches none.*gate_up_proj, o_proj, qkv_proj"
+    ):
+        load(folder, Lora(targets=["q_proj", "v_proj", "o_proj"]))
+
+
 def test_gradients_packed_are_gradients_single(saved: Saved) -> None:
     backbone = load(saved[1], Lora(r=4, dropout=0))
     train_a_little(backbone.lm)
