@@ -204,7 +204,10 @@ def test_what_a_start_token_enters_with_is_exported(saved: Saved, tmp_path: Path
     state = torch.randn(64, generator=torch.Generator().manual_seed(0))
     backbone = Backbone(plain(saved[1]), load(saved[1]).lineage, sink=Sink(0, state))
     folder = Encoder(backbone, Encoder.load(saved[1]).tokenizer, max_length=64).save(tmp_path / "encoder", "mntp")
-    export(str(folder), tmp_path / "st")
+    expected = Encoder.load(folder).encode(TEXTS)
+    assert relative(Encoder.load(folder, keep_sink=False).encode(TEXTS), expected) > 1e-2
+    export(str(folder), tmp_path / "out", "merged")  # which compares with an encoder that is changed already
+    assert relative(Encoder.load(tmp_path / "out").encode(TEXTS), expected) < 1e-5
 
 
 @pytest.mark.parametrize("kernel", ["sdpa", "varlen"])
