@@ -1,4 +1,4 @@
-"""A decoder-only Llama whose attention can be turned, with the adapters of its lineage.
+"""A decoder whose attention can be turned, with the adapters of its lineage: a Llama or a relative (docs/models.md).
 
 Shapes: T tokens of packed texts, D hidden size.
 """
@@ -44,7 +44,7 @@ def fast_dtype() -> DTypes:
 
 @dataclass
 class BackboneConfig:
-    """Which Llama, and how its attention runs.
+    """Which model, and how its attention runs.
 
     Args:
         model: hub id, folder, .gguf file, pkg://PACKAGE/FILE, or the encoder folder of an earlier stage, whose
@@ -228,6 +228,11 @@ class Backbone(nn.Module):
         """float32 adapters compute in the base's type; in float32 the caller's own autocast, if any, stays in force."""
         return torch.autocast(device.type, self.lm.dtype) if self.lm.dtype in HALF else nullcontext()
 
+    @property
+    def own_kernel(self) -> Literal["eager", "sdpa"]:
+        """What transformers runs `lm` with where nothing else is asked for; its SDPA has no soft caps."""
+        return "sdpa" if self.lm._supports_sdpa else "eager"
+
     @contextmanager
     def own_attention(self, kind: Literal["eager", "sdpa"]) -> Iterator[None]:
         """Inside the block `lm` runs transformers' attention instead of ours."""
@@ -250,7 +255,8 @@ class Backbone(nn.Module):
                 "generate needs causal attention; got bidirectional. Generate inside `with backbone.as_base():`, or "
                 "set backbone.attention = 'causal' to keep the adapters on."
             )
-        with self.own_attention("sdpa"), self.base_type(self.lm.device) if adapters.are_on(self.lm) else nullcontext():
+        rounding = self.base_type(self.lm.device) if adapters.are_on(self.lm) else nullcontext()
+        with self.own_attention(self.own_kernel), rounding:
             return self.lm.generate(*args, **kwargs)  # type: ignore[operator]
 
     @contextmanager

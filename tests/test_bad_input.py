@@ -18,7 +18,7 @@ import runs
 import torch
 from probing_data import write_published
 from sts import write_sts
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 Arguments = list[str | Path]
 
@@ -282,20 +282,16 @@ def pickled_code(folder: Path) -> None:
     torch.save({"model.norm.weight": print}, folder / "pytorch_model.bin")
 
 
-def with_sliding_windows(bad: Bad) -> Arguments:
-    copy = shutil.copytree(bad.llama, bad.folder / "mistral")
-    config = MistralConfig.from_pretrained(copy, sliding_window=64)
-    AutoModelForCausalLM.from_config(config).save_pretrained(copy)
-    return bad.fit(start=copy)
+def with_gemma(kind: str, kernel: str = "auto", **settings: object) -> Callable[[Bad], Arguments]:
+    """Fit on a tiny Gemma with the tiny Llama's tokenizer."""
 
+    def arguments(bad: Bad) -> Arguments:
+        copy = shutil.copytree(bad.llama, bad.folder / "gemma")
+        sizes = {"vocab_size": 400, "hidden_size": 64, "head_dim": 16, "num_hidden_layers": 2, **settings}
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes)).save_pretrained(copy)
+        return bad.fit(**{"start": copy, "model.init_args.backbone.kernel": kernel})
 
-case(
-    "model: sliding windows",
-    with_sliding_windows,
-    "attention is a Llama's",
-    "sliding_window=64",
-    '"sliding_window": null in',
-)
+    return arguments
 
 
 def cut(file: Path) -> None:
@@ -313,13 +309,18 @@ def config(**settings: object) -> Callable[[Path], object]:
     return change
 
 
-MISTRAL = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 32}
 DYNAMIC = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}, "max_position_embeddings": 16}
 case(
-    "model: sliding window",
-    lambda bad: bad.changed_llama(config(**MISTRAL)),
-    "MistralAttention asks for sliding_window=32",
-    '"sliding_window": null in its config.json',
+    "model: an encoder",
+    with_gemma("gemma3_text", use_bidirectional_attention=True),
+    "backbone.model must be a decoder of texts",
+    "a gemma3_text with use_bidirectional_attention is an encoder already",
+)
+case(
+    "model: a kernel without soft caps",
+    with_gemma("gemma2", kernel="sdpa"),
+    "backbone.kernel must be auto, eager or flash_attention_2 for a Gemma2Attention, which caps scores (softcap=50)",
+    "got sdpa. Use kernel: auto.",
 )
 case(
     "model: RoPE that depends on other texts",

@@ -46,7 +46,8 @@ def write(encoder: Encoder, folder: Path) -> None:
 
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         transformers.write(encoder, Path(temporary), head=False)
-        model = AutoModel.from_pretrained(temporary, dtype=torch.float32, attn_implementation="sdpa").eval()
+        kernel = encoder.backbone.own_kernel
+        model = AutoModel.from_pretrained(temporary, dtype=torch.float32, attn_implementation=kernel).eval()
     pool_start = encoder.pool_start is not False or start_id(encoder.tokenizer) is None
     _write_graph(Graph(model, encoder.pooling, pool_start).eval(), folder / MODEL)
     reader: Any = Tokenizer.from_str(encoder.tokenizer.backend_tokenizer.to_str())

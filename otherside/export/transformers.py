@@ -58,7 +58,8 @@ def embed_sink(backbone: Backbone) -> None:
     if head.weight is embeddings.weight:
         head.weight = torch.nn.Parameter(head.weight.clone(), requires_grad=False)
         lm.config.tie_word_embeddings = False
-    embeddings.weight[sink.token] = sink.state
+    scale = getattr(embeddings, "scalar_embed_scale", 1.0)  # Gemma multiplies what it reads
+    embeddings.weight[sink.token] = sink.state / scale
     backbone.sink = None
 
 
@@ -66,7 +67,7 @@ def complete_config(path: Path, causal: bool) -> None:
     """What tells other tools which attention the weights were trained for."""
     config = json.loads(path.read_text())
     config["is_causal"] = causal  # transformers, sentence-transformers, vLLM
-    if not causal:
+    if not causal and config["model_type"] != "gemma3_text":  # whose windows it would halve
         config["use_bidirectional_attention"] = True  # text-embeddings-inference
     if theta := (config.get("rope_parameters") or {}).get("rope_theta"):
         config["rope_theta"] = theta  # where tools written for transformers 4 look for it

@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 import runs
 import torch
+from families import FAMILIES, SIZES
 from tiny import load, random_texts
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lightning_modules.base import EncoderModule
 from lightning_modules.cli import main
 from lightning_modules.sizing.job import EAGER_UP_TO, Job, Overrides, read_job
 from lightning_modules.sizing.memory import activations, gathered_weights, kept_by_token, memory, vectors
-from lightning_modules.sizing.shape import Adapter, Shape, read_shape
+from lightning_modules.sizing.shape import KNOWN, Adapter, Shape, read_shape
 from lightning_modules.sizing.speed import Machine, operations, step_time, traffic
 from lightning_modules.strategies import ZeRO
 from otherside import attention
@@ -145,6 +146,20 @@ class TestActivations:
             **{"attention_dropout": attention_dropout, "activation_checkpointing": checkpointing},
         )
         assert kept(backbone, lengths, by_python=checkpointing) == pytest.approx(activations(job), rel=0.15)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if family.kind in KNOWN])
+def test_relatives_keep_what_a_llama_does(family: str, dtype: str) -> None:
+    config = AutoConfig.for_model(FAMILIES[family].kind, **{**SIZES, **FAMILIES[family].settings})
+    lm = AutoModelForCausalLM.from_config(config).to(getattr(torch, dtype))
+    job = Job(
+        *("mntp", Shape.from_config(config.to_dict(), "it"), Adapter(r=8)),
+        **{"global_batch": 4, "length": 64, "dtype": dtype, "cuda": False},
+    )
+    attach(lm, Lora(r=8))
+    backbone = Backbone(lm, Lineage("a test's")).train()
+    assert kept(backbone, [64, 63, 63, 62], by_python=False) == pytest.approx(activations(job), rel=0.15)
 
 
 class TestMemory:
