@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -28,6 +29,7 @@ def export(
     out: Path,
     kind: Kind = "sentence-transformers",
     dtype: Precision = "float32",
+    prompts: dict[str, str] | None = None,
     force: bool = False,
 ) -> None:
     """Write a folder that other tools open, without code of ours.
@@ -42,6 +44,8 @@ def export(
             for transformers and what builds on it; or onnx, a graph with pooling in it, for ONNX Runtime alone.
         dtype: of the weights written. onnx takes float32, and int8: 8 bits in linear layers, less than half of the
             memory, vectors that are close but not equal.
+        prompts: instructions that sentence-transformers offers by name, such as '{"query": "Find: ", "document": ""}';
+            by default those that the encoder's last stage was trained with.
         force: replace OUT if it is there and not empty.
 
     Raises:
@@ -60,9 +64,11 @@ def export(
     try:
         loaded = Encoder.load(encoder)
         _check_template(loaded, kind)
-        write(loaded, work, kind, "float32" if dtype == "int8" else dtype)
-        reference = Reference.of(loaded)
-        readme.write(loaded, card_of(encoder), work, kind, reference, out.name)
+        card = card_of(encoder)
+        prompts = card.prompts if prompts is None else prompts
+        write(loaded, work, kind, "float32" if dtype == "int8" else dtype, prompts)
+        reference = Reference.of(loaded, prompts)
+        readme.write(loaded, card, work, kind, reference, out.name)
         del loaded  # one copy in memory at a time
         said = f"vectors equal the encoder's, largest relative difference {check_parity(work, reference, kind):.0e}"
         if dtype == "int8":
@@ -75,7 +81,9 @@ def export(
     print("\n".join([*readme.differences(kind, reference), f"How to open it: {out / readme.FILE}"]))
 
 
-def write(encoder: Encoder, folder: Path, kind: Kind, dtype: DTypes = "float32") -> None:
+def write(
+    encoder: Encoder, folder: Path, kind: Kind, dtype: DTypes = "float32", prompts: Mapping[str, str] = {}
+) -> None:
     """What users of this kind open.
 
     Args:
@@ -83,13 +91,14 @@ def write(encoder: Encoder, folder: Path, kind: Kind, dtype: DTypes = "float32")
         folder: an empty folder.
         kind: see `export`.
         dtype: see `export`.
+        prompts: see `export`.
     """
     if kind == "onnx":
         onnx.write(encoder, folder)
         return
     transformers.write(encoder, folder, kind == "merged", dtype)
     if kind == "sentence-transformers":
-        sentence_transformers.write(encoder, folder)
+        sentence_transformers.write(encoder, folder, prompts)
 
 
 def closeness(folder: Path, reference: Reference) -> float:

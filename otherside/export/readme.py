@@ -96,6 +96,11 @@ def differences(kind: Kind, reference: Reference) -> list[str]:
     said = []
     if kind == "sentence-transformers" and (why := reference.unequal_prompts):
         said.append(f"With a prompt sentence-transformers gives other vectors than the encoder: {why}.")
+    elif kind == "sentence-transformers" and not reference.counted.all():
+        said.append(
+            "Behind a prompt that ends in a space, sentence-transformers pools that space, too, before texts whose "
+            "first token does not take it in, such as digits in many tokenizers: other vectors than the encoder's."
+        )
     if kind == "sentence-transformers" and reference.unit:
         said.append("sentence-transformers gives vectors of length 1.")
     if (template := reference.template) is not None:
