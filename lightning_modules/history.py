@@ -19,7 +19,8 @@ def of(stage: str, steps: int, data: Any, loss: Any) -> Training:
     """
     sources = getattr(data, "sources", None) or []
     sizes = tuple(getattr(loss, "matryoshka", ()))
-    return Training(stage, steps, tuple(map(str, sources)), prompts(sources, getattr(data, "kind", "text")), sizes)
+    paths = [path for s in sources for path in ([s.path] if isinstance(s.path, str) else s.path)]
+    return Training(stage, steps, tuple(paths), prompts(sources, getattr(data, "kind", "text")), sizes)
 
 
 def prompts(sources: Sequence[Any], kind: str) -> dict[str, str]:

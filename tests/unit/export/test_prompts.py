@@ -5,21 +5,14 @@ from pathlib import Path
 
 import pytest
 import sentence_transformers
-from exports import relative, trained
+from exports import PROMPTS, relative, trained, with_history
 
 from otherside.encoder import Encoder
 from otherside.export import export
-from otherside.lineage import Card, Training
+from otherside.lineage import Card
 from otherside.pooling import Pooling
 
 TEXTS = ["the cat sat on the mat.", "a dog barked", "the next meeting"]  # whose first tokens take a space in
-PROMPTS = {"query": "Given a question, find its answer (C++/\\d*)?; ", "document": ""}
-
-
-def with_history(folder: str, prompts: dict[str, str], dimensions: tuple[int, ...] = ()) -> str:
-    encoder = Encoder.load(folder)
-    encoder.history = (Training("mntp", 3, ("texts.txt",), prompts, dimensions),)
-    return str(encoder.save(folder, "mntp"))
 
 
 @pytest.mark.parametrize("base", ["tiny_llama", "tiny_llama_bos"])
