@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -22,7 +22,7 @@ __all__ = ["TEXTS", "DTypes", "Kind", "ParityError", "Reference", "check_parity"
 
 Precision = Literal[DTypes, "int8", "q8_0"]
 CLOSE = 0.99  # least mean cosine of 8-bit vectors with the encoder's
-QUANTISE = {"onnx": (onnx, ("int8",)), "gguf": (gguf, gguf.SMALL)}
+TOOLS: dict[str, tuple[Any, tuple[str, ...]]] = {"onnx": (onnx, ("int8",)), "gguf": (gguf, gguf.SMALL)}
 
 
 def export(
@@ -59,8 +59,8 @@ def export(
     """
     check_out(out, encoder, force)
     _check_dtype(kind, dtype)
-    if kind in QUANTISE:
-        QUANTISE[kind][0].check_installed()
+    if kind in TOOLS:
+        TOOLS[kind][0].check_installed()
     make_folder(out.parent, "the folder of OUT")
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent)).resolve()
     try:
@@ -68,14 +68,14 @@ def export(
         _check_template(loaded, kind)
         card = card_of(encoder)
         prompts = card.prompts if prompts is None else prompts
-        writer, small = QUANTISE.get(kind, (None, ()))
-        write(loaded, work, kind, "float32" if dtype in small else dtype, prompts)
+        tool, small = TOOLS.get(kind, (None, ()))
+        write(loaded, work, kind, "float32" if dtype in small else dtype, prompts)  # type: ignore[arg-type]
         reference = Reference.of(loaded, prompts)
         readme.write(loaded, encoder, card, work, kind, reference, out.name)
         del loaded  # one copy in memory at a time
         said = f"vectors equal the encoder's, largest relative difference {check_parity(work, reference, kind):.0e}"
-        if writer and dtype in small:
-            writer.quantise(work, dtype)
+        if tool and dtype in small:
+            tool.quantise(work, dtype)
             said = f"vectors have a mean cosine of {closeness(work, reference, kind, dtype):.4f} with the encoder's"
         replace_folder(work, out)
     finally:
@@ -96,8 +96,8 @@ def write(
         dtype: see `export`.
         prompts: see `export`.
     """
-    if kind in QUANTISE:
-        QUANTISE[kind][0].write(encoder, folder)
+    if kind in TOOLS:
+        TOOLS[kind][0].write(encoder, folder)
         return
     transformers.write(encoder, folder, kind == "merged", dtype)
     if kind == "sentence-transformers":
@@ -121,7 +121,7 @@ def closeness(folder: Path, reference: Reference, kind: Kind, dtype: Precision) 
 
 
 def _check_dtype(kind: Kind, dtype: Precision) -> None:
-    allowed = ("float32", *QUANTISE[kind][1]) if kind in QUANTISE else get_args(DTypes)
+    allowed = ("float32", *TOOLS[kind][1]) if kind in TOOLS else get_args(DTypes)
     if dtype not in allowed:
         raise ValueError(f"--dtype must be one of {', '.join(allowed)} with --kind={kind}; got {dtype}")
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PACKAGES = {"gguf": "gguf", "llama_cpp": "llama-cpp-python"}  # modules, as pip calls them
 MODEL = "model.gguf"
 SMALL = ("float16", "q8_0")
-FAMILIES = ("llama", "mistral")  # that llama.cpp computes alike, as its `llama` and, bidirectional, `llama-embed`
+FAMILIES = ("llama", "mistral")  # that llama.cpp computes alike, as its `llama-embed`
 ROPE = ("default", "linear", "llama3")
 DIGITS = r"\p{N}{1,3}"
 WORDS = (
@@ -52,10 +52,10 @@ def write(encoder: Encoder, folder: Path) -> None:
 
     check(encoder)
     embed_sink(encoder.backbone)
-    causal, model = encoder.backbone.attention == "causal", encoder.backbone.lm.base_model
-    arch = gguf.MODEL_ARCH.LLAMA if causal else gguf.MODEL_ARCH.LLAMA_EMBED
+    model: Any = encoder.backbone.lm.base_model
+    arch = gguf.MODEL_ARCH.LLAMA_EMBED  # of the causal ones, too: `llama` keeps keys and values, in 16 bits
     writer = gguf.GGUFWriter(folder / MODEL, gguf.MODEL_ARCH_NAMES[arch])
-    _write_settings(writer, encoder, causal)
+    _write_settings(writer, encoder)
     _write_tokenizer(writer, encoder.tokenizer, model.config.vocab_size)
     names = gguf.get_tensor_name_map(arch, model.config.num_hidden_layers)
     heads = {"q_proj": model.config.num_attention_heads, "k_proj": model.config.num_key_value_heads}
@@ -63,7 +63,9 @@ def write(encoder: Encoder, folder: Path) -> None:
         weight = tensor.float().numpy()
         if (projection := name.split(".")[-2]) in heads:
             weight = interleaved(weight, heads[projection])
-        writer.add_tensor(names.get_name(f"model.{name}", try_suffixes=(".weight", ".bias")), weight)
+        named = names.get_name(f"model.{name}", try_suffixes=(".weight", ".bias"))
+        assert named is not None, name
+        writer.add_tensor(named, weight)
     if (factors := _rope_factors(model)) is not None:
         writer.add_tensor("rope_freqs.weight", factors)
     _close(writer)
@@ -117,7 +119,7 @@ def quantise(folder: Path, dtype: str) -> None:
     whole.unlink()
 
 
-def _write_settings(writer: GGUFWriter, encoder: Encoder, causal: bool) -> None:
+def _write_settings(writer: GGUFWriter, encoder: Encoder) -> None:
     import gguf
 
     config = encoder.backbone.lm.config
@@ -138,7 +140,7 @@ def _write_settings(writer: GGUFWriter, encoder: Encoder, causal: bool) -> None:
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
     writer.add_vocab_size(config.vocab_size)
-    writer.add_causal_attention(causal)
+    writer.add_causal_attention(encoder.backbone.attention == "causal")
     writer.add_pooling_type(gguf.PoolingType.MEAN if encoder.pooling == "mean" else gguf.PoolingType.LAST)
 
 
@@ -183,9 +185,9 @@ def _write_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, siz
     start = start_id(tokenizer)
     writer.add_add_bos_token(start is not None)
     writer.add_add_eos_token(False)
-    for add, token in ((writer.add_bos_token_id, start), (writer.add_eos_token_id, tokenizer.eos_token_id)):
-        if token is not None:
-            add(token)
+    for add, number in ((writer.add_bos_token_id, start), (writer.add_eos_token_id, tokenizer.eos_token_id)):
+        if number is not None:
+            add(number)
 
 
 def pre_tokenizer(read: dict[str, Any]) -> str:

@@ -71,7 +71,7 @@ def write(encoder: Encoder, source: str, card: Card, folder: Path, kind: Kind, r
         tags=["feature-extraction", "sentence-similarity", "bidirectional-attention"],
         datasets=sorted({path for path in data if is_hub_id(path)}) or None,
         eval_results=[found for task in scores.values() for found in task] or None,
-        **origin.licence(place),
+        **origin.licence(place),  # type: ignore[arg-type]
     )
     about = {
         "base": f"{base}{f', revision {card.lineage.revision}' if card.lineage.revision else ''}",
