@@ -23,7 +23,14 @@ def opened(folder: Path, size: int = 64) -> Any:
     return Llama(str(folder / "model.gguf"), embedding=True, n_ctx=size, n_batch=size, n_ubatch=size, verbose=False)
 
 
-@pytest.mark.parametrize("base", ["tiny_llama", "tiny_llama_sink"])
+def test_the_kept_sink_is_in_it(tiny_llama_sink: Path, tmp_path: Path) -> None:
+    ours = Encoder.load(tiny_llama_sink)
+    assert ours.backbone.sink is not None
+    export(str(tiny_llama_sink), tmp_path / "out", kind="gguf")
+    assert relative(np.array(opened(tmp_path / "out").embed(TEXTS)), ours.encode(TEXTS)) < 1e-4
+
+
+@pytest.mark.parametrize("base", ["tiny_llama", "tiny_llama_bos"])
 @pytest.mark.parametrize("attention", ["bidirectional", "causal"])
 @pytest.mark.parametrize(("pooling", "pool_start"), [("mean", True), ("last_token", True), ("last_token", False)])
 def test_llama_cpp_gives_the_same_vectors(

@@ -1,7 +1,7 @@
 """What servers that do not run here read of an exported folder, by rules written down from their sources.
 
 - text-embeddings-inference 1.9.3 (0d124dc): router/src/lib.rs, backends/candle/src/{lib,models/flash_mistral}.rs
-- vLLM, main of September 2026: model_executor/models/{registry,llama,config}.py, transformers_utils/config.py
+- vLLM, main of mid-2026: model_executor/models/{registry,llama,config}.py, transformers_utils/config.py
 """
 
 import json
