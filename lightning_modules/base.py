@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
+from lightning_modules import history
 from lightning_modules.identity import told
 from lightning_modules.schedules import Schedule, set_rates
 from lightning_modules.waiting import LOADING
@@ -129,7 +130,9 @@ class EncoderModule(pl.LightningModule, ABC):
             torch.manual_seed(self.seed)  # the adapter's start
             backbone = Backbone.load(self.backbone_config, self.lora, self._shard, start_id(self.tokenizer))
             check_length("model.max_length must be", self.max_length, backbone.lm.config, "Lower model.max_length.")
-            self.encoder = Encoder(backbone, self.tokenizer, self.pooling, self.max_length, self.pool_start)
+            earlier = card_of(self.backbone_config.model, self.backbone_config.revision).history
+            settings = (self.pooling, self.max_length, self.pool_start, earlier)
+            self.encoder = Encoder(backbone, self.tokenizer, *settings)
             distributed.meet(LOADING)
 
     def _fetch(self) -> None:
@@ -302,7 +305,9 @@ class EncoderModule(pl.LightningModule, ABC):
         """Write the encoder that the module has with these trainable weights, named as in `state_dict`."""
         prefix = "encoder.backbone.lm."
         inside = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-        self.encoder.save(folder, self.stage, self.trainer.global_step, inside)
+        data, loss = getattr(self.trainer, "datamodule", None), getattr(self, "info_nce", None)
+        own = history.of(self.stage, self.trainer.global_step, data, loss)
+        self.encoder.save(folder, self.stage, own.steps, inside, own)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

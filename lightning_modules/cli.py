@@ -27,7 +27,8 @@ All stages, and what they did:
   probe     ENCODER... --out DIR              the paper's probing tasks on each variant: tables and figures
   report    RUN... --out DIR                  one page: what was trained, losses, MTEB, probes, the paper's findings
   soup      ENCODER ENCODER... --out OUT      the average of several encoders, as an encoder
-  export    ENCODER OUT                       for sentence-transformers, ONNX or transformers; parity is checked
+  export    ENCODER OUT                       for sentence-transformers, ONNX, llama.cpp, transformers; compared
+  push      EXPORT ORG/NAME                   an export to the hub; --dry_run shows what would go
 
 Before a large run:
   mine      ENCODER PAIRS --out FILE.jsonl    hard negatives for a file of pairs
@@ -42,6 +43,7 @@ FUNCTIONS: dict[str, tuple[str, dict[str, str | None]]] = {  # where they are, a
     "report": ("lightning_modules.report:report", {"runs": "+"}),
     "soup": ("otherside.soup:soup", {"encoders": "+"}),
     "export": ("otherside.export:export", {"encoder": None, "out": None}),
+    "push": ("otherside.export.push:push", {"export": None, "repo": None}),
     "mine": ("datamodules.mining:mine", {"encoder": None, "pairs": None}),
     "size": ("lightning_modules.sizing:size", {"config": None}),
 }

@@ -23,7 +23,7 @@ from otherside.backbone import AnyDType, Attention, Backbone, BackboneConfig
 from otherside.batching import Packed, tokenise, tokens_at_once
 from otherside.evaluation.model import Cosine, MTEBModel, model_meta
 from otherside.files import replace_folder
-from otherside.lineage import AUTO, Card, Lineage
+from otherside.lineage import AUTO, Card, Lineage, Training
 from otherside.llama import check_length, positions
 from otherside.pooling import Pooling
 from otherside.template import template_of
@@ -48,6 +48,7 @@ class Encoder(Cosine, nn.Module):
         pooling: mean, weighted_mean or last_token.
         max_length: longer texts are cut after so many tokens.
         pool_start: whether the start token is pooled; see `pooling.weights`.
+        history: how its stages were trained, for the folder that it is kept in.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Encoder(Cosine, nn.Module):
         pooling: Pooling = "mean",
         max_length: int = 512,
         pool_start: bool | None = True,
+        history: tuple[Training, ...] = (),
     ) -> None:
         super().__init__()
         check_length("max_length must be", max_length, backbone.lm.config, "Lower max_length.")
@@ -65,6 +67,7 @@ class Encoder(Cosine, nn.Module):
         self.pooling: Pooling = pooling
         self.max_length = max_length
         self.pool_start = pool_start
+        self.history = history
 
     @classmethod
     def load(
@@ -104,7 +107,8 @@ class Encoder(Cosine, nn.Module):
         backbone = Backbone.load(config, start=start_id(tokenizer), merge=merge)
         limit = positions(backbone.lm.config)
         max_length = max_length or min(card.max_length, limit[0] if limit else card.max_length)
-        encoder = cls(backbone, tokenizer, pooling or card.pooling, max_length, pool_start)  # type: ignore[arg-type]
+        pooling = pooling or card.pooling  # type: ignore[assignment]
+        encoder = cls(backbone, tokenizer, pooling, max_length, pool_start, card.history)  # type: ignore[arg-type]
         encoder.to(device).eval()
         encoder.backbone.self_test()
         return encoder
@@ -228,7 +232,14 @@ class Encoder(Cosine, nn.Module):
         """What mteb writes beside results."""
         return model_meta(self)
 
-    def save(self, folder: str | Path, stage: str, steps: int = 0, weights: Mapping[str, Tensor] | None = None) -> Path:
+    def save(
+        self,
+        folder: str | Path,
+        stage: str,
+        steps: int = 0,
+        weights: Mapping[str, Tensor] | None = None,
+        training: Training | None = None,
+    ) -> Path:
         """Write an encoder folder: lineage, adapters, tokenizer, settings. Appears whole or not at all.
 
         An attached adapter becomes the last of the lineage, named `stage`. An older folder of this name is replaced.
@@ -238,6 +249,7 @@ class Encoder(Cosine, nn.Module):
             stage: the variant's name.
             steps: optimizer steps of the stage.
             weights: the adapter's, by their names in `backbone.lm`, where it does not hold them itself (shards).
+            training: how the adapter was trained, for its users.
         """
         folder = Path(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -248,7 +260,9 @@ class Encoder(Cosine, nn.Module):
             lineage = self._save_adapters(work, stage, weights)
             sink = self.backbone.sink.write(work) if self.backbone.sink else None
             read = (self.backbone.attention, self.pooling, self.max_length, start_name(self.tokenizer), self.pool_start)
-            Card(lineage, stage, steps, *read, sink, template_of(self.tokenizer)).write(work)
+            new = (training or Training(stage, steps),) if adapters.is_attached(self.backbone.lm) else ()
+            history = (*self.history, *new)
+            Card(lineage, stage, steps, *read, sink, template_of(self.tokenizer), history).write(work)
             replace_folder(work, folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from otherside.template import Template
@@ -68,6 +68,26 @@ class Lineage:
 
 
 @dataclass(frozen=True)
+class Training:
+    """What a stage was trained with, as far as its users must know.
+
+    Args:
+        stage: its name.
+        steps: optimizer steps.
+        data: its sources' paths.
+        prompts: name -> instruction that texts had before them; `query` and `document` where all sources agree. Empty
+            where there were none.
+        dimensions: lengths at which its vectors may be cut (Matryoshka); empty: not trained for it.
+    """
+
+    stage: str
+    steps: int = 0
+    data: tuple[str, ...] = ()
+    prompts: dict[str, str] = field(default_factory=dict)
+    dimensions: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Card:
     """An encoder folder's description.
 
@@ -82,6 +102,7 @@ class Card:
         pool_start: see `pooling.weights`; None in format 1, which pooled it without instruction only.
         sink: SHA-256 of `sink.safetensors` (`sink.Sink`); None where the start token is like any other.
         template: what texts have around them; None: nothing.
+        history: how its stages were trained; empty where it was not noted.
     """
 
     lineage: Lineage
@@ -94,6 +115,17 @@ class Card:
     pool_start: bool | None
     sink: str | None
     template: Template | None = None
+    history: tuple[Training, ...] = ()
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """Those of the last stage."""
+        return self.history[-1].prompts if self.history else {}
+
+    @property
+    def dimensions(self) -> tuple[int, ...]:
+        """Matryoshka sizes of the last stage."""
+        return self.history[-1].dimensions if self.history else ()
 
     @property
     def keep_sink(self) -> bool:
@@ -128,9 +160,14 @@ class Card:
                 content["sink"] = None
             if content.get("template") is not None:
                 content["template"] = Template(**content["template"])
+            stages = [
+                {**stage, "data": tuple(stage["data"]), "dimensions": tuple(stage["dimensions"])}
+                for stage in content.pop("history", ())
+            ]
             lineage = content.pop("lineage")
             merged = [Merged(**{**a, "folder": str((folder / a["folder"]).resolve())}) for a in lineage.pop("adapters")]
-            return cls(lineage=Lineage(**lineage, adapters=tuple(merged)), **content)
+            history = tuple(Training(**stage) for stage in stages)
+            return cls(lineage=Lineage(**lineage, adapters=tuple(merged)), history=history, **content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} must describe an encoder, and cannot be read: {error!r}") from error
 

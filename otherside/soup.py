@@ -21,7 +21,7 @@ from torch import Tensor
 from otherside import adapters, weights
 from otherside.adapters import SavedAdapter
 from otherside.files import check_out, make_folder, replace_folder
-from otherside.lineage import BASE, CARD, Card, Lineage, Merged
+from otherside.lineage import BASE, CARD, Card, Lineage, Merged, Training
 
 STAGE = "soup"
 READ = ("attention", "pooling", "max_length", "start_token", "pool_start", "sink", "template")
@@ -67,7 +67,7 @@ def soup(encoders: list[str], out: Path, weights: list[float] | None = None, for
     make_folder(out.parent, "the folder of OUT")
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent)).resolve()
     try:
-        _write(work, encoders[cards.index(first)], first, common, parts)
+        _write(work, encoders[cards.index(first)], first, common, parts, _history(cards, first, len(common)))
         replace_folder(work, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -109,12 +109,27 @@ def _check_alike(encoder: str, card: Card, other: str, first: Card) -> None:
         raise ValueError(f"soup needs encoders that read texts alike; {encoder} and {other} differ in {said}")
 
 
+def _history(cards: Sequence[Card], first: Card, common: int) -> tuple[Training, ...]:
+    """That of the common stages, then what all encoders agree on."""
+    own = len(first.lineage.adapters) - common
+    trained = [card for card in cards if card.stage != BASE]
+    prompts = first.prompts if all(card.prompts == first.prompts for card in trained) else {}
+    sizes = first.dimensions if all(card.dimensions == first.dimensions for card in trained) else ()
+    kept = first.history[: max(0, len(first.history) - own)]
+    return (*kept, Training(STAGE, prompts=prompts, dimensions=sizes))
+
+
 def _named(lineage: Lineage) -> str:
     return f"{lineage.base} ({(lineage.fingerprint or 'unknown')[:8]})"
 
 
 def _write(
-    work: Path, source: str, card: Card, common: Sequence[Merged], parts: Sequence[tuple[SavedAdapter, float]]
+    work: Path,
+    source: str,
+    card: Card,
+    common: Sequence[Merged],
+    parts: Sequence[tuple[SavedAdapter, float]],
+    history: tuple[Training, ...],
 ) -> None:
     for file in Path(weights.locate(source)).iterdir():
         if file.is_file() and file.name != CARD:
@@ -127,7 +142,7 @@ def _write(
     made = {f"{adapters.PREFIX}{key}": value for key, value in side_by_side(parts).items()}
     adapters.write(made, config, folder, lineage.base)
     lineage = lineage.extended(STAGE, folder)
-    replace(card, lineage=lineage, stage=STAGE, steps=0).write(work)
+    replace(card, lineage=lineage, stage=STAGE, steps=0, history=history).write(work)
 
 
 def side_by_side(parts: Sequence[tuple[SavedAdapter, float]]) -> dict[str, Tensor]:

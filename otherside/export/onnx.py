@@ -83,7 +83,7 @@ class Graph(nn.Module):
         return (share_NL[:, None] @ hidden_NLD)[:, 0] / share_NL.sum(1, keepdim=True), hidden_NLD
 
 
-def quantise(folder: Path) -> None:
+def quantise(folder: Path, _: str = "int8") -> None:
     """Write the weights of linear layers with 8 bits, and a scale for each 32 of them.
 
     Not ONNX Runtime's dynamic quantisation, which takes one scale for all activations of a product: a Llama's few huge

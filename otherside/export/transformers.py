@@ -69,8 +69,11 @@ def complete_config(path: Path, causal: bool) -> None:
     config["is_causal"] = causal  # transformers, sentence-transformers, vLLM
     if not causal and config["model_type"] != "gemma3_text":  # whose windows it would halve
         config["use_bidirectional_attention"] = True  # text-embeddings-inference
-    if theta := (config.get("rope_parameters") or {}).get("rope_theta"):
+    rope = config.get("rope_parameters") or {}
+    if theta := rope.get("rope_theta"):
         config["rope_theta"] = theta  # where tools written for transformers 4 look for it
+    if rope.get("rope_type", "default") != "default":
+        config["rope_scaling"] = rope  # text-embeddings-inference refuses it there, and ignores it above
     dump(path, config)
 
 
