@@ -29,6 +29,9 @@ All stages, and what they did:
   soup      ENCODER ENCODER... --out OUT      the average of several encoders, as an encoder
   export    ENCODER OUT                       for sentence-transformers, ONNX or transformers; parity is checked
 
+Your own data:
+  new         RECIPE --base MODEL --data FILE...    a recipe for your texts or pairs and this machine; then `recipe`
+
 Before a large run:
   mine      ENCODER PAIRS --out FILE.jsonl    hard negatives for a file of pairs
   size      configs/R/mntp.yaml --nodes 2 --gpus 8      memory, communication and time of a step; loads no weights
@@ -37,7 +40,10 @@ Before a large run:
 """
 
 TRAINING = ("fit", "validate", "test", "predict")
-FUNCTIONS: dict[str, tuple[str, dict[str, str | None]]] = {  # where they are, and their positional arguments
+FUNCTIONS: dict[
+    str, tuple[str, dict[str, str | None]]
+] = {  # where they are, and arguments that are positional or take several words
+    "new": ("lightning_modules.new:new", {"recipe": None, "--data": "+"}),
     "probe": ("otherside.probing:probe", {"encoders": "+"}),
     "report": ("lightning_modules.report:report", {"runs": "+"}),
     "soup": ("otherside.soup:soup", {"encoders": "+"}),
@@ -99,8 +105,10 @@ def _call(command: str, arguments: list[str]) -> None:
     says = {param.arg_name: param.description for param in docs.params}
     parser = Exact(prog=f"lightning {command}", description=docs.description, exit_on_error=False)
     for argument, count in positional.items():
-        parser.add_argument(argument, nargs=count, type=str if count else hints[argument], help=says[argument])
-    parser.add_function_arguments(function, skip=set(positional), as_group=False)
+        name = argument.removeprefix("--")
+        needed = {"required": True} if argument != name else {}
+        parser.add_argument(argument, nargs=count, type=str if count else hints[name], help=says[name], **needed)
+    parser.add_function_arguments(function, skip={name.removeprefix("--") for name in positional}, as_group=False)
     function(**vars(parser.instantiate(parser.parse_args(list(_spelled_out(arguments, hints))))))
 
 
