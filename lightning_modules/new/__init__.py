@@ -17,8 +17,8 @@ def new(
     """Write a recipe for your data and this machine: a folder with a YAML per stage, for `lightning recipe`.
 
     Of texts it has the stages mntp and simcse, of pairs supervised too. Rows are copied into RECIPE/data, each once;
-    some that share no text with others are held out and validated on. Batches, lengths, chunks, steps and what is shared
-    by GPUs follow from the data, the base's shape and this machine, by the arithmetic of `lightning size`.
+    some that share no text with others are held out and validated on. Batches, lengths, chunks, steps and what GPUs
+    share follow from the data, the base's shape and this machine, by the arithmetic of `lightning size`.
 
     Args:
         recipe: folder to write; the stages' runs will be there too.

@@ -25,7 +25,7 @@ def columns(folder: Path, *names: str) -> str:
         (("question", "answer"), "pair", {"query": "question", "positive": "answer"}),
         (("id", "Question", "Answer"), "pair", {"query": "Question", "positive": "Answer"}),
         (("anchor", "positive"), "pair", {"query": "anchor", "positive": "positive"}),
-        (("anchor", "positive", "negative"), "pair", {"query": "anchor", "positive": "positive", "negatives": "negative"}),
+        (("query", "answer", "negative"), "pair", {"query": "query", "positive": "answer", "negatives": "negative"}),
         (("query", "positive", "scores"), "pair", {"query": "query", "positive": "positive"}),
         (("sentence1", "sentence2"), "pair", {"query": "sentence1", "positive": "sentence2"}),
         (("title", "text"), "pair", {"query": "title", "positive": "text"}),
