@@ -289,6 +289,13 @@ def find_files(path: str | list[str]) -> list[Path]:
     return files
 
 
+def read_records(source: Source) -> Iterator[Record]:
+    """Every row of `source` as it stands, in order, without a table of it."""
+    if is_remote(source):
+        return remote_records(load_remote(source, streaming=False), str(source))
+    return file_records(find_files(source.path))
+
+
 def file_records(files: list[Path]) -> Iterator[Record]:
     """Every row of `files`, in order."""
     for file in files:

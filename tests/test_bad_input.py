@@ -536,6 +536,42 @@ case("recipe: no folder named", lambda bad: ["recipe"], "required: folder", "lig
 case("recipe: no such folder", lambda bad: ["recipe", "no"], "there is no folder no")
 case("recipe: no stages", lambda bad: bad.recipe("trainer: {}"), "a folder with a YAML per stage; recipe has none")
 
+# One's own data
+
+
+def new(data: str, *options: str, folder: str = "mine") -> Callable[[Bad], Arguments]:
+    """A recipe for such a data file, of which three are here: without names that are known, broken, and too short."""
+
+    def make(bad: Bad) -> Arguments:
+        (bad.folder / "unknown.csv").write_text("Frage,Antwort\na,b\n")
+        (bad.folder / "broken.csv").write_text("question,answer\na,b\na\n")
+        (bad.folder / "short.csv").write_text("question,answer\na,b\n")
+        return ["new", folder, "--base", bad.llama, "--data", data, *options]
+
+    return make
+
+
+case("new: nothing named", lambda bad: ["new"], "must be given: recipe, data, base", "`lightning new --help`")
+case("new: no such file", new("no.csv"), "path 'no.csv' must name a file")
+case("new: folder in use", new("pairs.jsonl", folder="."), "RECIPE must be a new folder; . is there already")
+case(
+    "new: unknown columns",
+    new("unknown.csv"),
+    "unknown.csv has Frage, Antwort",
+    "--fields '{query: COLUMN, positive: COLUMN}'",
+)
+case("new: no such column", new("unknown.csv", "--fields", "{text: Satz}"), "field 'Satz' is missing", "'Antwort'")
+case("new: no such field", new("unknown.csv", "--fields", "{question: Frage}"), "--fields must map text, or query and")
+case("new: broken row", new("broken.csv"), "broken.csv, line 3: the header has 2 columns; got 1", "on_bad_row: skip")
+case("new: too few rows", new("short.csv"), "--data must have at least 4 rows for a mntp stage here; got 2")
+case("new: no time", new("pairs.jsonl", "--hours", "0"), "--hours must be positive; got 0")
+case(
+    "new: no such base",
+    lambda bad: ["new", "mine", "--base", "../no", "--data", "pairs.jsonl"],
+    "backbone.model must be",
+    "nothing is at ../no",
+)
+
 # Sizes
 case(
     "mine: no such encoder",

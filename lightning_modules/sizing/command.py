@@ -146,14 +146,19 @@ def verdict(job: Job, machine: Machine) -> str:
     total, room = needed(job, machine), f"{machine.memory:g} GB"
     if total <= machine.memory:
         return f"fits in {room}: {total:.1f} GB needed"
-    fitting = [(changes, other) for changes, other in variants(job) if needed(other, machine) <= machine.memory]
-    if fitting:
-        changes, other = min(fitting, key=lambda each: (len(each[0]), step_time(each[1], machine).total))
+    if found := fitting(job, machine):
+        changes, other = found
         remedy = f"It fits with {', '.join(changes)}: {needed(other, machine):.1f} GB"
     else:
         largest = max(memory(job).items(), key=lambda row: row[1])
         remedy = f"Most is for {largest[0]}: take more GPUs, a smaller global batch or a smaller base"
     return f"does not fit in {room}: {total:.1f} GB needed. {remedy}"
+
+
+def fitting(job: Job, machine: Machine) -> tuple[list[str], Job] | None:
+    """The job, with as few changes as make it fit, and the fastest of those; None: nothing does."""
+    found = [(changes, other) for changes, other in variants(job) if needed(other, machine) <= machine.memory]
+    return min(found, key=lambda each: (len(each[0]), step_time(each[1], machine).total), default=None)
 
 
 def variants(job: Job) -> Iterator[tuple[list[str], Job]]:
