@@ -23,7 +23,7 @@ def test_search_over_predictions(tiny_llama: Path, tmp_path: Path, monkeypatch: 
     pq.write_table(pa.table({"row": range(len(vectors)), "vector": column}), tmp_path / "predictions.parquet")
     monkeypatch.chdir(tmp_path)
     found: dict[str, Any] = {}
-    exec(PAGE.read_text().split("```python\n")[1].split("```")[0], found)
+    exec(PAGE.read_text().split("```python")[1].partition("\n")[2].split("```")[0], found)
     [query] = encoder.encode(["Who sat on the mat?"], normalize=True)
     cosines = vectors @ query / np.linalg.norm(vectors, axis=1)
     assert found["rows"].tolist() == [cosines.argsort()[::-1][:3].tolist()]
