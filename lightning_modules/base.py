@@ -68,6 +68,9 @@ class EncoderModule(pl.LightningModule, ABC):
             on a base model.
         pool_start: whether the start token (`backbone.start_token`) is pooled like a token of the text, in training and
             use, with an instruction and without. None: as the encoder folder; yes on a base model.
+        rescaled: whether each dimension of a text's vector is divided by its spread in the model that the stage starts
+            from, so that all count alike (`otherside.rescale`). None: as the encoder folder; where that says nothing,
+            yes in contrastive stages.
         max_length: longest text that the finished encoder reads, in tokens; training has its own, in `data`. None: as
             the encoder folder; 512 on a base model.
         optimizer: over the adapter's weights.
@@ -82,6 +85,7 @@ class EncoderModule(pl.LightningModule, ABC):
     stage: ClassVar[str]
     predicted = 0.0  # share of tokens that go through the language model's head
     views = 1  # how often each text goes through the model
+    rescales = False  # whether it does where neither setting nor encoder folder says so
 
     def __init__(
         self,
@@ -89,6 +93,7 @@ class EncoderModule(pl.LightningModule, ABC):
         lora: Lora = Lora(),  # noqa: B008  # jsonargparse shows it as the default; never changed
         pooling: Pooling | None = None,
         pool_start: bool | None = None,
+        rescaled: bool | None = None,
         max_length: int | None = None,
         optimizer: OptimizerCallable = adamw,
         schedule: Schedule = Schedule(),  # noqa: B008
@@ -111,6 +116,7 @@ class EncoderModule(pl.LightningModule, ABC):
         self.tokenizer = load_tokenizer(backbone.model, backbone.revision, backbone.start_token)
         inherited = card.pool_start is not False  # format 1 had no such setting
         self.pool_start = inherited if pool_start is None else pool_start
+        self.rescaled = (card.rescaled or self.rescales) if rescaled is None else rescaled
         self.departures = departures(
             card,
             attention=self.backbone_config.attention,
@@ -118,6 +124,7 @@ class EncoderModule(pl.LightningModule, ABC):
             pool_start=card.pool_start if pool_start is None else pool_start,
             start_token=card.start_token if backbone.start_token == AUTO else backbone.start_token,
             keep_sink=self.backbone_config.keep_sink,
+            rescaled=card.rescaled if rescaled is None else rescaled,
             max_length=self.max_length,
         )
         self.encoder: Encoder = None  # type: ignore[assignment]  # built in configure_model, where strategies shard
@@ -168,19 +175,26 @@ class EncoderModule(pl.LightningModule, ABC):
         start = start_name(self.tokenizer)
         pooled = "pooled" if self.pool_start else "not pooled"
         sink = "kept" if self.encoder.backbone.sink else "not found" if self.backbone_config.keep_sink else "not kept"
-        print(
-            f"start token: {f'{start}, {pooled}; its sink: {sink}' if start else 'none'}", file=sys.stderr, flush=True
-        )
+        said = f"start token: {f'{start}, {pooled}; its sink: {sink}' if start else 'none'}"
+        print(f"{said}{'; vectors rescaled' if self.rescaled else ''}", file=sys.stderr, flush=True)
 
     def _check_start(self) -> None:
         """Does the model compute what was asked for, here, and are its texts short enough for it?"""
         longest = getattr(self.trainer.datamodule, "max_length", 0)  # type: ignore[attr-defined]
         check_length("data.max_length must be", longest, self.encoder.backbone.lm.config, "Lower data.max_length.")
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """What needs the model where it will run."""
         self.encoder.backbone.self_test()
+        if self.rescaled and self.encoder.factors is None:
+            start = self.backbone_config
+            with self.encoder.backbone.without_adapters():  # as the stage began
+                self.encoder.rescale(start.model, card_of(start.model, start.revision))
 
     @override
     def on_test_start(self) -> None:
-        self.encoder.backbone.self_test()
+        self._prepare()
 
     on_predict_start = on_test_start
 

@@ -42,6 +42,7 @@ class SimCSE(EncoderModule):
     """
 
     stage, views = "simcse", 2
+    rescales = True
 
     def __init__(self, loss: InfoNCE = InfoNCE(), **kwargs: Any) -> None:  # noqa: B008
         super().__init__(**kwargs)
@@ -81,6 +82,7 @@ class Supervised(EncoderModule):
     """
 
     stage = "supervised"
+    rescales = True
 
     def __init__(self, loss: InfoNCE = InfoNCE(), **kwargs: Any) -> None:  # noqa: B008
         super().__init__(**kwargs)

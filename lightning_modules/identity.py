@@ -56,13 +56,17 @@ VECTORS = (
     "model.backbone.keep_sink",
     "model.pooling",
     "model.pool_start",
+    "model.rescaled",
     "model.lora.*",
 )
 # What a recipe's YAML says of all this
 TRAINER = ("precision", "gradient_clip*", "accumulate_grad_batches", "max_steps", "max_epochs")
 GIVEN = ("model*", "data*", "seed_everything", *(f"trainer.{name}" for name in TRAINER))
 UNKNOWN = "not noted"
-OLDER = {"model.backbone.keep_sink": False}  # what runs of older versions were without noting it
+OLDER = {
+    "model.backbone.keep_sink": False,
+    "model.rescaled": False,
+}  # what runs of older versions were without noting it
 SHOWN = 5  # differences in one message
 
 

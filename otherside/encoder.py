@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from otherside import adapters, pooling, weights
+from otherside import adapters, distributed, pooling, rescale, weights
 from otherside.attention import Kernel
 from otherside.backbone import AnyDType, Attention, Backbone, BackboneConfig
 from otherside.batching import Packed, tokenise, tokens_at_once
@@ -49,7 +49,12 @@ class Encoder(Cosine, nn.Module):
         max_length: longer texts are cut after so many tokens.
         pool_start: whether the start token is pooled; see `pooling.weights`.
         history: how its stages were trained, for the folder that it is kept in.
+
+    Attributes:
+        factors: (D,) float32, of the dimensions of its texts' vectors (`otherside.rescale`); None: 1.
     """
+
+    factors: Tensor | None
 
     def __init__(
         self,
@@ -68,6 +73,7 @@ class Encoder(Cosine, nn.Module):
         self.max_length = max_length
         self.pool_start = pool_start
         self.history = history
+        self.register_buffer("factors", None, persistent=False)
 
     @classmethod
     def load(
@@ -80,6 +86,7 @@ class Encoder(Cosine, nn.Module):
         start_token: str | None = AUTO,
         pool_start: bool | None = None,
         keep_sink: bool | None = None,
+        rescaled: bool | None = None,
         merge: bool = True,
         dtype: AnyDType = "float32",
         kernel: Kernel = "auto",
@@ -89,7 +96,7 @@ class Encoder(Cosine, nn.Module):
         as an untrained encoder.
 
         Settings that are not given come from the folder; for a base model they are bidirectional, mean, 512 or the
-        model's own limit, the start token of `BackboneConfig`, pooled, with its sink.
+        model's own limit, the start token of `BackboneConfig`, pooled, with its sink, and vectors that are not rescaled.
 
         merge=False leaves the base's weights as they are and the stages' adapters beside them: vectors are the same,
         a little slower, and `encoder.backbone.as_base()` is the base model, which generates.
@@ -111,7 +118,23 @@ class Encoder(Cosine, nn.Module):
         encoder = cls(backbone, tokenizer, pooling, max_length, pool_start, card.history)  # type: ignore[arg-type]
         encoder.to(device).eval()
         encoder.backbone.self_test()
+        if card.rescaled if rescaled is None else rescaled:
+            encoder.rescale(str(model), card)
         return encoder
+
+    def rescale(self, model: str, card: Card) -> None:
+        """From now on let each dimension of a text's vector count alike, by the factors of an encoder folder, else by
+        factors that are measured now.
+
+        Args:
+            model: folder or address that it comes from.
+            card: of `model`.
+        """
+        if card.rescale is not None:
+            factors = rescale.read(Path(weights.locate(model)), card.rescale)
+        else:
+            factors = rescale.measure(self.backbone, self.tokenizer, start_id(self.tokenizer))
+        self.factors = distributed.from_first(factors).to(self.device)
 
     @property
     def device(self) -> torch.device:
@@ -121,7 +144,8 @@ class Encoder(Cosine, nn.Module):
 
     def forward(self, texts: Packed) -> Tensor:
         """(N, D) float32 vectors of packed texts, with gradients."""
-        return pooling.pool(self.backbone(texts), texts, self.pooling, self.pool_start)
+        vectors_ND = pooling.pool(self.backbone(texts), texts, self.pooling, self.pool_start)
+        return vectors_ND if self.factors is None else vectors_ND * self.factors
 
     @torch.no_grad()
     def encode(
@@ -262,7 +286,8 @@ class Encoder(Cosine, nn.Module):
             read = (self.backbone.attention, self.pooling, self.max_length, start_name(self.tokenizer), self.pool_start)
             new = (training or Training(stage, steps),) if adapters.is_attached(self.backbone.lm) else ()
             history = (*self.history, *new)
-            Card(lineage, stage, steps, *read, sink, template_of(self.tokenizer), history).write(work)
+            factors = None if self.factors is None else rescale.write(self.factors, work)
+            Card(lineage, stage, steps, *read, sink, template_of(self.tokenizer), factors, history).write(work)
             replace_folder(work, folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)

@@ -12,7 +12,8 @@ from otherside.template import Template
 CARD = "encoder.json"
 ENCODER = "encoder"  # the encoder folder inside a run's folder, or a checkpoint's
 SINK = "sink.safetensors"  # the start token's state in it, where that is kept
-FORMAT = 3
+RESCALE = "rescale.safetensors"  # factors of its vectors' dimensions, where those are rescaled
+FORMAT = 4
 BASE = "base"  # stage of a model that is no encoder folder
 AUTO = "auto"  # start token of such a model: see `tokenizer.default_start`
 OWN = "own"  # of format 1, which had no start token, and of LLM2Vec: whatever the tokenizer puts first
@@ -102,6 +103,7 @@ class Card:
         pool_start: see `pooling.weights`; None in format 1, which pooled it without instruction only.
         sink: SHA-256 of `sink.safetensors` (`sink.Sink`); None where the start token is like any other.
         template: what texts have around them; None: nothing.
+        rescale: SHA-256 of `rescale.safetensors` (`rescale.measure`); None where vectors are the mean states as they are.
         history: how its stages were trained; empty where it was not noted.
     """
 
@@ -115,6 +117,7 @@ class Card:
     pool_start: bool | None
     sink: str | None
     template: Template | None = None
+    rescale: str | None = None
     history: tuple[Training, ...] = ()
 
     @property
@@ -131,6 +134,11 @@ class Card:
     def keep_sink(self) -> bool:
         """As the setting of `BackboneConfig`."""
         return self.sink is not None
+
+    @property
+    def rescaled(self) -> bool:
+        """Whether the dimensions of its vectors are rescaled."""
+        return self.rescale is not None
 
     @property
     def has_own_sink(self) -> bool:
@@ -156,7 +164,7 @@ class Card:
                 raise ValueError(f"its format must be {FORMAT}")
             if found == 1:
                 content |= {"start_token": OWN, "pool_start": None}
-            if found < FORMAT:
+            if found < 3:
                 content["sink"] = None
             if content.get("template") is not None:
                 content["template"] = Template(**content["template"])

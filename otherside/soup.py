@@ -24,7 +24,7 @@ from otherside.files import check_out, make_folder, replace_folder
 from otherside.lineage import BASE, CARD, Card, Lineage, Merged, Training
 
 STAGE = "soup"
-READ = ("attention", "pooling", "max_length", "start_token", "pool_start", "sink", "template")
+READ = ("attention", "pooling", "max_length", "start_token", "pool_start", "sink", "rescale", "template")
 
 
 def soup(encoders: list[str], out: Path, weights: list[float] | None = None, force: bool = False) -> None:

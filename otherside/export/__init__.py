@@ -69,8 +69,10 @@ def export(
         card = card_of(encoder)
         prompts = card.prompts if prompts is None else prompts
         tool, small = TOOLS.get(kind, (None, ()))
+        rounds = dtype not in ("float32", *small)
+        reference = Reference.of(loaded, prompts)  # before the writer makes weights of what is none
         write(loaded, work, kind, "float32" if dtype in small else dtype, prompts)  # type: ignore[arg-type]
-        reference = Reference.of(loaded, prompts)
+        reference = Reference.of(loaded, prompts) if rounds else reference
         readme.write(loaded, encoder, card, work, kind, reference, out.name)
         del loaded  # one copy in memory at a time
         said = f"vectors equal the encoder's, largest relative difference {check_parity(work, reference, kind):.0e}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from otherside.encoder import Encoder
-from otherside.export.transformers import embed_sink
+from otherside.export.transformers import embed_sink, fold_factors
 from otherside.tokenizer import start_id
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def write(encoder: Encoder, folder: Path) -> None:
 
     check(encoder)
     embed_sink(encoder.backbone)
+    fold_factors(encoder)
     model: Any = encoder.backbone.lm.base_model
     arch = gguf.MODEL_ARCH.LLAMA_EMBED  # of the causal ones, too: `llama` keeps keys and values, in 16 bits
     writer = gguf.GGUFWriter(folder / MODEL, gguf.MODEL_ARCH_NAMES[arch])
