@@ -63,10 +63,8 @@ VECTORS = (
 TRAINER = ("precision", "gradient_clip*", "accumulate_grad_batches", "max_steps", "max_epochs")
 GIVEN = ("model*", "data*", "seed_everything", *(f"trainer.{name}" for name in TRAINER))
 UNKNOWN = "not noted"
-OLDER = {
-    "model.backbone.keep_sink": False,
-    "model.rescaled": False,
-}  # what runs of older versions were without noting it
+# What runs of older versions were without noting it
+OLDER = {"model.backbone.keep_sink": False, "model.rescaled": False}
 SHOWN = 5  # differences in one message
 
 

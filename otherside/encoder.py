@@ -96,7 +96,7 @@ class Encoder(Cosine, nn.Module):
         as an untrained encoder.
 
         Settings that are not given come from the folder; for a base model they are bidirectional, mean, 512 or the
-        model's own limit, the start token of `BackboneConfig`, pooled, with its sink, and vectors that are not rescaled.
+        model's own limit, the start token of `BackboneConfig`, pooled, with its sink; vectors are not rescaled.
 
         merge=False leaves the base's weights as they are and the stages' adapters beside them: vectors are the same,
         a little slower, and `encoder.backbone.as_base()` is the base model, which generates.

@@ -103,7 +103,7 @@ class Card:
         pool_start: see `pooling.weights`; None in format 1, which pooled it without instruction only.
         sink: SHA-256 of `sink.safetensors` (`sink.Sink`); None where the start token is like any other.
         template: what texts have around them; None: nothing.
-        rescale: SHA-256 of `rescale.safetensors` (`rescale.measure`); None where vectors are the mean states as they are.
+        rescale: SHA-256 of `rescale.safetensors` (`rescale.measure`); None where vectors are states as they are.
         history: how its stages were trained; empty where it was not noted.
     """
 

@@ -10,7 +10,7 @@ Shapes: T tokens, S of them behind start tokens, D hidden size.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -43,7 +43,8 @@ def measure(backbone: Backbone, tokenizer: PreTrainedTokenizerBase, start: int |
     drawn = ordinary[torch.randint(len(ordinary), (TEXTS, LENGTH), generator=torch.Generator().manual_seed(0))]
     head = [] if start is None else [start]
     texts = Packed.from_tokens([Tokens([*head, *row.tolist()], len(head), len(head)) for row in drawn])
-    device, training = backbone.lm.get_input_embeddings().weight.device, backbone.training
+    embeddings: Any = backbone.lm.get_input_embeddings()
+    device, training = embeddings.weight.device, backbone.training
     backbone.eval()
     try:
         states_TD = backbone(texts.to(device))

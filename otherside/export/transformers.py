@@ -82,7 +82,7 @@ def fold_factors(encoder: Encoder) -> None:
             "Train with model.rescaled: false."
         )
     _untie(lm)
-    lm.get_output_embeddings().weight.div_(factors)  # type: ignore[operator, union-attr]
+    lm.get_output_embeddings().weight.div_(factors)
     encoder.factors = None
 
 
