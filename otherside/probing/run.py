@@ -227,7 +227,7 @@ class Probing:
         if not pairs:
             return []
         card = session.variant.card
-        further = [asdict(card.template)] if card.template else []
+        further: list[Any] = [asdict(card.template)] if card.template else []
         further += [card.rescale] if card.rescaled else []
         path = session.path(name, pairs, card.pooling, card.max_length, card.pool_start, *further)
         if not path.exists():
