@@ -1,7 +1,7 @@
 """What the quickstart's encoders are worth on texts that no stage has seen, over seeds: with a start token that is
-pooled or not, whose sink is kept or not, and without one.
+pooled or not, whose sink is kept or not, and without one; with dimensions rescaled or not.
 
-    python benchmarks/quickstart.py [--seeds 1 2 3] [--cases pooled "not pooled" "sink lost" none] [--controls]
+    python benchmarks/quickstart.py [--seeds 1 2 3] [--cases pooled "not rescaled" "sink lost"] [--controls]
 
 With --controls also what the paper has not, with the same steps and data: labels on the causal Llama, either
 contrastive stage on the opened one without MNTP, and labels behind MNTP without SimCSE between them.
@@ -40,6 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
     "pooled": {"start_token": "auto", "pool_start": True, "keep_sink": True},
     "not pooled": {"start_token": "auto", "pool_start": False, "keep_sink": True},
     "sink lost": {"start_token": "auto", "pool_start": True, "keep_sink": False},
+    "not rescaled": {"start_token": "auto", "pool_start": True, "keep_sink": True, "rescaled": False},
     "none": {"start_token": None, "pool_start": True, "keep_sink": False},
 }
 STAGES = ("mntp", "simcse", "supervised")
@@ -64,6 +65,8 @@ def train(folder: Path, settings: dict[str, Any], seed: int, controls: bool) -> 
         "--model.init_args.pool_start": str(settings["pool_start"]).lower(),
         "--model.init_args.backbone.keep_sink": str(settings["keep_sink"]).lower(),
     }
+    if "rescaled" in settings:
+        options["--model.init_args.rescaled"] = str(settings["rescaled"]).lower()
     said = [str(word) for option in options.items() for word in option]
     subprocess.run([*python, "lightning_modules.cli", "recipe", str(RECIPE), *said], **here)  # type: ignore[call-overload]
     for name, (stage, model, attention) in CONTROLS.items() if controls else ():
