@@ -198,6 +198,7 @@ def speed(shape: str, dtype: torch.dtype, settings: argparse.Namespace) -> Itera
     """A row for each way to run a step."""
     device = settings.device
     top = peak(torch.device(device), dtype)
+    _free()
     before = held(device)
     backbone = build(shape, dtype, device, settings.dropout)
     sizes = Shape.from_config(backbone.lm.config.to_dict(), shape)

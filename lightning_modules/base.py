@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from lightning_modules import history
 from lightning_modules.identity import told
+from lightning_modules.recomputing import settle
 from lightning_modules.schedules import Schedule, set_rates
 from lightning_modules.waiting import LOADING
 from otherside import distributed, loading
@@ -78,7 +79,8 @@ class EncoderModule(pl.LightningModule, ABC):
         chunk_tokens: texts go through the model in chunks of at most so many tokens, whatever the batch size.
             None: all at once.
         recompute: keep no activations of a chunk but compute them again in backward (GradCache; Gao et al., 2021):
-            memory for one chunk instead of all, for about 1.4 times the time. False: chunks only save padding.
+            memory for one chunk instead of all, for about 1.4 times the time. False: chunks only save padding. auto:
+            where training does not fit into the free memory without.
         seed: of the adapter's start, dropout and masks. The command line takes it from `seed_everything`.
     """
 
@@ -98,7 +100,7 @@ class EncoderModule(pl.LightningModule, ABC):
         optimizer: OptimizerCallable = adamw,
         schedule: Schedule = Schedule(),  # noqa: B008
         chunk_tokens: int | None = None,
-        recompute: bool = True,
+        recompute: bool | Literal["auto"] = "auto",
         seed: int = 42,
     ) -> None:
         super().__init__()
@@ -166,6 +168,7 @@ class EncoderModule(pl.LightningModule, ABC):
             )
         if self.trainer.is_global_zero:
             self._tell()
+        settle(self)
         self._check_start()
 
     def _tell(self) -> None:

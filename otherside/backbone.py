@@ -55,7 +55,8 @@ class BackboneConfig:
             fast, else float32.
         kernel: auto takes torch's variable-length kernel on CUDA in half precision without dropout, else SDPA.
         attention_dropout: on attention probabilities, in training. Llama has none; SimCSE needs some.
-        activation_checkpointing: recompute each layer in backward: less memory, about a third more time.
+        activation_checkpointing: compute each layer again in backward: less memory, about a third more time. auto: if
+            training does not fit into the free memory without, nor with `recompute` alone.
         start_token: the first token of every text, on which attention rests. auto: that of an encoder folder; of a
             base model, what its tokenizer puts first, else its document boundary. A token by name; null: none.
         keep_sink: in bidirectional attention, let the start token enter with the state that attention rests on, which
@@ -68,7 +69,7 @@ class BackboneConfig:
     dtype: AnyDType = "auto"
     kernel: Kernel = "auto"
     attention_dropout: float = 0.0
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool | Literal["auto"] = "auto"
     start_token: str | None = AUTO
     keep_sink: bool | None = None
 
@@ -162,9 +163,13 @@ class Backbone(nn.Module):
             reads = distributed.rank() == 0
             sink = distributed.from_first(sink_of(config.model, config.revision, card, start) if reads else None)
         backbone = cls(lm, lineage, attention, config.kernel, sink)  # type: ignore[arg-type]  # as the card was checked to have it
-        if config.activation_checkpointing:
-            lm.gradient_checkpointing_enable({"use_reentrant": False})
+        if config.activation_checkpointing is True:
+            backbone.compute_layers_again()
         return backbone
+
+    def compute_layers_again(self) -> None:
+        """Activation checkpointing: backward computes each layer once more from its input."""
+        self.lm.gradient_checkpointing_enable({"use_reentrant": False})
 
     @property
     def hidden_size(self) -> int:

@@ -121,7 +121,7 @@ def _job(stage: Stage, shape: Shape, data: Data, here: Here) -> Job:
         dtype=here.dtype,
         attention_dropout=0.3 if stage == "simcse" else 0.0,
         chunk_tokens=8192 if here.gpus else 2048,
-        recompute=bool(here.gpus),
+        recompute="auto" if here.gpus else False,
         negatives=data.negatives,
         cuda=bool(here.gpus),
     )

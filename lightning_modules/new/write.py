@@ -58,7 +58,7 @@ def settings(planned: Planned, recipe: Path, model: str, held_out: HeldOut) -> d
     every = max(1, steps // 2)
     backbone: dict[str, Any] = {"model": model}
     backbone |= {"attention_dropout": job.attention_dropout} if job.attention_dropout else {}
-    backbone |= {"activation_checkpointing": True} if job.activation_checkpointing else {}
+    backbone |= {"activation_checkpointing": True} if job.layers_again else {}
     content = {
         "model": {
             "class_path": f"lightning_modules.{NAMES[job.stage]}",
@@ -67,7 +67,7 @@ def settings(planned: Planned, recipe: Path, model: str, held_out: HeldOut) -> d
                 "lora": {"r": job.adapter.r, "alpha": 32, "dropout": job.adapter.dropout},
                 **({"masking": {"probability": job.masked}} if job.stage == "mntp" else {"loss": {"scale": 20}}),
                 "chunk_tokens": job.chunk_tokens,
-                "recompute": job.recompute,
+                **({} if job.recompute == "auto" else {"recompute": job.recompute}),
                 "optimizer": {
                     "class_path": "torch.optim.AdamW",
                     "init_args": {"lr": planned.rate, "weight_decay": 0.0},

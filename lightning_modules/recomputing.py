@@ -1,0 +1,93 @@
+"""What `auto` means for `recompute` and `activation_checkpointing`: the cheapest way to train that memory allows."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+
+from lightning_modules.sizing.job import Job, strategy_named
+from lightning_modules.sizing.memory import adapter_weights, base_weights, cheapest, memory
+from lightning_modules.sizing.shape import Adapter, Shape
+from otherside import distributed
+
+if TYPE_CHECKING:
+    from lightning_modules.base import EncoderModule
+
+GB = 1e9
+SHARE = 0.9  # of the free memory, as the estimate is one, and memory is cut into pieces
+RESERVE = 2 * GB  # of a GPU, for NCCL and what products need
+
+
+def job_of(module: EncoderModule) -> Job:
+    """What a module with its trainer and data module trains.
+
+    Raises:
+        ValueError: its shape or the number of its texts is not known.
+    """
+    trainer, backbone = module.trainer, module.backbone_config
+    data: Any = getattr(trainer, "datamodule", None)
+    if not hasattr(data, "global_batch_size") or getattr(data, "negatives", 1) is None:
+        raise ValueError(f"data must say how many texts a batch has; got {data}")
+    lm, loss = module.encoder.backbone.lm, getattr(module, "info_nce", None)
+    known = {name: value for name, value in asdict(module.lora).items() if name in Adapter.__annotations__}
+    strategy = trainer.strategy
+    config: Any = getattr(strategy, "config", None) or {}
+    return Job(
+        stage=module.stage,  # type: ignore[arg-type]
+        shape=Shape.from_config(lm.config.to_dict(), "the model"),
+        adapter=Adapter(**known | {"targets": tuple(known["targets"])}),
+        global_batch=data.global_batch_size,
+        length=getattr(data, "block_size", None) or data.max_length,
+        strategy=strategy_named(type(strategy).__name__, config.get("zero_optimization", {}).get("stage", 2)),
+        nodes=trainer.num_nodes,
+        gpus=trainer.num_devices,
+        dtype=str(lm.dtype).removeprefix("torch."),
+        kernel=backbone.kernel,
+        attention_dropout=backbone.attention_dropout,
+        activation_checkpointing=backbone.activation_checkpointing,
+        chunk_tokens=module.chunk_tokens,
+        recompute=module.recompute,
+        negatives=getattr(data, "negatives", 1),
+        symmetric=bool(loss and loss.symmetric),
+        even=hasattr(data, "block_size"),
+        cuda=module.device.type == "cuda",
+    )
+
+
+def free_memory(device: torch.device, processes: int) -> float:
+    """Bytes that a process may still take: of its GPU, or its share of the machine's."""
+    if device.type != "cuda":
+        return psutil.virtual_memory().available / processes
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused - RESERVE
+
+
+def settle(module: EncoderModule) -> None:
+    """Decide what a module leaves open, alike on all ranks, and say so."""
+    asked = (module.recompute, module.backbone_config.activation_checkpointing)
+    if "auto" not in asked:
+        return
+    try:
+        job = job_of(module)
+    except ValueError:
+        recompute, layers = asked[0] is not False, asked[1] is True
+        said = "as what training needs is not known"
+    else:
+        free = SHARE * distributed.least(free_memory(module.device, module.trainer.num_devices), module.device)
+        weights = base_weights(job) + adapter_weights(job)  # which are there already
+        job = cheapest(job, free + weights)
+        recompute, layers, needed = job.recomputes, job.layers_again, sum(memory(job).values()) - weights
+        said = f"training needs {needed / GB:.1f} GB beside the weights; {free / GB:.1f} GB are free"
+        if needed > free:
+            said += ". Should it fail: lower model.chunk_tokens"
+    module.recompute = recompute
+    module.backbone_config = replace(module.backbone_config, activation_checkpointing=layers)
+    if layers:
+        module.encoder.backbone.compute_layers_again()
+    if module.trainer.is_global_zero:
+        twice = " and ".join(name for name, again in (("chunks", recompute), ("layers", layers)) if again)
+        print(f"computed again in backward: {twice or 'nothing'}, {said}", file=sys.stderr, flush=True)
