@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from otherside import adapters, distributed, loading, sharding, weights
+from otherside import adapters, distributed, loading, norms, sharding, weights
 from otherside.adapters import Lora
 from otherside.attention import ATTENTION, HALF, Borders, Kernel, check_kernel
 from otherside.batching import Packed, rounded
@@ -120,6 +120,7 @@ class Backbone(nn.Module):
         self.register_buffer("sink_state", sink.state.to(lm.device) if sink else None, persistent=False)
         lm.get_input_embeddings().register_forward_hook(self._keep_sink)
         lm.set_attn_implementation(ATTENTION)
+        norms.fuse(lm)
 
     @classmethod
     def load(

@@ -95,7 +95,7 @@ def test_a_small_gpu_gets_less_at_once() -> None:
     large, small = (plan(shape, DATA, machine, 10)[2].job for machine in (gpus(1), gpus(1, 12)))
     assert large.global_batch == small.global_batch == 256
     assert large.chunk_tokens == 8192
-    assert small.activation_checkpointing or (small.chunk_tokens or 0) < 8192
+    assert small.layers_again or (small.chunk_tokens or 0) < 8192
 
 
 def test_a_base_that_fits_no_gpu_is_sharded() -> None:
