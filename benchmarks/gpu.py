@@ -7,7 +7,8 @@ Right: for each kernel the mask self-test, packed texts against single ones and 
 the CPU, the adapter's gradients, and dropout where chunks are computed again. Fast: real tokens a second, share of the
 measured matmul peak and peak memory of MNTP and contrastive steps, chunked or not, with and without activation
 checkpointing; sentence-transformers' loss on the same weights and texts in the same run. Weights are random: shapes
-need no download.
+need no download. In Lightning's loop: steps of the published recipes, from a folder, as `dry_gpu.py` models them: their
+time, memory beside what `lightning size` says, host synchronisations and kernels.
 """
 
 from __future__ import annotations
@@ -20,31 +21,37 @@ import random
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from copy import deepcopy
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from harness import command, machine
+from jobs import SHAPES, STAGES, Job, base, published
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, LlamaForCausalLM
 
-from lightning_modules.base import recomputed
+from lightning_modules import callbacks
+from lightning_modules.base import EncoderModule, recomputed
 from lightning_modules.callbacks.throughput import operations, peak
 from lightning_modules.mntp import MaskedBatch
+from lightning_modules.recomputing import job_of
+from lightning_modules.sizing.memory import memory
 from lightning_modules.sizing.shape import Shape
 from otherside import adapters, mntp, pooling
 from otherside.adapters import Lora
-from otherside.backbone import Backbone
+from otherside.backbone import Backbone, BackboneConfig
 from otherside.batching import Chunks, Packed
 from otherside.lineage import Lineage
 from otherside.losses import InfoNCE
 from otherside.mntp import Masking
 
-SHAPES = Path(__file__).parent / "shapes"
 KERNELS = ("eager", "sdpa", "varlen", "flash_attention_2")
 FIRST = 100  # token ids below are left to special tokens
 Row = dict[str, Any]
@@ -291,6 +298,108 @@ def _free() -> None:
         torch.cuda.empty_cache()
 
 
+class Steps(pl.LightningDataModule):
+    """A job's batches, and what the estimate of memory asks of a data module."""
+
+    def __init__(self, job: Job, steps: int, vocabulary: int) -> None:
+        super().__init__()
+        self.batches = [job.batch(step, vocabulary) for step in range(steps)]
+        texts = len(job.lengths)
+        self.global_batch_size, self.negatives = (texts // 3, 1) if job.stage == "supervised" else (texts, 0)
+        self.max_length = max(job.lengths)
+
+    def train_dataloader(self) -> torch.utils.data.DataLoader[Any]:
+        return torch.utils.data.DataLoader(self.batches, batch_size=None, pin_memory=torch.cuda.is_available())  # type: ignore[arg-type]
+
+
+class Watch(pl.Callback):
+    """Times the steps from the third on; of the last two one is watched for waits, the other for its kernels."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.marks, self.waits, self.busy, self.kernels = steps, list[float](), 0, 0.0, 0
+        self._watching = ExitStack()
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, step: int) -> None:
+        if step in (2, self.steps - 2):
+            _wait(module.device.type)
+            self.marks.append(time.perf_counter())
+        if module.device.type != "cuda":
+            return
+        if step == self.steps - 2:
+            self._said = self._watching.enter_context(warnings.catch_warnings(record=True))
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+        if step == self.steps - 1:
+            torch.cuda.set_sync_debug_mode("default")
+            self._watching.close()
+            self.waits = sum("synchroniz" in str(warning.message) for warning in self._said)
+            self._kernels = self._watching.enter_context(profile(activities=[ProfilerActivity.CUDA]))
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        _wait(module.device.type)
+        self._watching.close()
+        if module.device.type == "cuda":
+            found = [event for event in self._kernels.events() if "Optimizer.step" not in event.name]
+            self.kernels, self.busy = len(found), sum(event.device_time for event in found) / 1e6
+
+    @property
+    def seconds(self) -> float:
+        """Of a step, on average."""
+        return (self.marks[1] - self.marks[0]) / (self.steps - 4)
+
+
+def looped(job: Job, dtype: torch.dtype, settings: argparse.Namespace) -> Row:
+    """A row of a recipe's step in Lightning's loop."""
+    device, steps = settings.device, settings.steps + 4
+    row: Row = {"shape": job.shape, "task": f"{job.stage} as published", "dtype": str(dtype).removeprefix("torch.")}
+    with tempfile.TemporaryDirectory() as folder:
+        config = base(Path(folder), job.shape, AutoConfig.from_pretrained(SHAPES / job.shape).num_hidden_layers)
+        with torch.device(device):
+            LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
+        backbone = BackboneConfig(folder, dtype=row["dtype"], **job.backbone)
+        module = STAGES[job.stage](
+            backbone=backbone, lora=Lora(dropout=settings.dropout), chunk_tokens=job.chunk_tokens
+        )
+        watch = Watch(steps)
+        trainer = pl.Trainer(
+            accelerator="gpu" if device == "cuda" else "cpu",
+            devices=1,
+            max_steps=steps,
+            callbacks=[watch, callbacks.ProgressLines(), callbacks.Throughput(), callbacks.Requeue()],
+            log_every_n_steps=steps,
+            gradient_clip_val=1.0,
+            use_distributed_sampler=False,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+        )
+        _free()
+        before = held(device)
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        trainer.fit(module, datamodule=Steps(job, steps, config.vocab_size))
+        peaked = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0
+    again = [name for name, is_so in (("chunks", module.recompute), ("layers", layers_again(module))) if is_so]
+    tokens, squares = (module.views * sum(n**power for n in job.lengths) for power in (1, 2))
+    sizes = Shape.from_config(config.to_dict(), job.shape)
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    needed = operations(sizes, trained, tokens, squares, module.predicted)
+    row |= {"memory": f"{' and '.join(again)} recomputed" if again else "all kept"}
+    row |= {"seconds": watch.seconds, "GB": peaked - before, "tokens / s": tokens / watch.seconds}
+    row |= {"utilisation": needed / watch.seconds / peak(torch.device(device), dtype)}
+    return (
+        row
+        | {"GB of lightning size": sum(memory(job_of(module)).values()) / 1e9, "waits": watch.waits}
+        | {"kernels": watch.kernels, "seconds of kernels": watch.busy}
+    )
+
+
+def layers_again(module: EncoderModule) -> bool:
+    """Whether activations of layers are computed again."""
+    return module.backbone_config.activation_checkpointing is True
+
+
 def table(rows: list[Row]) -> list[str]:
     """Markdown."""
     if not rows:
@@ -313,12 +422,15 @@ def rows(settings: argparse.Namespace) -> Iterator[tuple[str, Row]]:
         for row in speed(shape, getattr(torch, settings.dtypes[-1]), settings):
             yield "fast", row
         _free()
+        for stage in STAGES:
+            yield "looped", looped(published(stage, shape), getattr(torch, settings.dtypes[-1]), settings)
+            _free()
 
 
 def write(stem: Path, device: str, shape: str, found: dict[str, list[Row]]) -> None:
     """The report, as far as it goes."""
     text = [f"# {device}", "", machine(), "", f"## Right ({shape})", "", *table(found["right"]), ""]
-    text += ["## Fast", "", *table(found["fast"]), ""]
+    text += ["## Fast", "", *table(found["fast"]), "", "## In Lightning's loop", "", *table(found["looped"]), ""]
     text += ["GB: peak of a step above what the device held before the model was built.", ""]
     text += [f"Command: `{command()}`", ""]
     stem.with_suffix(".md").write_text("\n".join(text))
@@ -341,7 +453,7 @@ def main() -> None:
     settings.out.mkdir(parents=True, exist_ok=True)
     stem = settings.out / f"{date.today()}-{settings.device}"
     device = torch.cuda.get_device_name() if settings.device == "cuda" else "CPU"
-    found: dict[str, list[Row]] = {"right": [], "fast": []}
+    found: dict[str, list[Row]] = {"right": [], "fast": [], "looped": []}
     for part, row in rows(settings):
         found[part].append(row)
         print(row, flush=True)
