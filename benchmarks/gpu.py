@@ -38,7 +38,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, LlamaForCausalLM
 
 from lightning_modules import callbacks
-from lightning_modules.base import EncoderModule, recomputed
+from lightning_modules.base import EncoderModule
 from lightning_modules.callbacks.throughput import operations, peak
 from lightning_modules.mntp import MaskedBatch
 from lightning_modules.recomputing import job_of
@@ -51,6 +51,7 @@ from otherside.batching import Chunks, Packed
 from otherside.lineage import Lineage
 from otherside.losses import InfoNCE
 from otherside.mntp import Masking
+from otherside.recompute import recomputed
 
 KERNELS = ("eager", "sdpa", "varlen", "flash_attention_2")
 FIRST = 100  # token ids below are left to special tokens
@@ -159,7 +160,7 @@ def mntp_step(backbone: Backbone, texts: Packed, budget: int | None) -> Tensor:
         part, where = chunk
         return backbone(part)[where]
 
-    found = _chunked(states, list(zip(batch.chunks.parts, batch.predicting, strict=True)), device)
+    found = _chunked(backbone, states, list(zip(batch.chunks.parts, batch.predicting, strict=True)), device)
     return mntp.loss(torch.cat(found), batch.targets, backbone.logits)
 
 
@@ -167,13 +168,16 @@ def contrastive_step(backbone: Backbone, texts: Packed, budget: int | None, agai
     """As the stage does; the first half of the texts are queries."""
     device = texts.input_ids.device
     chunks = Chunks.of(texts.to("cpu"), budget).to(device)
-    found = _chunked(lambda part: pooling.pool(backbone(part), part, "mean"), chunks.parts, device, again)
+    found = _chunked(backbone, lambda part: pooling.pool(backbone(part), part, "mean"), chunks.parts, device, again)
     queries, positives = torch.cat(found)[chunks.places].chunk(2)
     return InfoNCE()(queries, positives, queries[:0])
 
 
-def _chunked(run: Callable[[Any], Tensor], chunks: list[Any], device: torch.device, again: bool = True) -> list[Tensor]:
-    return [recomputed(run, chunk, device) if again and len(chunks) > 1 else run(chunk) for chunk in chunks]
+def _chunked(
+    backbone: Backbone, run: Callable[[Any], Tensor], chunks: list[Any], device: torch.device, again: bool = True
+) -> list[Tensor]:
+    trained = [p for p in backbone.parameters() if p.requires_grad]
+    return [recomputed(run, chunk, device, trained) if again and len(chunks) > 1 else run(chunk) for chunk in chunks]
 
 
 def measure(step: Callable[[], Tensor], device: str, steps: int, before: float) -> Row:

@@ -16,7 +16,6 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
 from lightning_modules import history
@@ -32,6 +31,7 @@ from otherside.encoder import Encoder
 from otherside.lineage import AUTO, BASE, ENCODER, Card
 from otherside.llama import check_length
 from otherside.pooling import Pooling
+from otherside.recompute import recomputed
 from otherside.sharding import Shard, whole_shape
 from otherside.tokenizer import load_tokenizer, start_id, start_name
 from otherside.weights import card_of
@@ -48,15 +48,6 @@ def departures(card: Card, **now: Any) -> str:
     """Where a stage is set to be another encoder than the folder it starts from; empty on a base model."""
     changed = {name: (getattr(card, name), value) for name, value in now.items() if getattr(card, name) != value}
     return told(changed) if card.stage != BASE else ""
-
-
-def recomputed(run: Callable[[Item], Tensor], chunk: Item, device: torch.device) -> Tensor:
-    """`run(chunk)`, whose activations are computed again in backward.
-
-    torch keeps the random state of the devices that it sees among the arguments, and only theirs. Without the empty
-    tensor a GPU would draw another dropout when it computes again: gradients of a loss that nobody saw.
-    """
-    return checkpoint(lambda chunk, _: run(chunk), chunk, torch.empty(0, device=device), use_reentrant=False)
 
 
 class EncoderModule(pl.LightningModule, ABC):
@@ -273,7 +264,7 @@ class EncoderModule(pl.LightningModule, ABC):
         return torch.cat(self.in_chunks(chunks.parts, self.encoder))[chunks.places]
 
     def in_chunks(self, chunks: Sequence[Item], run: Callable[[Item], Tensor]) -> list[Tensor]:
-        """`run` of each chunk; where `recompute` is on, each is one non-reentrant checkpoint.
+        """`run` of each chunk; where `recompute` is on, each runs once more in backward.
 
         Where weights are sharded all ranks run the model equally often, or they would wait for each other for ever:
         who has fewer chunks repeats the last, without effect on the result.
@@ -281,7 +272,8 @@ class EncoderModule(pl.LightningModule, ABC):
         repeats = distributed.most(len(chunks), self.device) - len(chunks) if self._shard else 0
         todo = [*chunks, *[chunks[-1]] * repeats]
         if self.recompute and len(todo) > 1 and torch.is_grad_enabled():
-            done = [recomputed(run, chunk, self.device) for chunk in todo]
+            trained = None if self._shard else [p for p in self.parameters() if p.requires_grad]
+            done = [recomputed(run, chunk, self.device, trained) for chunk in todo]
         else:
             done = [run(chunk) for chunk in todo]
         for repeated in done[len(chunks) :]:

@@ -31,7 +31,7 @@ def job_of(module: EncoderModule) -> Job:
     trainer, backbone = module.trainer, module.backbone_config
     data: Any = getattr(trainer, "datamodule", None)
     if not hasattr(data, "global_batch_size") or getattr(data, "negatives", 1) is None:
-        raise ValueError(f"data must say how many texts a batch has; got {data}")
+        raise ValueError("data must say how many texts a batch has")
     lm, loss = module.encoder.backbone.lm, getattr(module, "info_nce", None)
     known = {name: value for name, value in asdict(module.lora).items() if name in Adapter.__annotations__}
     strategy = trainer.strategy
