@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import psutil
 import torch
 
-from lightning_modules.sizing.job import Job, strategy_named
+from lightning_modules.sizing.job import Job, Stage, strategy_named
 from lightning_modules.sizing.memory import adapter_weights, base_weights, cheapest, memory
 from lightning_modules.sizing.shape import Adapter, Shape
 from otherside import distributed
@@ -26,10 +26,12 @@ def job_of(module: EncoderModule) -> Job:
     """What a module with its trainer and data module trains.
 
     Raises:
-        ValueError: its shape or the number of its texts is not known.
+        ValueError: it is not one of our stages; its shape or the number of its texts is not known.
     """
     trainer, backbone = module.trainer, module.backbone_config
     data: Any = getattr(trainer, "datamodule", None)
+    if module.stage not in get_args(Stage):
+        raise ValueError(f"a stage must be one of {', '.join(get_args(Stage))}; got {module.stage}")
     if not hasattr(data, "global_batch_size") or getattr(data, "negatives", 1) is None:
         raise ValueError("data must say how many texts a batch has")
     lm, loss = module.encoder.backbone.lm, getattr(module, "info_nce", None)
