@@ -29,7 +29,6 @@ PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 TORCH ?=
 VENV_ARGS ?=
-WORKERS ?= 2
 ARGS ?=
 WORKERS ?= 2
 PROBING ?= $(or $(wildcard data/probing),builtin)

@@ -37,16 +37,14 @@ from unittest import mock
 from fake_gpu import CUDA, FakeGPU  # before torch
 
 # isort: split
-import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from harness import command, machine
-from jobs import REFERENCE, SHAPES, STAGES, Job, base, published
+from jobs import REFERENCE, SHAPES, STAGES, Job, base, loop, published
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lightning_modules import callbacks
 from lightning_modules.base import EncoderModule
 from lightning_modules.callbacks import throughput
 from lightning_modules.callbacks.throughput import operations
@@ -174,19 +172,7 @@ def run(job: Job, layers: int) -> list[Step]:
         stack.enter_context(mock.patch.object(F, "rms_norm", OneKernel.apply))
         module = build(job, layers, gpu, Path(folder))
         steps = Batches(job, module.encoder.backbone.lm.config.vocab_size, gpu)
-        trainer = pl.Trainer(
-            accelerator=OnFakeGPU(),
-            strategy=OneFakeGPU(),
-            callbacks=[callbacks.ProgressLines(), callbacks.Throughput(), callbacks.Requeue()],
-            max_steps=STEPS,
-            log_every_n_steps=STEPS,
-            gradient_clip_val=1.0,
-            use_distributed_sampler=False,
-            logger=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-            default_root_dir=folder,
-        )
+        trainer = loop(Path(folder), STEPS, accelerator=OnFakeGPU(), strategy=OneFakeGPU())
         trainer.fit(module, torch.utils.data.DataLoader(steps, batch_size=None))
     return [steps.steps[-1], Step.of(gpu)]
 

@@ -14,39 +14,32 @@ time, memory beside what `lightning size` says, host synchronisations and kernel
 from __future__ import annotations
 
 import argparse
-import gc
 import importlib.util
 import json
 import random
 import statistics
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from copy import deepcopy
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from gpu_steps import Row, free, held, looped, wait
 from harness import command, machine
-from jobs import SHAPES, STAGES, Job, base, published
+from jobs import SHAPES, STAGES, published
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, LlamaForCausalLM
 
-from lightning_modules import callbacks
-from lightning_modules.base import EncoderModule
 from lightning_modules.callbacks.throughput import operations, peak
 from lightning_modules.mntp import MaskedBatch
-from lightning_modules.recomputing import job_of
-from lightning_modules.sizing.memory import memory
 from lightning_modules.sizing.shape import Shape
 from otherside import adapters, mntp, pooling
 from otherside.adapters import Lora
-from otherside.backbone import Backbone, BackboneConfig
+from otherside.backbone import Backbone
 from otherside.batching import Chunks, Packed
 from otherside.lineage import Lineage
 from otherside.losses import InfoNCE
@@ -55,7 +48,6 @@ from otherside.recompute import recomputed
 
 KERNELS = ("eager", "sdpa", "varlen", "flash_attention_2")
 FIRST = 100  # token ids below are left to special tokens
-Row = dict[str, Any]
 
 
 def build(shape: str, dtype: torch.dtype, device: str, dropout: float = 0.0, kernel: Any = "auto") -> Backbone:
@@ -186,30 +178,20 @@ def measure(step: Callable[[], Tensor], device: str, steps: int, before: float) 
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     for _ in range(steps + 2):
-        _wait(device)
+        wait(device)
         begun = time.perf_counter()
         step().backward()
-        _wait(device)
+        wait(device)
         seconds.append(time.perf_counter() - begun)
     memory = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0
     return {"seconds": statistics.median(seconds[2:]), "GB": memory - before}
-
-
-def held(device: str) -> float:
-    """GB of live tensors on the device."""
-    return torch.cuda.memory_allocated() / 1e9 if device == "cuda" else 0.0
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def speed(shape: str, dtype: torch.dtype, settings: argparse.Namespace) -> Iterator[Row]:
     """A row for each way to run a step."""
     device = settings.device
     top = peak(torch.device(device), dtype)
-    _free()
+    free()
     before = held(device)
     backbone = build(shape, dtype, device, settings.dropout)
     sizes = Shape.from_config(backbone.lm.config.to_dict(), shape)
@@ -232,7 +214,7 @@ def speed(shape: str, dtype: torch.dtype, settings: argparse.Namespace) -> Itera
                     row |= measure(lambda s=step, t=texts, b=budget: s(backbone, t, b), device, settings.steps, before)
                 except torch.OutOfMemoryError:
                     yield row | {"GB": "out of memory"}
-                    _free()
+                    free()
                     continue
                 squares = sum(length**2 for length in lengths)
                 needed = operations(sizes, trained, sum(lengths), squares, 0.2 if name == "mntp" else 0.0)
@@ -242,7 +224,7 @@ def speed(shape: str, dtype: torch.dtype, settings: argparse.Namespace) -> Itera
         if name != "mntp" and sizes.base * 2 < settings.peer_up_to * 1e9:
             backbone.lm.gradient_checkpointing_disable()
             yield from peer(backbone, shape, name, texts, dtype, settings)
-            _free()
+            free()
 
 
 def peer(
@@ -296,114 +278,6 @@ def padded(texts: Packed) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask.long().to(ids.device)}
 
 
-def _free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-class Steps(pl.LightningDataModule):
-    """A job's batches, and what the estimate of memory asks of a data module."""
-
-    def __init__(self, job: Job, steps: int, vocabulary: int) -> None:
-        super().__init__()
-        self.batches = [job.batch(step, vocabulary) for step in range(steps)]
-        texts = len(job.lengths)
-        self.global_batch_size, self.negatives = (texts // 3, 1) if job.stage == "supervised" else (texts, 0)
-        self.max_length = max(job.lengths)
-
-    def train_dataloader(self) -> torch.utils.data.DataLoader[Any]:
-        return torch.utils.data.DataLoader(self.batches, batch_size=None, pin_memory=torch.cuda.is_available())  # type: ignore[arg-type]
-
-
-class Watch(pl.Callback):
-    """Times the steps from the third on; of the last two one is watched for waits, the other for its kernels."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps, self.marks, self.waits, self.busy, self.kernels = steps, list[float](), 0, 0.0, 0
-        self._watching = ExitStack()
-
-    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, step: int) -> None:
-        if step in (2, self.steps - 2):
-            _wait(module.device.type)
-            self.marks.append(time.perf_counter())
-        if module.device.type != "cuda":
-            return
-        if step == self.steps - 2:
-            self._said = self._watching.enter_context(warnings.catch_warnings(record=True))
-            warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")
-        if step == self.steps - 1:
-            torch.cuda.set_sync_debug_mode("default")
-            self._watching.close()
-            self.waits = sum("synchroniz" in str(warning.message) for warning in self._said)
-            self._kernels = self._watching.enter_context(profile(activities=[ProfilerActivity.CUDA]))
-
-    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        _wait(module.device.type)
-        self._watching.close()
-        if module.device.type == "cuda":
-            found = [event for event in self._kernels.events() if "Optimizer.step" not in event.name]
-            self.kernels, self.busy = len(found), sum(event.device_time for event in found) / 1e6
-
-    @property
-    def seconds(self) -> float:
-        """Of a step, on average."""
-        return (self.marks[1] - self.marks[0]) / (self.steps - 4)
-
-
-def looped(job: Job, dtype: torch.dtype, settings: argparse.Namespace) -> Row:
-    """A row of a recipe's step in Lightning's loop."""
-    device, steps = settings.device, settings.steps + 4
-    row: Row = {"shape": job.shape, "task": f"{job.stage} as published", "dtype": str(dtype).removeprefix("torch.")}
-    with tempfile.TemporaryDirectory() as folder:
-        config = base(Path(folder), job.shape, AutoConfig.from_pretrained(SHAPES / job.shape).num_hidden_layers)
-        with torch.device(device):
-            LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
-        backbone = BackboneConfig(folder, dtype=row["dtype"], **job.backbone)
-        module = STAGES[job.stage](
-            backbone=backbone, lora=Lora(dropout=settings.dropout), chunk_tokens=job.chunk_tokens
-        )
-        watch = Watch(steps)
-        trainer = pl.Trainer(
-            accelerator="gpu" if device == "cuda" else "cpu",
-            devices=1,
-            max_steps=steps,
-            callbacks=[watch, callbacks.ProgressLines(), callbacks.Throughput(), callbacks.Requeue()],
-            log_every_n_steps=steps,
-            gradient_clip_val=1.0,
-            use_distributed_sampler=False,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=folder,
-        )
-        _free()
-        before = held(device)
-        if device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        trainer.fit(module, datamodule=Steps(job, steps, config.vocab_size))
-        peaked = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0
-    again = [name for name, is_so in (("chunks", module.recompute), ("layers", layers_again(module))) if is_so]
-    tokens, squares = (module.views * sum(n**power for n in job.lengths) for power in (1, 2))
-    sizes = Shape.from_config(config.to_dict(), job.shape)
-    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    needed = operations(sizes, trained, tokens, squares, module.predicted)
-    row |= {"memory": f"{' and '.join(again)} recomputed" if again else "all kept"}
-    row |= {"seconds": watch.seconds, "GB": peaked - before, "tokens / s": tokens / watch.seconds}
-    row |= {"utilisation": needed / watch.seconds / peak(torch.device(device), dtype)}
-    return (
-        row
-        | {"GB of lightning size": sum(memory(job_of(module)).values()) / 1e9, "waits": watch.waits}
-        | {"kernels": watch.kernels, "seconds of kernels": watch.busy}
-    )
-
-
-def layers_again(module: EncoderModule) -> bool:
-    """Whether activations of layers are computed again."""
-    return module.backbone_config.activation_checkpointing is True
-
-
 def table(rows: list[Row]) -> list[str]:
     """Markdown."""
     if not rows:
@@ -425,10 +299,10 @@ def rows(settings: argparse.Namespace) -> Iterator[tuple[str, Row]]:
     for shape in settings.shapes:
         for row in speed(shape, getattr(torch, settings.dtypes[-1]), settings):
             yield "fast", row
-        _free()
+        free()
         for stage in STAGES:
             yield "looped", looped(published(stage, shape), getattr(torch, settings.dtypes[-1]), settings)
-            _free()
+            free()
 
 
 def write(stem: Path, device: str, shape: str, found: dict[str, list[Row]]) -> None:

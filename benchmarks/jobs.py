@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from tokenizers import Tokenizer, models
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
+from lightning_modules import callbacks
 from lightning_modules.base import EncoderModule
 from lightning_modules.contrastive import SimCSE, Supervised
 from lightning_modules.mntp import MNTP
@@ -75,3 +78,26 @@ def published(stage: str, shape: str) -> Job:
         return Job(stage, shape, lengths, 4096 if big else 8192, backbone={"attention_dropout": 0.3})
     lengths = [draw.randint(15, 60) for _ in range(64)] + [draw.randint(40, 250) for _ in range(128)]
     return Job(stage, shape, lengths, 8192 if big else 16384)
+
+
+def loop(folder: Path, steps: int, watching: Sequence[pl.Callback] = (), **where: Any) -> pl.Trainer:
+    """Lightning's, as a run on one device has it; the last step logs.
+
+    Args:
+        folder: for what it writes.
+        steps: of training.
+        watching: callbacks of a benchmark.
+        where: the device, as settings of `Trainer`.
+    """
+    return pl.Trainer(
+        **where,
+        callbacks=[*watching, callbacks.ProgressLines(), callbacks.Throughput(), callbacks.Requeue()],
+        max_steps=steps,
+        log_every_n_steps=steps,
+        gradient_clip_val=1.0,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        default_root_dir=folder,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +20,8 @@ from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
 from lightning_modules import history
+from lightning_modules.automatic import settle
 from lightning_modules.identity import told
-from lightning_modules.recomputing import settle
 from lightning_modules.schedules import Schedule, set_rates
 from lightning_modules.waiting import LOADING
 from otherside import distributed, loading
@@ -71,7 +72,7 @@ class EncoderModule(pl.LightningModule, ABC):
             None: all at once.
         recompute: keep no activations of a chunk but compute them again in backward (GradCache; Gao et al., 2021):
             memory for one chunk instead of all, for about 1.4 times the time. False: chunks only save padding. auto:
-            where training does not fit into the free memory without.
+            of as many chunks of a batch as do not fit into the free memory.
         seed: of the adapter's start, dropout and masks. The command line takes it from `seed_everything`.
     """
 
@@ -105,6 +106,7 @@ class EncoderModule(pl.LightningModule, ABC):
         self.backbone_config = replace(backbone, **settled)  # type: ignore[arg-type]
         self.optimizer_factory, self.schedule = optimizer, schedule
         self.chunk_tokens, self.recompute, self.seed = chunk_tokens, recompute, seed
+        self.kept_tokens = math.inf if recompute is False else 0.0  # whose activations are kept; auto: see `settle`
         self._normed = 0  # the last step whose gradient norm was logged
         self.tokenizer = load_tokenizer(backbone.model, backbone.revision, backbone.start_token)
         inherited = card.pool_start is not False  # format 1 had no such setting
@@ -261,24 +263,32 @@ class EncoderModule(pl.LightningModule, ABC):
     def embed(self, texts: Packed | Chunks) -> Tensor:
         """(N, D) vectors of this rank's texts; those that are not cut yet, in chunks of `chunk_tokens`."""
         chunks = texts if isinstance(texts, Chunks) else Chunks.of(texts, self.chunk_tokens)
-        return torch.cat(self.in_chunks(chunks.parts, self.encoder))[chunks.places]
+        return torch.cat(self.in_chunks(chunks.parts, chunks.parts, self.encoder))[chunks.places]
 
-    def in_chunks(self, chunks: Sequence[Item], run: Callable[[Item], Tensor]) -> list[Tensor]:
-        """`run` of each chunk; where `recompute` is on, each runs once more in backward.
+    def in_chunks(self, texts: Sequence[Packed], chunks: Sequence[Item], run: Callable[[Item], Tensor]) -> list[Tensor]:
+        """`run` of each chunk, given with its texts; where not all activations are kept, some run again in backward.
 
         Where weights are sharded all ranks run the model equally often, or they would wait for each other for ever:
         who has fewer chunks repeats the last, without effect on the result.
         """
         repeats = distributed.most(len(chunks), self.device) - len(chunks) if self._shard else 0
-        todo = [*chunks, *[chunks[-1]] * repeats]
-        if self.recompute and len(todo) > 1 and torch.is_grad_enabled():
-            trained = None if self._shard else [p for p in self.parameters() if p.requires_grad]
-            done = [recomputed(run, chunk, self.device, trained) for chunk in todo]
-        else:
-            done = [run(chunk) for chunk in todo]
+        todo = [*zip(texts, chunks, strict=True), *[(texts[-1], chunks[-1])] * repeats]
+        trained = None if self._shard else [p for p in self.parameters() if p.requires_grad]
+        again = self._again([len(part.input_ids) for part, _ in todo])
+        done = [
+            recomputed(run, chunk, self.device, trained) if twice else run(chunk)
+            for (_, chunk), twice in zip(todo, again, strict=True)
+        ]
         for repeated in done[len(chunks) :]:
             done[0] = done[0] + 0 * repeated.sum()
         return done[: len(chunks)]
+
+    def _again(self, tokens: list[int]) -> list[bool]:
+        """Which chunks, of so many tokens, are computed again. One of them at a time has its activations, too."""
+        if len(tokens) == 1 or sum(tokens) <= self.kept_tokens or not torch.is_grad_enabled():
+            return [False] * len(tokens)
+        room = self.kept_tokens - max(tokens)
+        return [sum(tokens[: i + 1]) > room for i in range(len(tokens))]
 
     def seed_step(self, step: int) -> None:
         """Dropout is a function of (seed, step, rank), so that a resumed run draws what the uninterrupted one would."""

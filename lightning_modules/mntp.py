@@ -83,5 +83,5 @@ class MNTP(EncoderModule):
             return backbone(texts)[where]
 
         chunks = list(zip(batch.chunks.parts, batch.predicting, strict=True))
-        found = torch.cat(self.in_chunks(chunks, states))
+        found = torch.cat(self.in_chunks(batch.chunks.parts, chunks, states))
         return mntp.loss(found, batch.targets, backbone.logits, in_step=self._shard is not None)

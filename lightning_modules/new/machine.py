@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from lightning_modules import host
 from lightning_modules.callbacks.throughput import peak
 from lightning_modules.sizing.speed import Machine
 from otherside.backbone import fast_dtype
 
-LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
 GPU, CPU = 0.4, {"float32": 0.5, "bfloat16": 0.25}  # shares of what large products reach; CPUs log more in a quickstart
 RESERVE = {"cuda": 4.0, "cpu": 2.0}  # GB; on CPUs for the process itself, and others
 
@@ -44,15 +42,7 @@ def here() -> Here:
         memory = min(torch.cuda.get_device_properties(i).total_memory for i in range(gpus)) / 1e9
         name = f"{gpus} GPU{'s' * (gpus > 1)} ({torch.cuda.get_device_name(0)}) of {memory:.0f} GB"
     else:
-        memory, gpus = host_memory() / 1e9, 0
+        memory, gpus = host.total() / 1e9, 0
         name = f"{len(os.sched_getaffinity(0))} CPU cores, {memory:.0f} GB"
     utilisation = GPU if gpus else CPU[dtype]
     return Here(name, gpus, dtype, Machine(memory, RESERVE[kind], flops, utilisation))
-
-
-def host_memory() -> float:
-    """Bytes of main memory that this process may use."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with suppress(OSError, ValueError):  # no such file, or it says "max"
-        memory = min(memory, int(LIMIT.read_text()))
-    return memory

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, get_args
 
-import psutil
 import torch
 
-from lightning_modules.sizing.job import Job, Stage, strategy_named
-from lightning_modules.sizing.memory import adapter_weights, base_weights, cheapest, memory
+from lightning_modules import host
+from lightning_modules.sizing.job import SHARDED, Job, Stage, strategy_named
+from lightning_modules.sizing.memory import adapter_weights, base_weights, cheapest, kept_by_token, memory
 from lightning_modules.sizing.shape import Adapter, Shape
 from otherside import distributed
 
@@ -32,8 +33,9 @@ def job_of(module: EncoderModule) -> Job:
     data: Any = getattr(trainer, "datamodule", None)
     if module.stage not in get_args(Stage):
         raise ValueError(f"a stage must be one of {', '.join(get_args(Stage))}; got {module.stage}")
-    if not hasattr(data, "global_batch_size") or getattr(data, "negatives", 1) is None:
-        raise ValueError("data must say how many texts a batch has")
+    length = getattr(data, "block_size", None) or getattr(data, "max_length", None)
+    if length is None or not hasattr(data, "global_batch_size") or getattr(data, "negatives", 1) is None:
+        raise ValueError("data must say how many texts a batch has, and how long they are")
     lm, loss = module.encoder.backbone.lm, getattr(module, "info_nce", None)
     known = {name: value for name, value in asdict(module.lora).items() if name in Adapter.__annotations__}
     strategy = trainer.strategy
@@ -43,7 +45,7 @@ def job_of(module: EncoderModule) -> Job:
         shape=Shape.from_config(lm.config.to_dict(), "the model"),
         adapter=Adapter(**known | {"targets": tuple(known["targets"])}),
         global_batch=data.global_batch_size,
-        length=getattr(data, "block_size", None) or data.max_length,
+        length=length,
         strategy=strategy_named(type(strategy).__name__, config.get("zero_optimization", {}).get("stage", 2)),
         nodes=trainer.num_nodes,
         gpus=trainer.num_devices,
@@ -63,7 +65,7 @@ def job_of(module: EncoderModule) -> Job:
 def free_memory(device: torch.device, processes: int) -> float:
     """Bytes that a process may still take: of its GPU, or its share of the machine's."""
     if device.type != "cuda":
-        return psutil.virtual_memory().available / processes
+        return host.free() / processes
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + unused - RESERVE
 
@@ -76,20 +78,36 @@ def settle(module: EncoderModule) -> None:
     try:
         job = job_of(module)
     except ValueError:
-        recompute, layers = asked[0] is not False, asked[1] is True
-        said = "as what training needs is not known"
+        layers, said = asked[1] is True, "as what training needs is not known"
     else:
         free = SHARE * distributed.least(free_memory(module.device, module.trainer.num_devices), module.device)
         weights = base_weights(job) + adapter_weights(job)  # which are there already
         job = cheapest(job, free + weights)
-        recompute, layers, needed = job.recomputes, job.layers_again, sum(memory(job).values()) - weights
-        said = f"training needs {needed / GB:.1f} GB beside the weights; {free / GB:.1f} GB are free"
+        layers, needed = job.layers_again, sum(memory(job).values()) - weights
+        if asked[0] == "auto":
+            module.kept_tokens = kept_tokens(job, free - needed)
+        said = f"the longest batch needs {needed / GB:.1f} GB beside the weights; {free / GB:.1f} GB are free"
         if needed > free:
             said += ". Should it fail: lower model.chunk_tokens"
-    module.recompute = recompute
     module.backbone_config = replace(module.backbone_config, activation_checkpointing=layers)
     if layers:
         module.encoder.backbone.compute_layers_again()
     if module.trainer.is_global_zero:
-        twice = " and ".join(name for name, again in (("chunks", recompute), ("layers", layers)) if again)
-        print(f"computed again in backward: {twice or 'nothing'}, {said}", file=sys.stderr, flush=True)
+        kept = module.kept_tokens
+        chunks = [] if kept == math.inf else [f"chunks of batches over {kept:,.0f} tokens" if kept else "chunks"]
+        again = " and ".join([*chunks, *["layers"] * layers]) or "nothing"
+        print(f"computed again in backward: {again}; {said}", file=sys.stderr, flush=True)
+
+
+def kept_tokens(job: Job, spare: float) -> float:
+    """Tokens of a batch whose activations fit: most batches are shorter than the longest, for which a job is sized.
+
+    Args:
+        job: as decided.
+        spare: bytes that it leaves.
+    """
+    if not job.recomputes:
+        return math.inf
+    if job.strategy in SHARDED:  # ranks gather weights together, and so run the model equally often
+        return 0
+    return job.chunk + int(max(spare, 0) / kept_by_token(job))
