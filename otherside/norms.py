@@ -23,6 +23,15 @@ class FusedRMSNorm(nn.Module):
         with torch.autocast("cuda", enabled=False):  # which would give float32
             return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as the class that it replaces, as its own is in no module."""
+        return _unpickled, type(self).__bases__[1:], self.__dict__
+
+
+def _unpickled(kind: Any) -> nn.Module:
+    fused: Any = _fused(kind)
+    return fused.__new__(fused)
+
 
 def fuse(lm: nn.Module) -> None:
     """Turn the norms of `lm` into `FusedRMSNorm`, where that computes the same."""

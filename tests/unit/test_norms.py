@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pickle
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from tiny import load
 
 from otherside import norms
+from otherside.encoder import Encoder
 from otherside.norms import FusedRMSNorm
 
 FUSED = (
@@ -55,3 +57,14 @@ def test_all_of_a_llama_are(tiny_llama: Path) -> None:
     found = [module for module in lm.modules() if type(module).__name__ == "LlamaRMSNorm"]
     assert len(found) == 2 * lm.config.num_hidden_layers + 1
     assert all(isinstance(module, FusedRMSNorm) for module in found)
+
+
+@pytest.mark.parametrize(
+    "copy", [deepcopy, lambda encoder: pickle.loads(pickle.dumps(encoder))], ids=["copy", "pickle"]
+)
+def test_an_encoder_can_be_copied_to_other_processes(copy: Any, tiny_llama: Path) -> None:
+    encoder = Encoder.load(tiny_llama)
+    other = copy(encoder)
+    norm = other.backbone.lm.base_model.norm
+    assert isinstance(norm, FusedRMSNorm) and type(norm) is type(encoder.backbone.lm.base_model.norm)
+    assert (other.encode(["the cat"]) == encoder.encode(["the cat"])).all()
