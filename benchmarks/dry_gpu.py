@@ -40,9 +40,9 @@ from fake_gpu import CUDA, FakeGPU  # before torch
 import torch
 import torch.nn.functional as F
 from harness import command, machine
-from jobs import REFERENCE, SHAPES, STAGES, Job, base, loop, published
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from recipe_steps import REFERENCE, SHAPES, STAGES, Job, base, loop, published
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightning_modules.base import EncoderModule

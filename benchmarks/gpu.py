@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from gpu_steps import Row, free, held, looped, wait
 from harness import command, machine
-from jobs import SHAPES, STAGES, published
+from recipe_steps import SHAPES, STAGES, published
 from torch import Tensor
 from transformers import AutoConfig, LlamaForCausalLM
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from jobs import SHAPES, STAGES, Job, base, loop
+from recipe_steps import SHAPES, STAGES, Job, base, loop
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, LlamaForCausalLM
 

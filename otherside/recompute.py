@@ -39,7 +39,8 @@ class _Recomputed(torch.autograd.Function):
     def forward(ctx: Any, run: Callable[[Item], Tensor], chunk: Item, device: torch.device, *parameters: Any) -> Tensor:
         kind, here = device.type, torch.empty(0, device=device)
         ctx.run, ctx.chunk, ctx.parameters = run, chunk, parameters
-        ctx.random = torch.get_rng_state(), *get_device_states(here)
+        used = torch.cuda.is_initialized()  # else there is no random state to ask for, as on a CPU
+        ctx.random = torch.get_rng_state(), *(get_device_states(here) if used else ([], []))
         enabled = torch.is_autocast_enabled(kind)
         ctx.autocast = torch.autocast(kind, torch.get_autocast_dtype(kind), enabled, cache_enabled=False)
         with ctx.autocast:  # weights cast without a gradient must not serve a later forward that needs one
