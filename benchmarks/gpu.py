@@ -46,6 +46,7 @@ from otherside.losses import InfoNCE
 from otherside.mntp import Masking
 from otherside.recompute import recomputed
 
+PARTS = ("right", "fast", "looped")
 KERNELS = ("eager", "sdpa", "varlen", "flash_attention_2")
 FIRST = 100  # token ids below are left to special tokens
 
@@ -292,15 +293,15 @@ def table(rows: list[Row]) -> list[str]:
 
 def rows(settings: argparse.Namespace) -> Iterator[tuple[str, Row]]:
     """Everything, as it is found: the part of the report and a row of it."""
-    for dtype in settings.dtypes:
+    for dtype in settings.dtypes if "right" in settings.parts else ():
         for row in correctness(settings.shapes[0], getattr(torch, dtype), settings.device):
             yield "right", row
         yield "right", replayed(settings.shapes[0], getattr(torch, dtype), settings.device)
     for shape in settings.shapes:
-        for row in speed(shape, getattr(torch, settings.dtypes[-1]), settings):
+        for row in speed(shape, getattr(torch, settings.dtypes[-1]), settings) if "fast" in settings.parts else ():
             yield "fast", row
         free()
-        for stage in STAGES:
+        for stage in STAGES if "looped" in settings.parts else ():
             yield "looped", looped(published(stage, shape), getattr(torch, settings.dtypes[-1]), settings)
             free()
 
@@ -318,6 +319,7 @@ def write(stem: Path, device: str, shape: str, found: dict[str, list[Row]]) -> N
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="+", default=["smollm2-135m", "sheared-llama-1.3b", "llama-3.1-8b"])
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="of correctness; speed: the last")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--tokens", type=int, default=16384, help="of a step")

@@ -14,6 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from recipe_steps import SHAPES, STAGES, Job, base, loop
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, LlamaForCausalLM
 
@@ -46,7 +47,8 @@ class Watch(pl.Callback):
     """Times the steps from the third on; of the last two one is watched for waits, the other for its kernels."""
 
     def __init__(self, steps: int) -> None:
-        self.steps, self.marks, self.waits, self.busy, self.kernels = steps, list[float](), 0, 0.0, 0
+        self.steps, self.marks, self.busy, self.kernels = steps, list[float](), 0.0, 0
+        self.waits: list[str] = []
         self._watching = ExitStack()
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, step: int) -> None:
@@ -62,14 +64,16 @@ class Watch(pl.Callback):
         if step == self.steps - 1:
             torch.cuda.set_sync_debug_mode("default")
             self._watching.close()
-            self.waits = sum("synchroniz" in str(warning.message) for warning in self._said)
+            said = [warning for warning in self._said if "synchroniz" in str(warning.message)]
+            self.waits = [f"{Path(warning.filename).name}:{warning.lineno}" for warning in said]
             self._kernels = self._watching.enter_context(profile(activities=[ProfilerActivity.CUDA]))
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         wait(module.device.type)
         self._watching.close()
         if module.device.type == "cuda":
-            found = [event for event in self._kernels.events() if "Optimizer.step" not in event.name]
+            found = [event for event in self._kernels.events() if event.device_type == DeviceType.CUDA]
+            found = [event for event in found if not event.name.startswith("Optimizer.")]  # spans, not kernels
             self.kernels, self.busy = len(found), sum(event.device_time for event in found) / 1e6
 
     @property
@@ -109,7 +113,7 @@ def looped(job: Job, dtype: torch.dtype, settings: argparse.Namespace) -> Row:
     row |= {"utilisation": needed / watch.seconds / peak(torch.device(device), dtype)}
     return (
         row
-        | {"GB of lightning size": sum(memory(job_of(module)).values()) / 1e9, "waits": watch.waits}
+        | {"GB of lightning size": sum(memory(job_of(module)).values()) / 1e9, "waits": ", ".join(watch.waits) or 0}
         | {"kernels": watch.kernels, "seconds of kernels": watch.busy}
     )
 

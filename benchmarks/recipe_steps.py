@@ -70,14 +70,14 @@ def base(folder: Path, shape: str, layers: int) -> Any:
 
 def published(stage: str, shape: str) -> Job:
     """A rank's step as the configs of that shape have it: mntp and simcse on one GPU, supervised on eight."""
-    draw, big = random.Random(0), shape != REFERENCE
+    draw, reference = random.Random(0), shape == REFERENCE
     if stage == "mntp":
         return Job(stage, shape, [512] * 32)
     if stage == "simcse":
         lengths = [draw.randint(8, 60) for _ in range(128)]
-        return Job(stage, shape, lengths, 4096 if big else 8192, backbone={"attention_dropout": 0.3})
+        return Job(stage, shape, lengths, 16384 if reference else 4096, backbone={"attention_dropout": 0.3})
     lengths = [draw.randint(15, 60) for _ in range(64)] + [draw.randint(40, 250) for _ in range(128)]
-    return Job(stage, shape, lengths, 8192 if big else 16384)
+    return Job(stage, shape, lengths, 24576 if reference else 8192)
 
 
 def loop(folder: Path, steps: int, watching: Sequence[pl.Callback] = (), **where: Any) -> pl.Trainer:

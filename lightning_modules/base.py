@@ -68,7 +68,8 @@ class EncoderModule(pl.LightningModule, ABC):
             the encoder folder; 512 on a base model.
         optimizer: over the adapter's weights.
         schedule: of the learning rate.
-        chunk_tokens: texts go through the model in chunks of at most so many tokens, whatever the batch size.
+        chunk_tokens: texts go through the model in chunks of at most so many tokens, whatever the batch size; padding
+            counts where attention has some (on CPUs, and with `attention_dropout`).
             None: all at once.
         recompute: keep no activations of a chunk but compute them again in backward (GradCache; Gao et al., 2021):
             memory for one chunk instead of all, for about 1.4 times the time. False: chunks only save padding. auto:
@@ -217,7 +218,11 @@ class EncoderModule(pl.LightningModule, ABC):
             return batch  # without content
         if self.trainer.predicting:
             return batch.cut(tokens_at_once(self.device))
-        return batch.cut(self.chunk_tokens, self.views)
+        return self.cut(batch)
+
+    def cut(self, batch: Any) -> Any:
+        """The batch in chunks of `chunk_tokens`; as it is if that was done."""
+        return batch.cut(self.chunk_tokens, self.views, self.encoder.backbone.pads(self.device))
 
     @override
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
@@ -262,8 +267,9 @@ class EncoderModule(pl.LightningModule, ABC):
 
     def embed(self, texts: Packed | Chunks) -> Tensor:
         """(N, D) vectors of this rank's texts; those that are not cut yet, in chunks of `chunk_tokens`."""
-        chunks = texts if isinstance(texts, Chunks) else Chunks.of(texts, self.chunk_tokens)
-        return torch.cat(self.in_chunks(chunks.parts, chunks.parts, self.encoder))[chunks.places]
+        if isinstance(texts, Packed):
+            texts = Chunks.of(texts, self.chunk_tokens, self.encoder.backbone.pads(self.device))
+        return torch.cat(self.in_chunks(texts.parts, texts.parts, self.encoder))[texts.places]
 
     def in_chunks(self, texts: Sequence[Packed], chunks: Sequence[Item], run: Callable[[Item], Tensor]) -> list[Tensor]:
         """`run` of each chunk, given with its texts; where not all activations are kept, some run again in backward.

@@ -60,7 +60,7 @@ class SimCSE(EncoderModule):
 
     @override
     def loss(self, batch: TextBatch) -> Tensor:
-        first, second = self.embed(batch.cut(self.chunk_tokens, self.views).chunks).chunk(2)
+        first, second = self.embed(self.cut(batch).chunks).chunk(2)
         return self.info_nce(first, second, negatives=first[:0])
 
     @override
@@ -100,7 +100,7 @@ class Supervised(EncoderModule):
         return self.info_nce(queries, positives, negatives, batch.marks)
 
     def _roles(self, batch: PairBatch) -> tuple[Tensor, Tensor, Tensor]:
-        vectors = self.embed(batch.cut(self.chunk_tokens).chunks)
+        vectors = self.embed(self.cut(batch).chunks)
         queries, positives, negatives = vectors.split([batch.pairs, batch.pairs, len(batch.texts) - 2 * batch.pairs])
         return queries, positives, negatives
 

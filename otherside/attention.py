@@ -35,6 +35,7 @@ HALF = (torch.float16, torch.bfloat16)
 # What a forward also hands down: of no effect on attention, or, as the direction, told by `causal`
 HARMLESS = ("is_causal", "position_ids", "cache_position", "use_cache", "output_hidden_states", "output_attentions")
 CAPLESS = ("sdpa", "varlen")  # kernels that know no soft cap
+UNPADDED = ("varlen", "flash_attention_2")  # kernels that read the borders between texts themselves
 EAGER_UP_TO = 128  # tokens; for short texts in half precision the backward of torch's CPU kernel is far slower
 
 
@@ -209,8 +210,8 @@ def packed_attention(
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     window = sliding_window if sliding_window is not None and sliding_window < borders.longest else None
     if kernel == "auto":
-        kernel = "eager" if softcap is not None else best_kernel(q, borders.longest, dropout)
-    attend = _unpadded if kernel in ("varlen", "flash_attention_2") else _repadded
+        kernel = "eager" if softcap is not None else best_kernel(q.device, q.dtype, borders.longest, dropout)
+    attend = _unpadded if kernel in UNPADDED else _repadded
     return attend(q, k, v, borders, kernel, Rule(causal, scaling, dropout, window, softcap))[None], None
 
 
@@ -225,14 +226,14 @@ def check_asked(module: nn.Module, others: dict[str, Any]) -> None:
         )
 
 
-def best_kernel(query: Tensor, longest: int, dropout: float) -> Kernel:
+def best_kernel(device: torch.device, dtype: torch.dtype, longest: int, dropout: float) -> Kernel:
     """For `auto`: SDPA; in half precision `varlen` on CUDA without dropout, on CPUs `eager` to train short texts."""
-    if query.dtype not in HALF:
+    if dtype not in HALF:
         return "sdpa"
-    if not query.is_cuda:
+    if device.type != "cuda":
         return "eager" if longest <= EAGER_UP_TO and torch.is_grad_enabled() else "sdpa"
     has_varlen = importlib.util.find_spec("torch.nn.attention.varlen") is not None
-    ampere = torch.cuda.get_device_capability(query.device) >= (8, 0)  # what flash attention needs
+    ampere = torch.cuda.get_device_capability(device) >= (8, 0)  # what flash attention needs
     return "varlen" if has_varlen and ampere and not dropout else "sdpa"
 
 

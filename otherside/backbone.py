@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from otherside import adapters, distributed, loading, norms, sharding, weights
 from otherside.adapters import Lora
-from otherside.attention import ATTENTION, HALF, Borders, Kernel, check_kernel
+from otherside.attention import ATTENTION, HALF, UNPADDED, Borders, Kernel, best_kernel, check_kernel
 from otherside.batching import Packed, rounded
 from otherside.lineage import AUTO, Card, Lineage
 from otherside.llama import check_length
@@ -233,6 +233,16 @@ class Backbone(nn.Module):
     def base_type(self, device: torch.device) -> AbstractContextManager[Any]:
         """float32 adapters compute in the base's type; in float32 the caller's own autocast, if any, stays in force."""
         return torch.autocast(device.type, self.lm.dtype) if self.lm.dtype in HALF else nullcontext()
+
+    def pads(self, device: torch.device) -> bool:
+        """Whether attention pads texts to the longest that they are run with; all else of a layer never does."""
+        if self.kernel != "auto":
+            return self.kernel not in UNPADDED
+        if getattr(self.lm.config, "attn_logit_softcapping", None) is not None:
+            return True
+        layers: list[Any] = [module for module in self.lm.modules() if hasattr(module, "attention_dropout")]
+        dropout = layers[0].attention_dropout if layers else 0.0
+        return best_kernel(device, self.lm.dtype, 0, dropout) not in UNPADDED
 
     @property
     def own_kernel(self) -> Literal["eager", "sdpa"]:

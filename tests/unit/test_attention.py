@@ -142,7 +142,7 @@ def test_a_kernel_is_what_its_name_says(kernel):
 )
 def test_auto_on_a_cpu(dtype, longest, grad, kernel):
     with torch.set_grad_enabled(grad):
-        assert best_kernel(torch.empty(1, dtype=dtype), longest, 0.1) == kernel
+        assert best_kernel(torch.device("cpu"), dtype, longest, 0.1) == kernel
 
 
 class TestAskedFor:
