@@ -72,9 +72,10 @@ class SimCSE(EncoderModule):
 
 
 class Supervised(EncoderModule):
-    """Contrastive learning on (query, positive, hard negatives), with all other texts of the batch as negatives, or,
-    for sources with `in_batch: false`, a query's own hard negatives only. Texts that a batch has twice are no negatives
-    of themselves, nor are the other positives of the same query.
+    """Contrastive learning on (query, positive, hard negatives).
+
+    Negatives are all other texts of the batch or, for sources with `in_batch: false`, a query's own hard negatives
+    only. Texts that a batch has twice are no negatives of themselves, nor are the other positives of the same query.
 
     Args:
         loss: InfoNCE, cross-entropy of each query's positive against its candidates.

@@ -48,6 +48,11 @@ class Bad:
         """Fit on one source."""
         return self.data(stage, sources=[{"path": str(path), **settings}])
 
+    def callback(self, name: str, **settings: object) -> Arguments:
+        """Fit with a callback."""
+        path = f"lightning_modules.callbacks.{name}"
+        return self.fit(**{"trainer.callbacks": [{"class_path": path, "init_args": settings}]})
+
     def rows(self, name: str, content: str | bytes, stage: str = "MNTP") -> Arguments:
         """Fit on a file with this content."""
         file = self.folder / name
@@ -125,11 +130,41 @@ case("YAML is empty", lambda bad: bad.yaml(""), "must hold settings by name", "g
 case("include in a circle", lambda bad: bad.yaml("include: bad.yaml"), "include must not", "Remove one include")
 case("no such include", lambda bad: bad.yaml("include: [no.yaml]"), "no file no.yaml, which bad.yaml includes")
 case("include is a number", lambda bad: bad.yaml("include: 3"), "include must be a path", "got 3 in bad.yaml")
-case("unknown section", lambda bad: bad.fit(trianer={"max_steps": 3}), "no setting 'trianer.max_steps'", "--help")
-case("unknown trainer setting", lambda bad: bad.fit(**{"trainer.max_stepz": 3}), "no setting 'trainer.max_stepz'")
-case("unknown model setting", lambda bad: bad.model(chunk_token=3), "no setting 'chunk_token'", "--model.help")
-case("unknown backbone setting", lambda bad: bad.model(**{"backbone.dtyp": 1}), "backbone has no setting 'dtyp'")
+case(
+    "unknown section",
+    lambda bad: bad.fit(trianer={"max_steps": 3}),
+    "no setting 'trianer.max_steps'; did you mean 'trainer'?",
+)
+case("unknown trainer setting", lambda bad: bad.fit(**{"trainer.max_stepz": 3}), "did you mean 'max_steps'? `lightning")
+case(
+    "unknown model setting",
+    lambda bad: bad.model(chunk_token=3),
+    "'chunk_token'; did you mean 'chunk_tokens'?",
+    "--model.help",
+)
+case(
+    "unknown backbone setting",
+    lambda bad: bad.model(**{"backbone.dtyp": 1}),
+    "backbone has no setting 'dtyp'; did you mean 'dtype'?",
+)
 case("unknown data setting", lambda bad: bad.data(source=[]), "data (datamodules.Sentences)", "no setting 'source'")
+case("unknown setting like none", lambda bad: bad.data(xyzzy=1), "has no setting 'xyzzy'. `lightning fit --data.help")
+case(
+    "unknown callback",
+    lambda bad: bad.callback("Probe"),
+    "callbacks has no 'Probe'; did you mean 'Probing'? `lightning fit --help`",
+)
+case(
+    "unknown callback setting",
+    lambda bad: bad.callback("Probing", every_n_step=1),
+    "'every_n_step'; did you mean 'every_n_steps'?",
+    "--trainer.callbacks.help lightning_modules.callbacks.Probing",
+)
+case(
+    "neither true nor false",
+    lambda bad: bad.model(recompute="maybe"),
+    "must be true or false, or one of 'auto'; got maybe",
+)
 case("unknown source setting", lambda bad: bad.data(sources=[{"file": "x"}]), "data.sources", "no setting 'file'")
 case("unknown flag", lambda bad: [*bad.fit(), "--model.chunk_token", "3"], "no setting 'chunk_token'", "--model.help")
 case("a word for a number", lambda bad: bad.data(global_batch_size="many"), "data.global_batch_size", "int; got many")
