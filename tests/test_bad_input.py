@@ -190,7 +190,7 @@ case(
     lambda bad: bad.model(**{"backbone.start_token": "<bos>"}),
     "backbone.start_token must be auto, null or a token of the vocabulary, such as '<s>'; got '<bos>'",
 )
-case("pool_start", lambda bad: bad.model(pool_start="maybe"), "model.pool_start", "bool", "got maybe")
+case("pool_start", lambda bad: bad.model(pool_start="maybe"), "model.pool_start", "must be true or false; got maybe")
 case(
     "instruction with a special token",
     lambda bad: bad.data(sources=[{"path": "sentences.txt", "instruction": "<s>Find: "}]),
