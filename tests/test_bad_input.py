@@ -134,8 +134,13 @@ case(
     "unknown section",
     lambda bad: bad.fit(trianer={"max_steps": 3}),
     "no setting 'trianer.max_steps'; did you mean 'trainer'?",
+    "--help",
 )
-case("unknown trainer setting", lambda bad: bad.fit(**{"trainer.max_stepz": 3}), "did you mean 'max_steps'? `lightning")
+case(
+    "unknown trainer setting",
+    lambda bad: bad.fit(**{"trainer.max_stepz": 3}),
+    "no setting 'trainer.max_stepz'; did you mean 'max_steps'?",
+)
 case(
     "unknown model setting",
     lambda bad: bad.model(chunk_token=3),
