@@ -246,7 +246,11 @@ class LastToo(ModelCheckpoint):
 
 def classes() -> str:
     """What a YAML may name, a line each, for the help; once imported, they are known by their short names too."""
-    bases = {"--model": LightningModule, "--data": LightningDataModule, "--trainer.callbacks+": (Probing, Embeddings)}
+    bases: dict[str, Any] = {
+        "--model": LightningModule,
+        "--data": LightningDataModule,
+        "--trainer.callbacks+": (Probing, Embeddings),
+    }
     lines = [
         f"  {option} {kind.__name__:11} {str(kind.__doc__).splitlines()[0]}"
         for option, base in bases.items()
