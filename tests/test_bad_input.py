@@ -614,6 +614,42 @@ case(
 
 # Sizes
 case(
+    "check-data: a YAML and files",
+    lambda bad: ["check-data", bad.stage(), "pairs.jsonl"],
+    "must get one stage's YAML and no --fields, or data files; got",
+    "Run it once for each",
+)
+case(
+    "check-data: no stage",
+    lambda bad: [["check-data", "bad.yaml"], bad.yaml("trainer: {max_steps: 2}")][0],
+    "must be a stage's, with data.init_args.sources of Pairs",
+)
+case(
+    "check-data: streaming",
+    lambda bad: ["check-data", *bad.data(streaming=True)[2:]],
+    "data.streaming must be false, as check-data reads all rows",
+    "Name files instead",
+)
+case(
+    "check-data: a source's setting",
+    lambda bad: ["check-data", *bad.source(pth="a")[2:]],
+    "each of data.sources must be settings of a source",
+    "'pth'",
+)
+case("check-data: no such file", lambda bad: ["check-data", "no.jsonl"], "path 'no.jsonl' must name a file, a glob")
+case(
+    "check-data: no such task",
+    lambda bad: ["check-data", "sentences.txt", "--mteb", "STSBenchmrk"],
+    "must name tasks or a benchmark of mteb",
+    "Did you mean STSBenchmark",
+)
+case(
+    "check-data: unknown columns",
+    lambda bad: [["check-data", "a.csv"], bad.rows("a.csv", "foo,bar\n1,2\n")][0],
+    "must have columns whose meaning is known",
+    "foo, bar",
+)
+case(
     "mine: no such encoder",
     lambda bad: ["mine", "no/such", "pairs.jsonl", "--out", "a.jsonl"],
     "must be a folder here or a model on the hub, with a tokenizer; that of no/such",
