@@ -191,9 +191,12 @@ class Cluster:
         deadline = time.monotonic() + timeout
         while not ready():
             if time.monotonic() > deadline:
-                logs = "\n".join(path.read_text(errors="replace")[-1500:] for path in self.root.glob("*.log"))
-                raise SlurmError(f"no {what} after {timeout} s\n{logs}")
+                raise SlurmError(f"no {what} after {timeout} s\n{self.logs()}")
             time.sleep(0.1)
+
+    def logs(self) -> str:
+        """The end of what each daemon has said."""
+        return "\n".join(f"{p.name}:\n{p.read_text(errors='replace')[-1500:]}" for p in sorted(self.root.glob("*.log")))
 
     def client(self, *command: str | Path, check: bool = True, **options: Any) -> str:
         """What a command like `squeue` prints."""
@@ -232,9 +235,9 @@ class Cluster:
             self.start_node(name)
         self.client("scontrol", "update", f"NodeName={','.join(self.names)}", "State=RESUME", check=False)
         self._until(lambda: set(self.states().values()) == {"idle"}, "idle nodes", 60)
-        if lost:  # slurmctld may say so before a node's slurmd takes a step
-            step = ("srun", f"--nodelist={','.join(lost)}", f"--nodes={len(lost)}", "hostname")
-            self._until(lambda: len(self.client(*step, check=False).split()) == len(lost), "nodes that run a step", 60)
+        # slurmctld may say so before a node's slurmd takes a step
+        step = ("srun", f"--nodes={len(self.names)}", "hostname")
+        self._until(lambda: len(self.client(*step, check=False).split()) == len(self.names), "nodes that run a step", 60)
 
     def states(self) -> dict[str, str]:
         """Each node's state."""

@@ -58,7 +58,8 @@ class Jobs:
             assert time.monotonic() < deadline, (
                 f"job {job} ({state['JobState']}) did not say {pattern}:\n{self.log(job)}"
             )
-            assert state["JobState"] not in ("FAILED", "CANCELLED", "COMPLETED"), f"{state}\n{self.log(job)}"
+            ended = state["JobState"] in ("FAILED", "CANCELLED", "COMPLETED")
+            assert not ended, f"{state}\n{self.log(job)}\n{self.cluster.logs()}"
             time.sleep(0.1)
 
     def until_running(self, job: str, start: int = 0) -> None:
