@@ -45,7 +45,7 @@ class Throughput(pl.Callback):
         with suppress(ValueError):
             self._shape = Shape.from_config(lm.config.to_dict(), "the model")
         self._adapter = sum(whole_shape(p).numel() for p in pl_module.parameters() if p.requires_grad)
-        self._peak = peak(pl_module.device, lm.dtype)
+        self._peak = peak(pl_module.device, pl_module.encoder.backbone.dtype)
         self._step = trainer.global_step
         self._reset(trainer)
 
@@ -68,7 +68,7 @@ class Throughput(pl.Callback):
             if self._shape:
                 done = operations(self._shape, self._adapter, self._tokens, self._squares, pl_module.predicted)
                 if done / seconds > self._peak:  # others used the machine when it was measured
-                    self._peak = max(done / seconds, peak(pl_module.device, pl_module.encoder.backbone.lm.dtype))
+                    self._peak = max(done / seconds, peak(pl_module.device, pl_module.encoder.backbone.dtype))
                 pl_module.show("utilisation", done / seconds / self._peak)
             pl_module.show("waiting", min((_waited(trainer) - self._waited) / seconds, 1.0))
             pl_module.show("padding", 1 - self._tokens / self._slots)

@@ -42,17 +42,18 @@ class Session:
 
     @cached_property
     def generator(self) -> Encoder:
-        """Opened once more, with the base's own weights; one copy in memory at a time."""
+        """Opened once more, with the base's own weights where it has them; one copy in memory at a time."""
         self.__dict__.pop("encoder", None)
-        return self.variant.open(self._dtype, self._device, merge=False)
+        return self.variant.open(self._dtype, self._device, merge=bool(self.variant.card.lineage.trained_whole))
 
     def completions(self, text: str) -> dict[str, str]:
-        """How the first words of `text` are gone on with, adapters off and on."""
+        """How the first words of `text` are gone on with, adapters off and on; on alone in full fine-tuning."""
         path = self.path("completions", text)
         if not path.exists():
-            backbone = self.generator.backbone
-            with backbone.as_base():
-                found = {OFF: completion(self.generator, text)}
+            backbone, found = self.generator.backbone, {}
+            if not backbone.lineage.trained_whole:
+                with backbone.as_base():
+                    found[OFF] = completion(self.generator, text)
             backbone.attention = "causal"
             found[ON] = completion(self.generator, text)
             with atomic(path) as temporary:
