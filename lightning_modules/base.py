@@ -111,6 +111,7 @@ class EncoderModule(pl.LightningModule, ABC):
                 "model.lora: null, or leave it out."
             )
         self.trained: Lora | Full = lora or Full(frozen_layers)
+        self.frozen_layers = frozen_layers
         card = card_of(backbone.model, backbone.revision)
         self.lora, self.pooling, self.max_length = lora, pooling or card.pooling, max_length or card.max_length
         settled = {"attention": backbone.attention or card.attention, "keep_sink": keeps_sink(backbone, card)}

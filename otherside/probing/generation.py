@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from otherside.batching import Packed, tokenise
 from otherside.llama import positions
-from otherside.probing.results import Row
+from otherside.probing.results import OFF, ON, Row
 from otherside.probing.scores import Score, count
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ TEXTS = 100  # read of a file: of differences between variants they tell 1 %
 TOKENS_AT_ONCE = 1024  # logits are (T, V) float32
 LONGEST = 512  # tokens of a text
 PROMPT, NEW_TOKENS = 6, 24  # words that a sample begins with, tokens that it goes on
-OFF, ON = "adapters off", "adapters on"
 
 
 def read_texts(path: Path) -> list[str]:

@@ -12,7 +12,8 @@ from otherside.backbone import DTypes
 from otherside.encoder import Encoder
 from otherside.files import atomic
 from otherside.probing.features import Store
-from otherside.probing.generation import OFF, ON, completion
+from otherside.probing.generation import completion
+from otherside.probing.results import OFF, ON
 from otherside.probing.variants import Variant
 
 VERSION = 4  # raise it when the same settings would measure something else: it renames what is kept
