@@ -69,9 +69,12 @@ def set_types(lm: nn.Module, trained: Collection[str], dtype: torch.dtype) -> No
 
 
 def train(piece: nn.Module, trained: Collection[str], prefix: str = "") -> None:
-    """Let the weights of a model be trained, or of the part of a model whose names begin with `prefix`."""
+    """Let weights of a frozen model be trained, or of the part of it whose names begin with `prefix`; one of two names
+    is enough.
+    """
     for name, parameter in piece.named_parameters():
-        parameter.requires_grad_(f"{prefix}{name}" in trained)
+        if f"{prefix}{name}" in trained:
+            parameter.requires_grad_(True)
 
 
 def compute_in(lm: nn.Module, dtype: torch.dtype) -> None:
