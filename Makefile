@@ -5,6 +5,7 @@
 #:   make test          the tests (ARGS="tests/unit -k pooling" for some of them)
 #:   make install       nothing but the virtual environment; then `source .venv/bin/activate`
 #:   make lint          ruff, mypy and shellcheck
+#:   make docs          the documentation, in build/site/index.html; warnings are errors
 #:   make clean         remove .venv and caches; runs/ stays
 #:
 #: Each makes the virtual environment .venv first if it is missing, and brings it up to date when pyproject.toml or
@@ -13,6 +14,9 @@
 #: Variable of quickstart and evening:
 #:   PROBING=published      the paper's probing data instead of the built-in sentences, fetched once; or a folder that has
 #:                          them. Takes far longer. The default is the folder data/probing where there is one
+#:
+#: Variable of test:
+#:   WORKERS=2              processes that run tests side by side
 #:
 #: Variables, read when .venv is made or brought up to date:
 #:   PYTHON=python3.12      the Python to build it on, 3.11 or newer (default: python3)
@@ -26,6 +30,7 @@ CONSTRAINTS ?= constraints.txt
 TORCH ?=
 VENV_ARGS ?=
 ARGS ?=
+WORKERS ?= 2
 PROBING ?= $(or $(wildcard data/probing),builtin)
 
 VENV := .venv
@@ -48,7 +53,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart evening test lint clean FORCE
+.PHONY: help install quickstart evening test lint docs clean FORCE
 
 help:
 	@sed -n 's/^#: \{0,1\}//p' Makefile
@@ -77,7 +82,7 @@ evening: $(READY)
 install: $(READY)
 
 test: $(READY_DEV)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) $(ARGS)
 
 lint: $(READY_DEV)
 	$(BIN)/ruff check .
@@ -85,6 +90,10 @@ lint: $(READY_DEV)
 	$(BIN)/mypy
 	$(BIN)/mypy slurm/submit
 	$(BIN)/shellcheck .ci/run slurm/stage.sbatch examples/train_on_csv.sh
+
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(READY_DEV)
+	$(BIN)/python -m mkdocs build
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
@@ -118,6 +127,6 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 
 $(READY_DEV): $(READY)
 	@touch $(UNFINISHED)
-	$(INSTALL) -c $(LOCK) -e '.[dev]'
+	$(INSTALL) -c $(LOCK) -e '.[dev,docs]'
 	@rm -f $(UNFINISHED)
 	@touch $@

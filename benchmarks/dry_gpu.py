@@ -25,12 +25,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import random
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -38,35 +37,28 @@ from unittest import mock
 from fake_gpu import CUDA, FakeGPU  # before torch
 
 # isort: split
-import lightning.pytorch as pl
 import torch
+import torch.nn.functional as F
 from harness import command, machine
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from tokenizers import Tokenizer, models
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from recipe_steps import REFERENCE, SHAPES, STAGES, Job, base, loop, published
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from lightning_modules import callbacks
 from lightning_modules.base import EncoderModule
 from lightning_modules.callbacks import throughput
 from lightning_modules.callbacks.throughput import operations
-from lightning_modules.contrastive import SimCSE, Supervised
-from lightning_modules.mntp import MNTP
 from lightning_modules.sizing.shape import Shape
 from otherside import adapters
 from otherside.adapters import Lora
 from otherside.backbone import Backbone, BackboneConfig, set_attention_dropout
-from otherside.batching import Packed, PairBatch, TextBatch, Tokens
-from otherside.candidates import Marks
+from otherside.batching import PairBatch, TextBatch
 from otherside.encoder import Encoder
 from otherside.lineage import Lineage
 
-SHAPES = Path(__file__).parent / "shapes"
 LARGE = 700e12  # operations a second of one large product, of which utilisation is a share
 STEPS = 3  # the first makes what later ones keep, the last logs
-STAGES: dict[str, type[EncoderModule]] = {"mntp": MNTP, "simcse": SimCSE, "supervised": Supervised}
 RECIPES = ("smollm2-135m", "sheared-llama-1.3b", "llama-2-7b", "llama-3.1-8b")  # of configs/
-REFERENCE = "sheared-llama-1.3b"  # whose layers are counted
 SHOWN = 12  # kinds of kernel in a table
 
 
@@ -89,39 +81,6 @@ class OneFakeGPU(SingleDeviceStrategy):
 
     def teardown(self) -> None:
         """Nothing to move back."""
-
-
-@dataclass
-class Job:
-    """What a step trains, and how.
-
-    Args:
-        stage: mntp, simcse or supervised.
-        shape: a folder in `shapes`.
-        lengths: of a step's texts, in tokens.
-        chunk_tokens: see `EncoderModule`.
-        recompute: see `EncoderModule`.
-        backbone: settings of `BackboneConfig`.
-    """
-
-    stage: str
-    shape: str
-    lengths: list[int]
-    chunk_tokens: int | None = None
-    recompute: bool = True
-    backbone: dict[str, Any] = field(default_factory=dict)
-
-    def batch(self, step: int, vocabulary: int) -> TextBatch | PairBatch:
-        """As a loader's worker makes it. Supervised: a third queries, a third positives, a third negatives."""
-        draw = random.Random(step)
-        tokens = [Tokens([0, *(draw.randrange(3, vocabulary) for _ in range(n - 1))], 1, 1) for n in self.lengths]
-        texts = Packed.from_tokens(tokens)
-        if self.stage == "supervised":
-            pairs, names = len(tokens) // 3, [str(i) for i in range(len(tokens))]
-            hard = [[name] for name in names[2 * pairs :]]
-            marks = Marks.of(names[:pairs], names[pairs : 2 * pairs], hard)
-            return PairBatch(step, texts, pairs, marks)
-        return TextBatch(step, texts, torch.arange(len(tokens)) + step * len(tokens))
 
 
 @dataclass
@@ -182,16 +141,6 @@ class Batches(torch.utils.data.Dataset[Any]):
         return self.job.batch(number, self.vocabulary)
 
 
-def base(folder: Path, shape: str, layers: int) -> Any:
-    """Config and tokenizer of a base model in `folder`, without weights; the config."""
-    config = AutoConfig.from_pretrained(SHAPES / shape)
-    config.num_hidden_layers = layers
-    config.save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({"<s>": 0, "_": 1, "a": 2}, unk_token="a"))
-    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>").save_pretrained(folder)
-    return config
-
-
 def build(job: Job, layers: int, gpu: FakeGPU, folder: Path) -> EncoderModule:
     """The stage, as `configure_model` builds it, with weights that are not there."""
     config = base(folder, job.shape, layers)
@@ -202,7 +151,7 @@ def build(job: Job, layers: int, gpu: FakeGPU, folder: Path) -> EncoderModule:
         adapters.attach(lm, module.lora)
     gpu.take(lm)
     set_attention_dropout(lm, settings.attention_dropout)
-    if settings.activation_checkpointing:
+    if settings.activation_checkpointing is True:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     backbone = Backbone(lm, Lineage(str(folder)), kernel=settings.kernel)
     module.encoder = Encoder(backbone, module.tokenizer, module.pooling, module.max_length, module.pool_start)
@@ -220,23 +169,25 @@ def run(job: Job, layers: int) -> list[Step]:
         stack.enter_context(gpu)
         stack.enter_context(mock.patch.object(Backbone, "self_test", lambda self: None))  # looks at values
         stack.enter_context(mock.patch.object(throughput, "peak", lambda *of: LARGE))  # takes a device's time
+        stack.enter_context(mock.patch.object(F, "rms_norm", OneKernel.apply))
         module = build(job, layers, gpu, Path(folder))
         steps = Batches(job, module.encoder.backbone.lm.config.vocab_size, gpu)
-        trainer = pl.Trainer(
-            accelerator=OnFakeGPU(),
-            strategy=OneFakeGPU(),
-            callbacks=[callbacks.ProgressLines(), callbacks.Throughput(), callbacks.Requeue()],
-            max_steps=STEPS,
-            log_every_n_steps=STEPS,
-            gradient_clip_val=1.0,
-            use_distributed_sampler=False,
-            logger=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-            default_root_dir=folder,
-        )
+        trainer = loop(Path(folder), STEPS, accelerator=OnFakeGPU(), strategy=OneFakeGPU())
         trainer.fit(module, torch.utils.data.DataLoader(steps, batch_size=None))
     return [steps.steps[-1], Step.of(gpu)]
+
+
+class OneKernel(torch.autograd.Function):
+    """What `rms_norm` reads and writes on CUDA; without CUDA's kernel torch has only a chain."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, *of: Any) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return x * 1
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
+        return grads[0] * ctx.saved_tensors[0], None, None, None
 
 
 @dataclass
@@ -266,18 +217,6 @@ class Profile:
         layer = two.plus(one, -1)
         layers = AutoConfig.from_pretrained(SHAPES / job.shape).num_hidden_layers
         return cls(job, one.plus(layer, layers - 1), layer, logs.waits)
-
-
-def published(stage: str, shape: str) -> Job:
-    """A rank's step as the configs of that shape have it: mntp and simcse on one GPU, supervised on eight."""
-    draw, big = random.Random(0), shape != REFERENCE
-    if stage == "mntp":
-        return Job(stage, shape, [512] * 32, backbone={"activation_checkpointing": True})
-    if stage == "simcse":
-        lengths = [draw.randint(8, 60) for _ in range(128)]
-        return Job(stage, shape, lengths, 4096 if big else 8192, backbone={"attention_dropout": 0.3})
-    lengths = [draw.randint(15, 60) for _ in range(64)] + [draw.randint(40, 250) for _ in range(128)]
-    return Job(stage, shape, lengths, 8192 if big else 16384, backbone={"activation_checkpointing": big})
 
 
 def lines(profile: Profile) -> Iterator[str]:

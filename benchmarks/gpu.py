@@ -7,13 +7,13 @@ Right: for each kernel the mask self-test, packed texts against single ones and 
 the CPU, the adapter's gradients, and dropout where chunks are computed again. Fast: real tokens a second, share of the
 measured matmul peak and peak memory of MNTP and contrastive steps, chunked or not, with and without activation
 checkpointing; sentence-transformers' loss on the same weights and texts in the same run. Weights are random: shapes
-need no download.
+need no download. In Lightning's loop: steps of the published recipes, from a folder, as `dry_gpu.py` models them: their
+time, memory beside what `lightning size` says, host synchronisations and kernels.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import importlib.util
 import json
 import random
@@ -28,11 +28,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_steps import Row, free, held, looped, wait
 from harness import command, machine
+from recipe_steps import SHAPES, STAGES, published
 from torch import Tensor
 from transformers import AutoConfig, LlamaForCausalLM
 
-from lightning_modules.base import recomputed
 from lightning_modules.callbacks.throughput import operations, peak
 from lightning_modules.mntp import MaskedBatch
 from lightning_modules.sizing.shape import Shape
@@ -43,11 +44,11 @@ from otherside.batching import Chunks, Packed
 from otherside.lineage import Lineage
 from otherside.losses import InfoNCE
 from otherside.mntp import Masking
+from otherside.recompute import recomputed
 
-SHAPES = Path(__file__).parent / "shapes"
+PARTS = ("right", "fast", "looped")
 KERNELS = ("eager", "sdpa", "varlen", "flash_attention_2")
 FIRST = 100  # token ids below are left to special tokens
-Row = dict[str, Any]
 
 
 def build(shape: str, dtype: torch.dtype, device: str, dropout: float = 0.0, kernel: Any = "auto") -> Backbone:
@@ -152,7 +153,7 @@ def mntp_step(backbone: Backbone, texts: Packed, budget: int | None) -> Tensor:
         part, where = chunk
         return backbone(part)[where]
 
-    found = _chunked(states, list(zip(batch.chunks.parts, batch.predicting, strict=True)), device)
+    found = _chunked(backbone, states, list(zip(batch.chunks.parts, batch.predicting, strict=True)), device)
     return mntp.loss(torch.cat(found), batch.targets, backbone.logits)
 
 
@@ -160,13 +161,16 @@ def contrastive_step(backbone: Backbone, texts: Packed, budget: int | None, agai
     """As the stage does; the first half of the texts are queries."""
     device = texts.input_ids.device
     chunks = Chunks.of(texts.to("cpu"), budget).to(device)
-    found = _chunked(lambda part: pooling.pool(backbone(part), part, "mean"), chunks.parts, device, again)
+    found = _chunked(backbone, lambda part: pooling.pool(backbone(part), part, "mean"), chunks.parts, device, again)
     queries, positives = torch.cat(found)[chunks.places].chunk(2)
     return InfoNCE()(queries, positives, queries[:0])
 
 
-def _chunked(run: Callable[[Any], Tensor], chunks: list[Any], device: torch.device, again: bool = True) -> list[Tensor]:
-    return [recomputed(run, chunk, device) if again and len(chunks) > 1 else run(chunk) for chunk in chunks]
+def _chunked(
+    backbone: Backbone, run: Callable[[Any], Tensor], chunks: list[Any], device: torch.device, again: bool = True
+) -> list[Tensor]:
+    trained = [p for p in backbone.parameters() if p.requires_grad]
+    return [recomputed(run, chunk, device, trained) if again and len(chunks) > 1 else run(chunk) for chunk in chunks]
 
 
 def measure(step: Callable[[], Tensor], device: str, steps: int, before: float) -> Row:
@@ -175,29 +179,20 @@ def measure(step: Callable[[], Tensor], device: str, steps: int, before: float) 
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     for _ in range(steps + 2):
-        _wait(device)
+        wait(device)
         begun = time.perf_counter()
         step().backward()
-        _wait(device)
+        wait(device)
         seconds.append(time.perf_counter() - begun)
     memory = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0
     return {"seconds": statistics.median(seconds[2:]), "GB": memory - before}
-
-
-def held(device: str) -> float:
-    """GB of live tensors on the device."""
-    return torch.cuda.memory_allocated() / 1e9 if device == "cuda" else 0.0
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def speed(shape: str, dtype: torch.dtype, settings: argparse.Namespace) -> Iterator[Row]:
     """A row for each way to run a step."""
     device = settings.device
     top = peak(torch.device(device), dtype)
+    free()
     before = held(device)
     backbone = build(shape, dtype, device, settings.dropout)
     sizes = Shape.from_config(backbone.lm.config.to_dict(), shape)
@@ -220,7 +215,7 @@ def speed(shape: str, dtype: torch.dtype, settings: argparse.Namespace) -> Itera
                     row |= measure(lambda s=step, t=texts, b=budget: s(backbone, t, b), device, settings.steps, before)
                 except torch.OutOfMemoryError:
                     yield row | {"GB": "out of memory"}
-                    _free()
+                    free()
                     continue
                 squares = sum(length**2 for length in lengths)
                 needed = operations(sizes, trained, sum(lengths), squares, 0.2 if name == "mntp" else 0.0)
@@ -230,7 +225,7 @@ def speed(shape: str, dtype: torch.dtype, settings: argparse.Namespace) -> Itera
         if name != "mntp" and sizes.base * 2 < settings.peer_up_to * 1e9:
             backbone.lm.gradient_checkpointing_disable()
             yield from peer(backbone, shape, name, texts, dtype, settings)
-            _free()
+            free()
 
 
 def peer(
@@ -284,12 +279,6 @@ def padded(texts: Packed) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask.long().to(ids.device)}
 
 
-def _free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 def table(rows: list[Row]) -> list[str]:
     """Markdown."""
     if not rows:
@@ -304,20 +293,23 @@ def table(rows: list[Row]) -> list[str]:
 
 def rows(settings: argparse.Namespace) -> Iterator[tuple[str, Row]]:
     """Everything, as it is found: the part of the report and a row of it."""
-    for dtype in settings.dtypes:
+    for dtype in settings.dtypes if "right" in settings.parts else ():
         for row in correctness(settings.shapes[0], getattr(torch, dtype), settings.device):
             yield "right", row
         yield "right", replayed(settings.shapes[0], getattr(torch, dtype), settings.device)
     for shape in settings.shapes:
-        for row in speed(shape, getattr(torch, settings.dtypes[-1]), settings):
+        for row in speed(shape, getattr(torch, settings.dtypes[-1]), settings) if "fast" in settings.parts else ():
             yield "fast", row
-        _free()
+        free()
+        for stage in STAGES if "looped" in settings.parts else ():
+            yield "looped", looped(published(stage, shape), getattr(torch, settings.dtypes[-1]), settings)
+            free()
 
 
 def write(stem: Path, device: str, shape: str, found: dict[str, list[Row]]) -> None:
     """The report, as far as it goes."""
     text = [f"# {device}", "", machine(), "", f"## Right ({shape})", "", *table(found["right"]), ""]
-    text += ["## Fast", "", *table(found["fast"]), ""]
+    text += ["## Fast", "", *table(found["fast"]), "", "## In Lightning's loop", "", *table(found["looped"]), ""]
     text += ["GB: peak of a step above what the device held before the model was built.", ""]
     text += [f"Command: `{command()}`", ""]
     stem.with_suffix(".md").write_text("\n".join(text))
@@ -327,6 +319,7 @@ def write(stem: Path, device: str, shape: str, found: dict[str, list[Row]]) -> N
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="+", default=["smollm2-135m", "sheared-llama-1.3b", "llama-3.1-8b"])
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="of correctness; speed: the last")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--tokens", type=int, default=16384, help="of a step")
@@ -340,7 +333,7 @@ def main() -> None:
     settings.out.mkdir(parents=True, exist_ok=True)
     stem = settings.out / f"{date.today()}-{settings.device}"
     device = torch.cuda.get_device_name() if settings.device == "cuda" else "CPU"
-    found: dict[str, list[Row]] = {"right": [], "fast": []}
+    found: dict[str, list[Row]] = {"right": [], "fast": [], "looped": []}
     for part, row in rows(settings):
         found[part].append(row)
         print(row, flush=True)

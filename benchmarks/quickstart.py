@@ -1,7 +1,10 @@
 """What the quickstart's encoders are worth on texts that no stage has seen, over seeds: with a start token that is
-pooled or not, whose sink is kept or not, and without one.
+pooled or not, whose sink is kept or not, and without one; with dimensions rescaled or not.
 
-    python benchmarks/quickstart.py [--seeds 1 2 3] [--cases pooled "not pooled" "sink lost" none] [--work DIR]
+    python benchmarks/quickstart.py [--seeds 1 2 3] [--cases pooled "not rescaled" "sink lost"] [--controls]
+
+With --controls also what the paper has not, with the same steps and data: labels on the causal Llama, either
+contrastive stage on the opened one without MNTP, and labels behind MNTP without SimCSE between them.
 
 Trains configs/quickstart once for each case and seed, in folders under --work that are kept: what is there is not
 trained again. Measured are held-out retrieval and similarity, which the quickstart shows too, and the test set of
@@ -37,14 +40,21 @@ CASES: dict[str, dict[str, Any]] = {
     "pooled": {"start_token": "auto", "pool_start": True, "keep_sink": True},
     "not pooled": {"start_token": "auto", "pool_start": False, "keep_sink": True},
     "sink lost": {"start_token": "auto", "pool_start": True, "keep_sink": False},
+    "not rescaled": {"start_token": "auto", "pool_start": True, "keep_sink": True, "rescaled": False},
     "none": {"start_token": None, "pool_start": True, "keep_sink": False},
 }
 STAGES = ("mntp", "simcse", "supervised")
+CONTROLS = {  # name -> stage, what it starts from (None: the Llama), attention
+    "causal-supervised": ("supervised", None, "causal"),
+    "bi-supervised": ("supervised", None, "bidirectional"),
+    "bi-simcse": ("simcse", None, "bidirectional"),
+    "mntp-supervised": ("supervised", "mntp", "bidirectional"),
+}
 MEASURES = ("STSBenchmark", "similarity", "retrieval MRR")
 
 
-def train(folder: Path, settings: dict[str, Any], seed: int) -> None:
-    """All stages, in `folder`, which the recipe's paths start from."""
+def train(folder: Path, settings: dict[str, Any], seed: int, controls: bool) -> None:
+    """All stages, in `folder`, which the recipe's paths start from; then the controls."""
     folder.mkdir(parents=True, exist_ok=True)
     python = [sys.executable, "-m"]
     here = {"cwd": folder, "check": True, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
@@ -55,8 +65,15 @@ def train(folder: Path, settings: dict[str, Any], seed: int) -> None:
         "--model.init_args.pool_start": str(settings["pool_start"]).lower(),
         "--model.init_args.backbone.keep_sink": str(settings["keep_sink"]).lower(),
     }
+    if "rescaled" in settings:
+        options["--model.init_args.rescaled"] = str(settings["rescaled"]).lower()
     said = [str(word) for option in options.items() for word in option]
     subprocess.run([*python, "lightning_modules.cli", "recipe", str(RECIPE), *said], **here)  # type: ignore[call-overload]
+    for name, (stage, model, attention) in CONTROLS.items() if controls else ():
+        where = f"runs/quickstart/{model}/encoder" if model else BASE
+        changed = ["--model.init_args.backbone.model", where, "--model.init_args.backbone.attention", attention]
+        fit = [*python, "lightning_modules.cli", "fit", "--config", str(RECIPE / f"{stage}.yaml"), *said, *changed]
+        subprocess.run([*fit, "--trainer.default_root_dir", f"runs/quickstart/{name}"], **here)  # type: ignore[call-overload]
 
 
 def measure(model: str, data: Path, **settings: Any) -> dict[str, float]:
@@ -92,17 +109,18 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--work", type=Path, default=Path("runs/benchmark-quickstart"))
+    parser.add_argument("--controls", action="store_true", help="also train the controls")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "reports")
     options = parser.parse_args()
     work = options.work.resolve()
-    rows = []
+    rows, stages = [], (*STAGES, *(CONTROLS if options.controls else ()))
     for case in options.cases:
-        settings, found = CASES[case], {name: [] for name in ("uni", "bi", *STAGES)}  # type: ignore[var-annotated]
+        settings, found = CASES[case], {name: [] for name in ("uni", "bi", *stages)}  # type: ignore[var-annotated]
         for seed in options.seeds:
             folder = work / f"{case.replace(' ', '-')}-{seed}"
-            train(folder, settings, seed)
+            train(folder, settings, seed, options.controls)
             runs = folder / "runs" / "quickstart"
-            for stage in STAGES:
+            for stage in stages:
                 found[stage].append(kept(folder / f"{stage}.json", str(runs / stage / "encoder"), runs / "data"))
         for name, attention in (("uni", "causal"), ("bi", "bidirectional")):
             file = work / f"{case.replace(' ', '-')}-{name}.json"

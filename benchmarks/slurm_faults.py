@@ -25,7 +25,7 @@ import runs
 import torch
 from cluster import Cluster
 from conftest import build_tiny_llama
-from jobs import Jobs
+from recipe_steps import Jobs
 
 STEPS = 40
 PACE = [{"class_path": "pace.Pace", "init_args": {"seconds": 0.15, "skew": 0.1}}]

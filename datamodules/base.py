@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+BYTES_OF_A_TOKEN = 4  # about, in English; only ranks' shares of work depend on it
+
 
 class TextData(LightningDataModule):
     """Loaders over sources, planned by (seed, step); a subclass says what a row is and how rows become a batch.
@@ -149,7 +151,8 @@ class TextData(LightningDataModule):
         """Global batches in the plan's order, from the first one not yet trained; `len()` is one epoch."""
         if self.streaming:
             return self._stream_dataloader()
-        dataset = PlannedBatches(self.plan, self.tables, self.make_batch(self.sources), *self._ranks)
+        longest = self.max_length * BYTES_OF_A_TOKEN
+        dataset = PlannedBatches(self.plan, self.tables, self.make_batch(self.sources), *self._ranks, longest)
         return self._loader(dataset, StepSampler(self._whole_steps(len(dataset)), self.batches_trained))
 
     @override

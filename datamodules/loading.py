@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules import workers
-from datamodules.plan import Plan, rank_slice
+from datamodules.plan import Plan, balanced, rank_slice
 from datamodules.sources import Table
 from otherside.batching import Batch
 
@@ -22,7 +22,7 @@ MakeBatch = Callable[[int, int, dict[str, list[Any]], NDArray[np.int64]], Batch]
 
 
 class PlannedBatches(Dataset[Batch]):
-    """`self[step]` is this rank's part of the global batch of that step.
+    """`self[step]` is this rank's part of the global batch of that step, with about as much text as the others have.
 
     Args:
         plan: decides the rows.
@@ -30,13 +30,21 @@ class PlannedBatches(Dataset[Batch]):
         make: rows to batch.
         rank: global rank.
         world_size: number of ranks.
+        longest: bytes that a text counts at most where ranks' parts are balanced.
     """
 
     def __init__(
-        self, plan: Plan, tables: Sequence[Table], make: MakeBatch, rank: int = 0, world_size: int = 1
+        self,
+        plan: Plan,
+        tables: Sequence[Table],
+        make: MakeBatch,
+        rank: int = 0,
+        world_size: int = 1,
+        longest: int = 4 * 512,
     ) -> None:
         rank_slice(np.arange(plan.global_batch_size), rank, world_size)  # refuse now, not in a worker
         self.plan, self.tables, self.make, self.rank, self.world_size = plan, tables, make, rank, world_size
+        self.sizes = [table.sizes(longest) for table in tables] if world_size > 1 else []
 
     def __len__(self) -> int:
         """Steps of one epoch; larger steps exist too."""
@@ -44,7 +52,10 @@ class PlannedBatches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         batch = self.plan.batch(step)
-        rows, ids = (rank_slice(part, self.rank, self.world_size) for part in (batch.rows, self.plan.row_ids(batch)))
+        rows, ids = batch.rows, self.plan.row_ids(batch)
+        if self.world_size > 1:
+            order = balanced(self.sizes[batch.source][rows], self.world_size)
+            rows, ids = (rank_slice(part[order], self.rank, self.world_size) for part in (rows, ids))
         return self.make(step, batch.source, self.tables[batch.source].read(rows, ids), ids)
 
 

@@ -8,6 +8,7 @@ value by value (a Feistel network), so a source of any size costs no memory.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -136,6 +137,31 @@ def rank_slice(rows: NDArray[np.int64], rank: int, world_size: int) -> NDArray[n
             "Raise global_batch_size or use fewer devices."
         )
     return rows[len(rows) * rank // world_size : len(rows) * (rank + 1) // world_size]
+
+
+def balanced(sizes: NDArray[np.int64], world_size: int) -> NDArray[np.int64]:
+    """An order of a global batch's rows in which each rank's `rank_slice` holds about as much as any other's.
+
+    From the largest row on, each goes to the rank that holds least so far and still has room (Graham, 1969).
+
+    Args:
+        sizes: (N,) of the rows, in any unit.
+        world_size: number of ranks, at most N.
+
+    Returns:
+        (N,) int64, places in `sizes`. One rank has them as they stand.
+    """
+    if world_size == 1:
+        return np.arange(len(sizes))
+    counts = np.diff(len(sizes) * np.arange(world_size + 1) // world_size)
+    held: list[list[int]] = [[] for _ in range(world_size)]
+    lightest = [(0, rank) for rank in range(world_size)]  # a heap
+    for place in np.argsort(-sizes, kind="stable").tolist():
+        load, rank = heapq.heappop(lightest)
+        held[rank].append(place)
+        if len(held[rank]) < counts[rank]:
+            heapq.heappush(lightest, (load + int(sizes[place]), rank))
+    return np.array([place for places in held for place in places])
 
 
 def permutation_keys(*entropy: int) -> NDArray[np.uint64]:

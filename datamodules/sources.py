@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Features, Value
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import snapshot_download
@@ -135,6 +137,29 @@ class Table:
         """
         columns: dict[str, list[Any]] = self.rows[rows.tolist()]
         return columns
+
+    def sizes(self, longest: int) -> NDArray[np.int64]:
+        """(N,) how long the texts of each row are together, in bytes; no text is read.
+
+        Args:
+            longest: what a text counts at most, as what is behind will be cut off.
+        """
+        columns = [column for column in self.rows.data.columns if not _of_numbers(column.type)]
+        parts = [np.concatenate([_bytes(chunk, longest) for chunk in column.chunks]) for column in columns]
+        return np.sum(parts, axis=0) if parts else np.ones(len(self), dtype=np.int64)
+
+
+def _of_numbers(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) and not pa.types.is_string(kind.value_type)
+
+
+def _bytes(texts: pa.Array, longest: int) -> NDArray[np.int64]:
+    """(N,) of texts, or of lists of texts."""
+    if pa.types.is_list(texts.type):
+        ends = np.cumsum(np.append(0, _bytes(texts.values, longest)))
+        borders = texts.offsets.to_numpy()
+        return ends[borders[1:]] - ends[borders[:-1]]
+    return np.minimum(pc.binary_length(texts).to_numpy(), longest).astype(np.int64)
 
 
 def open_table(source: Source, kind: Kind, on_bad_row: str = "raise") -> Table:
@@ -262,6 +287,13 @@ def find_files(path: str | list[str]) -> list[Path]:
     if not files:
         raise ValueError("path must name at least one file; got an empty list")
     return files
+
+
+def read_records(source: Source) -> Iterator[Record]:
+    """Every row of `source` as it stands, in order, without a table of it."""
+    if is_remote(source):
+        return remote_records(load_remote(source, streaming=False), str(source))
+    return file_records(find_files(source.path))
 
 
 def file_records(files: list[Path]) -> Iterator[Record]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -16,9 +17,10 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
+from lightning_modules import history
+from lightning_modules.automatic import settle
 from lightning_modules.identity import told
 from lightning_modules.schedules import Schedule, set_rates
 from lightning_modules.waiting import LOADING
@@ -31,6 +33,7 @@ from otherside.full import Full
 from otherside.lineage import AUTO, BASE, ENCODER, Card
 from otherside.llama import check_length
 from otherside.pooling import Pooling
+from otherside.recompute import recomputed
 from otherside.sharding import Shard, whole_shape
 from otherside.tokenizer import load_tokenizer, start_id, start_name
 from otherside.weights import card_of
@@ -49,15 +52,6 @@ def departures(card: Card, **now: Any) -> str:
     return told(changed) if card.stage != BASE else ""
 
 
-def recomputed(run: Callable[[Item], Tensor], chunk: Item, device: torch.device) -> Tensor:
-    """`run(chunk)`, whose activations are computed again in backward.
-
-    torch keeps the random state of the devices that it sees among the arguments, and only theirs. Without the empty
-    tensor a GPU would draw another dropout when it computes again: gradients of a loss that nobody saw.
-    """
-    return checkpoint(lambda chunk, _: run(chunk), chunk, torch.empty(0, device=device), use_reentrant=False)
-
-
 class EncoderModule(pl.LightningModule, ABC):
     """One training stage of an encoder.
 
@@ -71,20 +65,26 @@ class EncoderModule(pl.LightningModule, ABC):
             on a base model.
         pool_start: whether the start token (`backbone.start_token`) is pooled like a token of the text, in training and
             use, with an instruction and without. None: as the encoder folder; yes on a base model.
+        rescaled: whether each dimension of a text's vector is divided by its spread in the model that the stage starts
+            from, so that all count alike (`otherside.rescale`). None: as the encoder folder; where that says nothing,
+            yes in contrastive stages.
         max_length: longest text that the finished encoder reads, in tokens; training has its own, in `data`. None: as
             the encoder folder; 512 on a base model.
         optimizer: over the weights that are trained.
         schedule: of the learning rate.
-        chunk_tokens: texts go through the model in chunks of at most so many tokens, whatever the batch size.
+        chunk_tokens: texts go through the model in chunks of at most so many tokens, whatever the batch size; padding
+            counts where attention has some (on CPUs, and with `attention_dropout`).
             None: all at once.
         recompute: keep no activations of a chunk but compute them again in backward (GradCache; Gao et al., 2021):
-            memory for one chunk instead of all, for about 1.4 times the time. False: chunks only save padding.
+            memory for one chunk instead of all, for about 1.4 times the time. False: chunks only save padding. auto:
+            of as many chunks of a batch as do not fit into the free memory.
         seed: of the adapter's start, dropout and masks. The command line takes it from `seed_everything`.
     """
 
     stage: ClassVar[str]
     predicted = 0.0  # share of tokens that go through the language model's head
     views = 1  # how often each text goes through the model
+    rescales = False  # whether it does where neither setting nor encoder folder says so
 
     def __init__(
         self,
@@ -93,11 +93,12 @@ class EncoderModule(pl.LightningModule, ABC):
         frozen_layers: int | None = None,
         pooling: Pooling | None = None,
         pool_start: bool | None = None,
+        rescaled: bool | None = None,
         max_length: int | None = None,
         optimizer: OptimizerCallable = adamw,
         schedule: Schedule = Schedule(),  # noqa: B008
         chunk_tokens: int | None = None,
-        recompute: bool = True,
+        recompute: bool | Literal["auto"] = "auto",
         seed: int = 42,
     ) -> None:
         super().__init__()
@@ -118,10 +119,12 @@ class EncoderModule(pl.LightningModule, ABC):
         self.backbone_config = replace(backbone, **settled)  # type: ignore[arg-type]
         self.optimizer_factory, self.schedule = optimizer, schedule
         self.chunk_tokens, self.recompute, self.seed = chunk_tokens, recompute, seed
+        self.kept_tokens = math.inf if recompute is False else 0.0  # whose activations are kept; auto: see `settle`
         self._normed = 0  # the last step whose gradient norm was logged
         self.tokenizer = load_tokenizer(backbone.model, backbone.revision, backbone.start_token)
         inherited = card.pool_start is not False  # format 1 had no such setting
         self.pool_start = inherited if pool_start is None else pool_start
+        self.rescaled = (card.rescaled or self.rescales) if rescaled is None else rescaled
         self.departures = departures(
             card,
             attention=self.backbone_config.attention,
@@ -129,6 +132,7 @@ class EncoderModule(pl.LightningModule, ABC):
             pool_start=card.pool_start if pool_start is None else pool_start,
             start_token=card.start_token if backbone.start_token == AUTO else backbone.start_token,
             keep_sink=self.backbone_config.keep_sink,
+            rescaled=card.rescaled if rescaled is None else rescaled,
             max_length=self.max_length,
         )
         self.encoder: Encoder = None  # type: ignore[assignment]  # built in configure_model, where strategies shard
@@ -141,7 +145,9 @@ class EncoderModule(pl.LightningModule, ABC):
             torch.manual_seed(self.seed)  # the adapter's start
             backbone = Backbone.load(self.backbone_config, self.trained, self._shard, start_id(self.tokenizer))
             check_length("model.max_length must be", self.max_length, backbone.lm.config, "Lower model.max_length.")
-            self.encoder = Encoder(backbone, self.tokenizer, self.pooling, self.max_length, self.pool_start)
+            earlier = card_of(self.backbone_config.model, self.backbone_config.revision).history
+            settings = (self.pooling, self.max_length, self.pool_start, earlier)
+            self.encoder = Encoder(backbone, self.tokenizer, *settings)
             distributed.meet(LOADING)
 
     def _fetch(self) -> None:
@@ -168,6 +174,7 @@ class EncoderModule(pl.LightningModule, ABC):
             )
         if self.trainer.is_global_zero:
             self._tell()
+        settle(self)
         self._check_start()
 
     def _tell(self) -> None:
@@ -179,9 +186,8 @@ class EncoderModule(pl.LightningModule, ABC):
         start = start_name(self.tokenizer)
         pooled = "pooled" if self.pool_start else "not pooled"
         sink = "kept" if self.encoder.backbone.sink else "not found" if self.backbone_config.keep_sink else "not kept"
-        print(
-            f"start token: {f'{start}, {pooled}; its sink: {sink}' if start else 'none'}", file=sys.stderr, flush=True
-        )
+        said = f"start token: {f'{start}, {pooled}; its sink: {sink}' if start else 'none'}"
+        print(f"{said}{'; vectors rescaled' if self.rescaled else ''}", file=sys.stderr, flush=True)
 
     def _trained_in_full(self) -> str:
         counts = [(whole_shape(p).numel(), p.requires_grad) for p in self.encoder.backbone.lm.parameters()]
@@ -192,11 +198,19 @@ class EncoderModule(pl.LightningModule, ABC):
         """Does the model compute what was asked for, here, and are its texts short enough for it?"""
         longest = getattr(self.trainer.datamodule, "max_length", 0)  # type: ignore[attr-defined]
         check_length("data.max_length must be", longest, self.encoder.backbone.lm.config, "Lower data.max_length.")
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """What needs the model where it will run."""
         self.encoder.backbone.self_test()
+        if self.rescaled and self.encoder.factors is None:
+            start = self.backbone_config
+            with self.encoder.backbone.without_adapters():  # as the stage began
+                self.encoder.rescale(start.model, card_of(start.model, start.revision))
 
     @override
     def on_test_start(self) -> None:
-        self.encoder.backbone.self_test()
+        self._prepare()
 
     on_predict_start = on_test_start
 
@@ -223,7 +237,11 @@ class EncoderModule(pl.LightningModule, ABC):
             return batch  # without content
         if self.trainer.predicting:
             return batch.cut(tokens_at_once(self.device))
-        return batch.cut(self.chunk_tokens, self.views)
+        return self.cut(batch)
+
+    def cut(self, batch: Any) -> Any:
+        """The batch in chunks of `chunk_tokens`; as it is if that was done."""
+        return batch.cut(self.chunk_tokens, self.views, self.encoder.backbone.pads(self.device))
 
     @override
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
@@ -268,24 +286,34 @@ class EncoderModule(pl.LightningModule, ABC):
 
     def embed(self, texts: Packed | Chunks) -> Tensor:
         """(N, D) vectors of this rank's texts; those that are not cut yet, in chunks of `chunk_tokens`."""
-        chunks = texts if isinstance(texts, Chunks) else Chunks.of(texts, self.chunk_tokens)
-        return torch.cat(self.in_chunks(chunks.parts, self.encoder))[chunks.places]
+        if isinstance(texts, Packed):
+            texts = Chunks.of(texts, self.chunk_tokens, self.encoder.backbone.pads(self.device))
+        return torch.cat(self.in_chunks(texts.parts, texts.parts, self.encoder))[texts.places]
 
-    def in_chunks(self, chunks: Sequence[Item], run: Callable[[Item], Tensor]) -> list[Tensor]:
-        """`run` of each chunk; where `recompute` is on, each is one non-reentrant checkpoint.
+    def in_chunks(self, texts: Sequence[Packed], chunks: Sequence[Item], run: Callable[[Item], Tensor]) -> list[Tensor]:
+        """`run` of each chunk, given with its texts; where not all activations are kept, some run again in backward.
 
         Where weights are sharded all ranks run the model equally often, or they would wait for each other for ever:
         who has fewer chunks repeats the last, without effect on the result.
         """
         repeats = distributed.most(len(chunks), self.device) - len(chunks) if self._shard else 0
-        todo = [*chunks, *[chunks[-1]] * repeats]
-        if self.recompute and len(todo) > 1 and torch.is_grad_enabled():
-            done = [recomputed(run, chunk, self.device) for chunk in todo]
-        else:
-            done = [run(chunk) for chunk in todo]
+        todo = [*zip(texts, chunks, strict=True), *[(texts[-1], chunks[-1])] * repeats]
+        trained = None if self._shard else [p for p in self.parameters() if p.requires_grad]
+        again = self._again([len(part.input_ids) for part, _ in todo])
+        done = [
+            recomputed(run, chunk, self.device, trained) if twice else run(chunk)
+            for (_, chunk), twice in zip(todo, again, strict=True)
+        ]
         for repeated in done[len(chunks) :]:
             done[0] = done[0] + 0 * repeated.sum()
         return done[: len(chunks)]
+
+    def _again(self, tokens: list[int]) -> list[bool]:
+        """Which chunks, of so many tokens, are computed again. One of them at a time has its activations, too."""
+        if len(tokens) == 1 or sum(tokens) <= self.kept_tokens or not torch.is_grad_enabled():
+            return [False] * len(tokens)
+        room = self.kept_tokens - max(tokens)
+        return [sum(tokens[: i + 1]) > room for i in range(len(tokens))]
 
     def seed_step(self, step: int) -> None:
         """Dropout is a function of (seed, step, rank), so that a resumed run draws what the uninterrupted one would."""
@@ -322,7 +350,9 @@ class EncoderModule(pl.LightningModule, ABC):
         inside = {
             name.removeprefix("encoder.backbone.lm."): weights[name] for name in weights.keys() & self.trainable()
         }
-        self.encoder.save(folder, self.stage, self.trainer.global_step, inside)
+        data, loss = getattr(self.trainer, "datamodule", None), getattr(self, "info_nce", None)
+        own = history.of(self.stage, self.trainer.global_step, data, loss)
+        self.encoder.save(folder, self.stage, own.steps, inside, own)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

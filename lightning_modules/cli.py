@@ -27,7 +27,11 @@ All stages, and what they did:
   probe     ENCODER... --out DIR              the paper's probing tasks on each variant: tables and figures
   report    RUN... --out DIR                  one page: what was trained, losses, MTEB, probes, the paper's findings
   soup      ENCODER ENCODER... --out OUT      the average of several encoders, as an encoder
-  export    ENCODER OUT                       for sentence-transformers, ONNX or transformers; parity is checked
+  export    ENCODER OUT                       for sentence-transformers, ONNX, llama.cpp, transformers; compared
+  push      EXPORT ORG/NAME                   an export to the hub; --dry_run shows what would go
+
+Your own data:
+  new         RECIPE --base MODEL --data FILE...    a recipe for your texts or pairs and this machine; then `recipe`
 
 Before a large run:
   mine      ENCODER PAIRS --out FILE.jsonl    hard negatives for a file of pairs
@@ -37,11 +41,14 @@ Before a large run:
 """
 
 TRAINING = ("fit", "validate", "test", "predict")
-FUNCTIONS: dict[str, tuple[str, dict[str, str | None]]] = {  # where they are, and their positional arguments
+# Where they are, and arguments that are positional or take several words
+FUNCTIONS: dict[str, tuple[str, dict[str, str | None]]] = {
+    "new": ("lightning_modules.new:new", {"recipe": None, "--data": "+"}),
     "probe": ("otherside.probing:probe", {"encoders": "+"}),
     "report": ("lightning_modules.report:report", {"runs": "+"}),
     "soup": ("otherside.soup:soup", {"encoders": "+"}),
     "export": ("otherside.export:export", {"encoder": None, "out": None}),
+    "push": ("otherside.export.push:push", {"export": None, "repo": None}),
     "mine": ("datamodules.mining:mine", {"encoder": None, "pairs": None}),
     "size": ("lightning_modules.sizing:size", {"config": None}),
 }
@@ -99,8 +106,10 @@ def _call(command: str, arguments: list[str]) -> None:
     says = {param.arg_name: param.description for param in docs.params}
     parser = Exact(prog=f"lightning {command}", description=docs.description, exit_on_error=False)
     for argument, count in positional.items():
-        parser.add_argument(argument, nargs=count, type=str if count else hints[argument], help=says[argument])
-    parser.add_function_arguments(function, skip=set(positional), as_group=False)
+        name = argument.removeprefix("--")
+        needed = {"required": True} if argument != name else {}
+        parser.add_argument(argument, nargs=count, type=str if count else hints[name], help=says[name], **needed)
+    parser.add_function_arguments(function, skip={name.removeprefix("--") for name in positional}, as_group=False)
     function(**vars(parser.instantiate(parser.parse_args(list(_spelled_out(arguments, hints))))))
 
 

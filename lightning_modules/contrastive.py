@@ -43,6 +43,7 @@ class SimCSE(EncoderModule):
     """
 
     stage, views = "simcse", 2
+    rescales = True
 
     def __init__(self, loss: InfoNCE = InfoNCE(), **kwargs: Any) -> None:  # noqa: B008
         super().__init__(**kwargs)
@@ -60,7 +61,7 @@ class SimCSE(EncoderModule):
 
     @override
     def loss(self, batch: TextBatch) -> Tensor:
-        first, second = self.embed(batch.cut(self.chunk_tokens, self.views).chunks).chunk(2)
+        first, second = self.embed(self.cut(batch).chunks).chunk(2)
         return self.info_nce(first, second, negatives=first[:0])
 
     @override
@@ -72,9 +73,10 @@ class SimCSE(EncoderModule):
 
 
 class Supervised(EncoderModule):
-    """Contrastive learning on (query, positive, hard negatives), with all other texts of the batch as negatives, or,
-    for sources with `in_batch: false`, a query's own hard negatives only. Texts that a batch has twice are no negatives
-    of themselves, nor are the other positives of the same query.
+    """Contrastive learning on (query, positive, hard negatives).
+
+    Negatives are all other texts of the batch or, for sources with `in_batch: false`, a query's own hard negatives
+    only. Texts that a batch has twice are no negatives of themselves, nor are the other positives of the same query.
 
     Args:
         loss: InfoNCE, cross-entropy of each query's positive against its candidates.
@@ -82,6 +84,7 @@ class Supervised(EncoderModule):
     """
 
     stage = "supervised"
+    rescales = True
 
     def __init__(self, loss: InfoNCE = InfoNCE(), **kwargs: Any) -> None:  # noqa: B008
         super().__init__(**kwargs)
@@ -99,7 +102,7 @@ class Supervised(EncoderModule):
         return self.info_nce(queries, positives, negatives, batch.marks)
 
     def _roles(self, batch: PairBatch) -> tuple[Tensor, Tensor, Tensor]:
-        vectors = self.embed(batch.cut(self.chunk_tokens).chunks)
+        vectors = self.embed(self.cut(batch).chunks)
         queries, positives, negatives = vectors.split([batch.pairs, batch.pairs, len(batch.texts) - 2 * batch.pairs])
         return queries, positives, negatives
 

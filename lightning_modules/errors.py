@@ -9,6 +9,7 @@ import traceback
 from pathlib import Path
 from typing import get_args
 
+from lightning_modules import suggestions
 from lightning_modules.sizing.job import Strategy
 
 OURS = tuple(str(Path(__file__).parents[1] / p) for p in ("otherside", "lightning_modules", "datamodules"))
@@ -26,6 +27,17 @@ MORE_SPACE = (
 
 STRATEGY = r"(?s)You selected an invalid strategy name: `strategy=(.*?)`.*"  # Lightning goes on with all names it knows
 SOURCES = r"'(\w*sources)'(?:, val=|: )\[?'([^']+)'"  # jsonargparse shows the lines of a file named here
+HELPFUL = (
+    "model",
+    "data",
+    "trainer.callbacks",
+)  # sections that take a class, whose settings `--SECTION.help CLASS` lists
+# Lines of jsonargparse's report that say nothing about what is wrong
+FRAME = (
+    *("Parser key", "Problem with", "Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>"),
+    *("Not a valid subclass of", "Subclass types expect one of", "a class path (str)", "a dict with"),
+)
+UNKNOWN = r"\bno (?:setting |option --)?'?([\w.]+)"  # the name in what WORDS make of it
 # jsonargparse's words -> ours
 WORDS = (
     (r"^Type .* expects a function or a callable class: ", ""),
@@ -33,12 +45,14 @@ WORDS = (
     (r"^Expected an? <class '(\w+)'>\. Got value: (.*)", r"must be \1; got \2"),
     (r"^Expected an? typing\.Literal\[(.*)\]\. Got value: (.*)", r"must be one of \1; got \2"),
     (r"^Expected an? <class '(\w+)'>$", r"must be \1"),
+    (r"^must be bool\b", "must be true or false"),
     (r"^Expected an? typing\.Literal\[(.*)\]$", r"must be one of \1"),
     (r"^Option '(.*)' is not accepted", r"has no setting '\1'"),
     (r"^Group '(.*)' does not accept option '(.*)'", r"\1 has no setting '\2'"),
     (r"^Subcommand '\w+' does not accept option '(.*)'", r"there is no setting '\1'"),
     (r"^the following arguments are required: ", "must be given: "),
     (r"^unrecognized arguments: ", "there is no option "),
+    (r"^module '(.*)' has no attribute '(.*)'", r"\1 has no '\2'"),
     (r"^Import path (\S+) does not correspond to a subclass of (\w+)", r"\1 is no \2"),
     (r"\bfit\.(data|model)\b", r"\1"),
 )
@@ -122,15 +136,20 @@ def _settings(text: str, command: str) -> str:
     lines = [line.strip().removeprefix("- ") for line in report.splitlines()]
     keys = re.findall(r'Parser key "(.*)":', report)
     classes = re.findall(r"Problem with given class_path '(.*)':", report)
-    frame = ("Parser key", "Problem with", "Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>")
-    wrong = [line for line in lines if line and not line.startswith(frame)]
+    wrong = [line for line in lines if line and not line.startswith(FRAME)]
     for pattern, ours in WORDS:
         wrong = [re.sub(pattern, ours, line) for line in wrong]
     got = re.search(r"^\s*Given value: ([^{\[(\n]{1,60})$", rest, re.MULTILINE)
     wrong = [line for line in wrong if not line.startswith(("must be ", "Expected "))] or wrong  # more telling ones
     if got and not any("; got" in line for line in wrong):
         wrong[-1:] = [f"{line}; got {got[1]}" for line in wrong[-1:]]
+    said = ", or ".join([*wrong[:1], *(line.removeprefix("must be ") for line in wrong[1:])])
+    if (name := re.search(UNKNOWN, said)) and "did you mean" not in said:
+        said += suggestions.like(name[1])
     where = ".".join(keys) + (f" ({classes[-1]})" if classes else "")
-    options = f"--{keys[0]}.help {classes[0]}" if keys and classes and keys[0] in ("model", "data") else "--help"
+    helpful = (
+        keys and classes and keys[0] in HELPFUL and " has no '" not in said
+    )  # a class that is not there has no help
+    options = f"--{keys[0]}.help {classes[0]}" if helpful else "--help"
     remedy = f"`lightning {command} {options}` lists the settings."
-    return one_line(f"{where + ': ' if where else ''}{', or '.join(wrong)}. {remedy}")
+    return one_line(f"{where + ': ' if where else ''}{said}{'' if said.endswith('?') else '.'} {remedy}")

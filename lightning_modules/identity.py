@@ -58,6 +58,7 @@ VECTORS = (
     "model.backbone.keep_sink",
     "model.pooling",
     "model.pool_start",
+    "model.rescaled",
     "model.lora.*",
 )
 # What a recipe's YAML says of all this
@@ -65,7 +66,12 @@ TRAINER = ("precision", "gradient_clip*", "accumulate_grad_batches", "max_steps"
 GIVEN = ("model*", "data*", "seed_everything", *(f"trainer.{name}" for name in TRAINER))
 UNKNOWN = "not noted"
 # What runs of older versions were without noting it
-OLDER = {"model.backbone.keep_sink": False, "trained": "lora", "model.frozen_layers": None}
+OLDER = {
+    "model.backbone.keep_sink": False,
+    "model.rescaled": False,
+    "trained": "lora",
+    "model.frozen_layers": None,
+}
 SHOWN = 5  # differences in one message
 
 

@@ -31,13 +31,14 @@ class MaskedBatch(Batch):
     targets: Tensor = field(default=None, kw_only=True)  # type: ignore[assignment]
 
     @override
-    def cut(self, budget: int | None, views: int = 1) -> MaskedBatch:
+    def cut(self, budget: int | None, views: int = 1, padded: bool = True) -> MaskedBatch:
         if self.chunks is not None:
             return self
-        labels = [part.input_ids for part in Chunks.of(replace(self.texts, input_ids=self.labels), budget).parts]
+        hidden = Chunks.of(replace(self.texts, input_ids=self.labels), budget, padded)
+        labels = [part.input_ids for part in hidden.parts]
         together = torch.cat(labels)
         where = [mntp.predicting(part) for part in labels]
-        return replace(super().cut(budget), predicting=where, targets=together[together != -100])
+        return replace(super().cut(budget, padded=padded), predicting=where, targets=together[together != -100])
 
     @override
     def to(self, device: torch.device | str, non_blocking: bool = False) -> MaskedBatch:
@@ -76,12 +77,12 @@ class MNTP(EncoderModule):
 
     @override
     def loss(self, batch: MaskedBatch) -> Tensor:
-        batch, backbone = batch.cut(self.chunk_tokens), self.encoder.backbone
+        batch, backbone = self.cut(batch), self.encoder.backbone
 
         def states(chunk: tuple[Packed, Tensor]) -> Tensor:
             texts, where = chunk
             return backbone(texts)[where]
 
         chunks = list(zip(batch.chunks.parts, batch.predicting, strict=True))
-        found = torch.cat(self.in_chunks(chunks, states))
+        found = torch.cat(self.in_chunks(batch.chunks.parts, chunks, states))
         return mntp.loss(found, batch.targets, backbone.logits, in_step=self._shard is not None)

@@ -43,6 +43,7 @@ from lightning_modules.callbacks import (
     Identity,
     Monitors,
     MTEBSettings,
+    Probing,
     ProgressLines,
     Requeue,
     RunProgressBar,
@@ -245,14 +246,14 @@ class LastToo(ModelCheckpoint):
 
 
 def classes() -> str:
-    """Stages and data modules, a line each, for the help; once imported, they are known by their short names too."""
-    lines = []
-    for option, package in (("--model", "lightning_modules"), ("--data", "datamodules")):
-        home = import_module(package)
-        found = [getattr(home, name) for name in home.__all__]
-        known = [kind for kind in found if issubclass(kind, LightningModule | LightningDataModule)]
-        lines += [f"  {option} {kind.__name__:11} {str(kind.__doc__).splitlines()[0]}" for kind in known]
-    return "\n".join(["Stages and their data:", *lines, "", "--model.help NAME and --data.help NAME list settings."])
+    """What a YAML may name, a line each, for the help; once imported, they are known by their short names too."""
+    homes = [import_module(package) for package in ("lightning_modules", "datamodules")]
+    ours = [getattr(home, name) for home in homes for name in home.__all__]
+    kinds = {"--model": LightningModule, "--data": LightningDataModule}
+    found = [(option, kind) for option, base in kinds.items() for kind in ours if issubclass(kind, base)]
+    found += [("--trainer.callbacks+", kind) for kind in (Probing, Embeddings)]
+    lines = [f"  {option} {kind.__name__:11} {str(kind.__doc__).splitlines()[0]}" for option, kind in found]
+    return "\n".join(["Stages, data and callbacks:", *lines, "", "--model.help NAME, and so on, list settings."])
 
 
 def is_launched() -> bool:

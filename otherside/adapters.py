@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from otherside.adapted import fuse
 from otherside.dropout import SharedDropout
 from otherside.lineage import ADAPTER_WEIGHTS, Merged
-from otherside.llama import PROJECTIONS, READERS
+from otherside.llama import PROJECTIONS, READERS, fused
 
 CONFIG = "adapter_config.json"
 NAME = "default"  # PEFT's name for a model's one adapter
@@ -37,7 +37,8 @@ class Lora:
         r: rank.
         alpha: the update is scaled by alpha / r (with rslora: alpha / sqrt(r)).
         dropout: on the adapter's input. Projections that read the same tensor share one dropped input.
-        targets: names of linear layers; `*` and `?` may be used. A name that matches no layer is an error.
+        targets: names of linear layers; `*` and `?` may be used. A name that matches no layer is an error. A layer that
+            does the work of several, as a Phi-3's qkv_proj, also goes by all their names together.
         rslora: rank-stabilised scaling (Kalajdzievski, 2023).
         dora: weight-decomposed adaptation (Liu et al., 2024); slower.
         share_dropout: False draws one mask per projection, as PEFT does.
@@ -105,6 +106,7 @@ def matching_layers(lm: nn.Module, targets: list[str]) -> list[str]:
     head = lm.get_output_embeddings()  # type: ignore[operator]  # an adapter there would never be read
     linear = (name for name, module in lm.named_modules() if isinstance(module, nn.Linear) and module is not head)
     names = sorted({name.rpartition(".")[2] for name in linear})
+    targets = fused(targets, names)
     lost = [target for target in targets if not any(fnmatch(name, target) for name in names)]
     if lost or not targets:
         raise ValueError(

@@ -3,6 +3,13 @@
 transformers calls `packed_attention` in every layer with the keyword arguments given to the model's forward, so the
 borders between texts travel with the call; there is no mask tensor that a library could drop on the way.
 
+A sliding window of w tokens (Mistral, Qwen, Gemma, …) means: in causal attention a token sees itself and the w - 1
+tokens before it, as the model was trained; in bidirectional attention all tokens up to w away, on both sides. The
+latter is what transformers computes in the encoders of T5Gemma and ModernBERT, and in a decoder whose config says
+`is_causal: false` (so exports agree): `sliding_window_bidirectional_overlay`, |i - j| <= w.
+
+A soft cap of c (Gemma 2) turns scores into c tanh(scores / c), before the mask.
+
 Shapes: T tokens of N packed texts, L the longest of them, H query heads, G key/value heads, d head size.
 """
 
@@ -10,9 +17,9 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +34,8 @@ Kernel = Literal["auto", "sdpa", "eager", "varlen", "flash_attention_2"]
 HALF = (torch.float16, torch.bfloat16)
 # What a forward also hands down: of no effect on attention, or, as the direction, told by `causal`
 HARMLESS = ("is_causal", "position_ids", "cache_position", "use_cache", "output_hidden_states", "output_attentions")
+CAPLESS = ("sdpa", "varlen")  # kernels that know no soft cap
+UNPADDED = ("varlen", "flash_attention_2")  # kernels that read the borders between texts themselves
 EAGER_UP_TO = 128  # tokens; for short texts in half precision the backward of torch's CPU kernel is far slower
 
 
@@ -86,6 +95,7 @@ class Borders:
     longest: int
     even: bool
     filler: int = 0
+    _bands: dict[tuple[bool, int], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, texts: Packed, longest: int | None = None, filler: int = 0) -> Borders:
@@ -124,6 +134,51 @@ class Borders:
         mask = torch.zeros(self.count * self.longest, dtype=torch.bool, device=self.slots.device)
         return mask.index_fill(0, self.slots, True).view(self.count, 1, 1, self.longest)
 
+    def mask(self, causal: bool, window: int | None) -> Tensor | None:
+        """Bool, True where a query (third dimension) sees a key (fourth): for a window (1 or N, 1, L, L), else
+        `key_mask`. None: it sees all there is, up to itself if `causal`.
+        """
+        if window is None:
+            return None if causal else self.key_mask
+        if (causal, window) not in self._bands:
+            self._bands[causal, window] = self._band(causal, window)
+        return self._bands[causal, window]
+
+    def _band(self, causal: bool, window: int) -> Tensor:
+        places = torch.arange(self.longest, device=self.slots.device)
+        distance_LL = places[:, None] - places
+        if causal:
+            return ((distance_LL >= 0) & (distance_LL < window))[None, None]
+        band_LL, itself_LL = distance_LL.abs() <= window, distance_LL == 0
+        if self.key_mask is None:
+            return band_LL[None, None]
+        return band_LL & (self.key_mask | itself_LL)  # who sees nothing at all becomes NaN, and all gradients with it
+
+
+class Rule(NamedTuple):
+    """Who sees whom, and how scores become shares.
+
+    Args:
+        causal: a token sees none behind it.
+        scaling: of scores.
+        dropout: on shares.
+        window: how far a token sees; None: as far as texts reach.
+        softcap: of scores; None: none.
+    """
+
+    causal: bool
+    scaling: float
+    dropout: float = 0.0
+    window: int | None = None
+    softcap: float | None = None
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """How many tokens a token sees before and behind it, as flash attention counts them; -1: all."""
+        if self.window is None:
+            return (-1, 0) if self.causal else (-1, -1)
+        return (self.window - 1, 0) if self.causal else (self.window, self.window)
+
 
 def packed_attention(
     module: nn.Module,
@@ -137,99 +192,106 @@ def packed_attention(
     kernel: Kernel,
     scaling: float,
     dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention inside each text. query (1, H, T, d), key and value (1, G, T, d) -> (1, T, H, d).
 
     Raises:
-        ValueError: the model asks for what Llama does not have and this function does not compute.
+        ValueError: the model asks for what this function does not compute, or not with this kernel.
     """
     check_asked(module, others)
+    if softcap is not None and kernel in CAPLESS:
+        raise ValueError(
+            f"backbone.kernel must be auto, eager or flash_attention_2 for a {type(module).__name__}, which caps "
+            f"scores (softcap={softcap:g}); got {kernel}. Use kernel: auto."
+        )
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    window = sliding_window if sliding_window is not None and sliding_window < borders.longest else None
     if kernel == "auto":
-        kernel = best_kernel(q, borders.longest, dropout)
-    if kernel in ("varlen", "flash_attention_2"):
-        out = _unpadded(q, k, v, borders, causal, kernel, scaling, dropout)
-    else:
-        out = _repadded(q, k, v, borders, causal, kernel, scaling, dropout)
-    return out[None], None
+        kernel = "eager" if softcap is not None else best_kernel(q.device, q.dtype, borders.longest, dropout)
+    attend = _unpadded if kernel in UNPADDED else _repadded
+    return attend(q, k, v, borders, kernel, Rule(causal, scaling, dropout, window, softcap))[None], None
 
 
 def check_asked(module: nn.Module, others: dict[str, Any]) -> None:
-    """Raise a ValueError if a layer asks for an attention that is not Llama's, such as sinks, caps or a window."""
+    """Raise a ValueError if a layer asks for what ours does not compute, such as learned sinks."""
     asked = {name: value for name, value in others.items() if name not in HARMLESS and value is not None}
     for name, value in asked.items():
         shown = f"{name}={value}" if isinstance(value, int | float) else name
-        window = ' If no text is longer, set "sliding_window": null in its config.json.'
         raise ValueError(
-            f"backbone.model must be a decoder whose attention is a Llama's; {type(module).__name__} asks for {shown}. "
-            f"Use another backbone.model.{window if name == 'sliding_window' else ''}"
+            f"backbone.model must be a decoder whose attention is a Llama's, or has windows or soft caps besides; "
+            f"{type(module).__name__} asks for {shown}. Use another backbone.model."
         )
 
 
-def best_kernel(query: Tensor, longest: int, dropout: float) -> Kernel:
+def best_kernel(device: torch.device, dtype: torch.dtype, longest: int, dropout: float) -> Kernel:
     """For `auto`: SDPA; in half precision `varlen` on CUDA without dropout, on CPUs `eager` to train short texts."""
-    if query.dtype not in HALF:
+    if dtype not in HALF:
         return "sdpa"
-    if not query.is_cuda:
+    if device.type != "cuda":
         return "eager" if longest <= EAGER_UP_TO and torch.is_grad_enabled() else "sdpa"
     has_varlen = importlib.util.find_spec("torch.nn.attention.varlen") is not None
-    ampere = torch.cuda.get_device_capability(query.device) >= (8, 0)  # what flash attention needs
+    ampere = torch.cuda.get_device_capability(device) >= (8, 0)  # what flash attention needs
     return "varlen" if has_varlen and ampere and not dropout else "sdpa"
 
 
-def _repadded(
-    q: Tensor, k: Tensor, v: Tensor, borders: Borders, causal: bool, kernel: Kernel, scaling: float, dropout: float
-) -> Tensor:
+def _repadded(q: Tensor, k: Tensor, v: Tensor, borders: Borders, kernel: Kernel, rule: Rule) -> Tensor:
     """Only q, k and v are padded; everything else of the layer sees no padding.
 
     Padding stands behind each text, so under a causal mask no token looks at it and no key mask is needed.
     """
     q, k, v = borders.pad(q), borders.pad(k), borders.pad(v)
-    mask = None if causal else borders.key_mask
+    mask = borders.mask(rule.causal, rule.window)
     if kernel == "eager":
-        return borders.unpad(_explicit(q, k, v, mask, causal, scaling, dropout))
+        return borders.unpad(_explicit(q, k, v, mask, rule))
     grouped: dict[str, Any] = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}
     if grouped and mask is not None and q.is_cuda:  # no fused kernel takes both
         k, v, grouped = (*(x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v)), {})
-    out = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, scale=scaling, is_causal=causal, **grouped)
+    causal = rule.causal and mask is None
+    out = F.scaled_dot_product_attention(
+        q, k, v, mask, dropout_p=rule.dropout, scale=rule.scaling, is_causal=causal, **grouped
+    )
     return borders.unpad(out)
 
 
-def _explicit(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scaling: float, dropout: float
-) -> Tensor:
+def _explicit(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rule: Rule) -> Tensor:
     """Attention written out, q (N, H, L, d), k and v (N, G, L, d): the query heads of a group are one product."""
     n, heads, length, size = q.shape
     groups = k.shape[1]
-    scores = (q.reshape(n, groups, -1, size) @ k.transpose(-1, -2)).float() * scaling
+    scores = (q.reshape(n, groups, -1, size) @ k.transpose(-1, -2)).float() * rule.scaling
     scores = scores.view(n, heads, length, length)
-    if causal:
+    if rule.softcap is not None:
+        scores = (scores / rule.softcap).tanh() * rule.softcap
+    if rule.causal and mask is None:
         mask = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
     if mask is not None:  # added, as `masked_fill` takes ten times longer on CPUs
         scores = scores + torch.zeros(mask.shape, device=q.device).masked_fill(~mask, float("-inf"))
     shares = scores.softmax(-1).to(v.dtype)
-    if dropout:
-        shares = drop(shares, dropout)
+    if rule.dropout:
+        shares = drop(shares, rule.dropout)
     return (shares.view(n, groups, -1, length) @ v).view(n, heads, length, size)
 
 
-def _unpadded(
-    q: Tensor, k: Tensor, v: Tensor, borders: Borders, causal: bool, kernel: Kernel, scaling: float, dropout: float
-) -> Tensor:
+def _unpadded(q: Tensor, k: Tensor, v: Tensor, borders: Borders, kernel: Kernel, rule: Rule) -> Tensor:
     """Kernels that read the borders themselves; CUDA and half precision only."""
     b, n = borders.starts, borders.longest
     if kernel == "flash_attention_2":
         from flash_attn import flash_attn_varlen_func
 
-        return flash_attn_varlen_func(q, k, v, b, b, n, n, dropout_p=dropout, softmax_scale=scaling, causal=causal)
+        asked: dict[str, Any] = {"dropout_p": rule.dropout, "softmax_scale": rule.scaling, "causal": rule.causal}
+        if rule.window is not None:
+            asked["window_size"] = rule.reach
+        if rule.softcap is not None:  # known to it since 2.6
+            asked["softcap"] = rule.softcap
+        return flash_attn_varlen_func(q, k, v, b, b, n, n, **asked)
     from torch.nn.attention.varlen import varlen_attn
 
-    window = (-1, 0) if causal else (-1, -1)
     grouped: dict[str, Any] = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}
     if "enable_gqa" not in inspect.signature(varlen_attn).parameters:  # torch 2.11 groups without being asked
         grouped = {}
-    out: Any = varlen_attn(q, k, v, b, b, n, n, scale=scaling, window_size=window, **grouped)
+    out: Any = varlen_attn(q, k, v, b, b, n, n, scale=rule.scaling, window_size=rule.reach, **grouped)
     return out
 
 

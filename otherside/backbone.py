@@ -1,4 +1,4 @@
-"""A decoder-only Llama whose attention can be turned, with the adapters of its lineage.
+"""A decoder whose attention can be turned, with the adapters of its lineage: a Llama or a relative (docs/models.md).
 
 Shapes: T tokens of packed texts, D hidden size.
 """
@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from otherside import adapters, distributed, full, loading, sharding, weights
+from otherside import adapters, distributed, full, loading, norms, sharding, weights
 from otherside.adapters import Lora
-from otherside.attention import ATTENTION, HALF, Borders, Kernel, check_kernel
+from otherside.attention import ATTENTION, HALF, UNPADDED, Borders, Kernel, best_kernel, check_kernel
 from otherside.batching import Packed, rounded
 from otherside.full import Full
 from otherside.lineage import AUTO, Card, Lineage
@@ -45,7 +45,7 @@ def fast_dtype() -> DTypes:
 
 @dataclass
 class BackboneConfig:
-    """Which Llama, and how its attention runs.
+    """Which model, and how its attention runs.
 
     Args:
         model: hub id, folder, .gguf file, pkg://PACKAGE/FILE, or the encoder folder of an earlier stage, whose
@@ -56,7 +56,8 @@ class BackboneConfig:
             bfloat16 where this machine multiplies in it fast, else float32.
         kernel: auto takes torch's variable-length kernel on CUDA in half precision without dropout, else SDPA.
         attention_dropout: on attention probabilities, in training. Llama has none; SimCSE needs some.
-        activation_checkpointing: recompute each layer in backward: less memory, about a third more time.
+        activation_checkpointing: compute each layer again in backward: less memory, about a third more time. auto: if
+            training does not fit into the free memory without, nor with `recompute` alone.
         start_token: the first token of every text, on which attention rests. auto: that of an encoder folder; of a
             base model, what its tokenizer puts first, else its document boundary. A token by name; null: none.
         keep_sink: in bidirectional attention, let the start token enter with the state that attention rests on, which
@@ -69,7 +70,7 @@ class BackboneConfig:
     dtype: AnyDType = "auto"
     kernel: Kernel = "auto"
     attention_dropout: float = 0.0
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool | Literal["auto"] = "auto"
     start_token: str | None = AUTO
     keep_sink: bool | None = None
 
@@ -123,6 +124,7 @@ class Backbone(nn.Module):
         self.register_buffer("sink_state", sink.state.to(lm.device) if sink else None, persistent=False)
         lm.get_input_embeddings().register_forward_hook(self._keep_sink)
         lm.set_attn_implementation(ATTENTION)
+        norms.fuse(lm)
 
     @classmethod
     def load(
@@ -175,9 +177,13 @@ class Backbone(nn.Module):
         backbone = cls(lm, lineage, attention, config.kernel, sink, dtype if is_full else None)  # type: ignore[arg-type]  # as the card was checked to have it
         if is_full and dtype in HALF:
             full.compute_in(lm, dtype)
-        if config.activation_checkpointing:
-            lm.gradient_checkpointing_enable({"use_reentrant": False})
+        if config.activation_checkpointing is True:
+            backbone.compute_layers_again()
         return backbone
+
+    def compute_layers_again(self) -> None:
+        """Activation checkpointing: backward computes each layer once more from its input."""
+        self.lm.gradient_checkpointing_enable({"use_reentrant": False})
 
     @property
     def dtype(self) -> torch.dtype:
@@ -255,6 +261,21 @@ class Backbone(nn.Module):
         """
         return torch.autocast(device.type, self.dtype, cache_enabled=False) if self.dtype in HALF else nullcontext()
 
+    def pads(self, device: torch.device) -> bool:
+        """Whether attention pads texts to the longest that they are run with; all else of a layer never does."""
+        if self.kernel != "auto":
+            return self.kernel not in UNPADDED
+        if getattr(self.lm.config, "attn_logit_softcapping", None) is not None:
+            return True
+        layers: list[Any] = [module for module in self.lm.modules() if hasattr(module, "attention_dropout")]
+        dropout = layers[0].attention_dropout if layers else 0.0
+        return best_kernel(device, self.dtype, 0, dropout) not in UNPADDED
+
+    @property
+    def own_kernel(self) -> Literal["eager", "sdpa"]:
+        """What transformers runs `lm` with where nothing else is asked for; its SDPA has no soft caps."""
+        return "sdpa" if self.lm._supports_sdpa else "eager"
+
     @contextmanager
     def own_attention(self, kind: Literal["eager", "sdpa"]) -> Iterator[None]:
         """Inside the block `lm` runs transformers' attention instead of ours."""
@@ -278,7 +299,7 @@ class Backbone(nn.Module):
                 "set backbone.attention = 'causal' to keep the adapters on."
             )
         is_mixed = adapters.are_on(self.lm) or self.trains_whole
-        with self.own_attention("sdpa"), self.base_type(self.lm.device) if is_mixed else nullcontext():
+        with self.own_attention(self.own_kernel), self.base_type(self.lm.device) if is_mixed else nullcontext():
             return self.lm.generate(*args, **kwargs)  # type: ignore[operator]
 
     @contextmanager

@@ -108,8 +108,9 @@ class Packed:
         ids = self.input_ids[tokens.to(self.input_ids.device)]
         return Packed(ids, lengths, self.skip[texts], self.start[texts])
 
-    def chunks(self, budget: int | None) -> list[Tensor]:
-        """Text numbers of each chunk: sorted by length, at most `budget` tokens a chunk counted with re-padding.
+    def chunks(self, budget: int | None, padded: bool = True) -> list[Tensor]:
+        """Text numbers of each chunk: sorted by length, at most `budget` tokens a chunk, as if all were as long as its
+        longest where attention has them `padded`.
 
         A text longer than the budget gets a chunk of its own. `None` puts everything in one chunk.
         """
@@ -117,10 +118,14 @@ class Packed:
         if budget is None:
             return [order]
         chunks: list[list[int]] = []
+        left = 0
         for text in order.tolist():
-            if not chunks or int(self.lengths[chunks[-1][0]]) * (len(chunks[-1]) + 1) > budget:
+            needed = int(self.lengths[chunks[-1][0] if padded and chunks else text])
+            if not chunks or needed > left:
                 chunks.append([])
+                needed, left = int(self.lengths[text]), budget
             chunks[-1].append(text)
+            left -= needed
         return [torch.tensor(chunk) for chunk in chunks]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Packed:
@@ -146,9 +151,9 @@ class Chunks:
     places: Tensor
 
     @classmethod
-    def of(cls, texts: Packed, budget: int | None) -> Chunks:
+    def of(cls, texts: Packed, budget: int | None, padded: bool = True) -> Chunks:
         """See `Packed.chunks`."""
-        chunks = texts.chunks(budget)
+        chunks = texts.chunks(budget, padded)
         places = torch.cat(chunks).argsort()
         return cls([texts.select(chunk) for chunk in chunks], places.to(texts.input_ids.device, non_blocking=True))
 
@@ -260,11 +265,13 @@ class Batch:
     texts: Packed
     chunks: Chunks = field(default=None, kw_only=True)  # type: ignore[assignment]
 
-    def cut(self, budget: int | None, views: int = 1) -> Self:
-        """With its texts in chunks of `budget` tokens, each text `views` times; as it is if that was done."""
+    def cut(self, budget: int | None, views: int = 1, padded: bool = True) -> Self:
+        """With its texts in chunks of `budget` tokens, see `Packed.chunks`, each text `views` times; as it is if that
+        was done.
+        """
         if self.chunks is not None:
             return self
-        return replace(self, chunks=Chunks.of(Packed.cat([self.texts] * views), budget))
+        return replace(self, chunks=Chunks.of(Packed.cat([self.texts] * views), budget, padded))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """Chunks, or texts that are not cut, on `device`."""

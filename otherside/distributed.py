@@ -37,6 +37,11 @@ def most(n: int, device: torch.device) -> int:
     return max(counts(n, device))
 
 
+def least(x: float, device: torch.device) -> float:
+    """The smallest x of any rank."""
+    return min(counts(int(x), device))
+
+
 def total(n: int, device: torch.device) -> Tensor:
     """Sum of what every rank passed, an int64 scalar on the device: nobody waits for it."""
     summed = torch.full((), n, device=device)

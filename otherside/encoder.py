@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from otherside import adapters, full, pooling, stages
+from otherside import adapters, distributed, full, pooling, rescale, stages, weights
 from otherside.attention import Kernel
 from otherside.backbone import AnyDType, Attention, Backbone, BackboneConfig
 from otherside.batching import Packed, tokenise, tokens_at_once
 from otherside.evaluation.model import Cosine, MTEBModel, model_meta
 from otherside.files import replace_folder
-from otherside.lineage import AUTO, Card, Lineage
+from otherside.lineage import AUTO, Card, Lineage, Training
 from otherside.llama import check_length, positions
 from otherside.pooling import Pooling
 from otherside.template import template_of
@@ -50,7 +50,13 @@ class Encoder(Cosine, nn.Module):
         pooling: mean, weighted_mean or last_token.
         max_length: longer texts are cut after so many tokens.
         pool_start: whether the start token is pooled; see `pooling.weights`.
+        history: how its stages were trained, for the folder that it is kept in.
+
+    Attributes:
+        factors: (D,) float32, of the dimensions of its texts' vectors (`otherside.rescale`); None: 1.
     """
+
+    factors: Tensor | None
 
     def __init__(
         self,
@@ -59,6 +65,7 @@ class Encoder(Cosine, nn.Module):
         pooling: Pooling = "mean",
         max_length: int = 512,
         pool_start: bool | None = True,
+        history: tuple[Training, ...] = (),
     ) -> None:
         super().__init__()
         check_length("max_length must be", max_length, backbone.lm.config, "Lower max_length.")
@@ -67,6 +74,8 @@ class Encoder(Cosine, nn.Module):
         self.pooling: Pooling = pooling
         self.max_length = max_length
         self.pool_start = pool_start
+        self.history = history
+        self.register_buffer("factors", None, persistent=False)
 
     @classmethod
     def load(
@@ -79,6 +88,7 @@ class Encoder(Cosine, nn.Module):
         start_token: str | None = AUTO,
         pool_start: bool | None = None,
         keep_sink: bool | None = None,
+        rescaled: bool | None = None,
         merge: bool = True,
         dtype: AnyDType = "float32",
         kernel: Kernel = "auto",
@@ -88,7 +98,7 @@ class Encoder(Cosine, nn.Module):
         as an untrained encoder.
 
         Settings that are not given come from the folder; for a base model they are bidirectional, mean, 512 or the
-        model's own limit, the start token of `BackboneConfig`, pooled, with its sink.
+        model's own limit, the start token of `BackboneConfig`, pooled, with its sink; vectors are not rescaled.
 
         merge=False leaves the base's weights as they are and the stages' adapters beside them: vectors are the same,
         a little slower, and `encoder.backbone.as_base()` is the base model, which generates. Not where a stage was full
@@ -107,10 +117,27 @@ class Encoder(Cosine, nn.Module):
         backbone = Backbone.load(config, start=start_id(tokenizer), merge=merge)
         limit = positions(backbone.lm.config)
         max_length = max_length or min(card.max_length, limit[0] if limit else card.max_length)
-        encoder = cls(backbone, tokenizer, pooling or card.pooling, max_length, pool_start)  # type: ignore[arg-type]
+        pooling = pooling or card.pooling  # type: ignore[assignment]
+        encoder = cls(backbone, tokenizer, pooling, max_length, pool_start, card.history)  # type: ignore[arg-type]
         encoder.to(device).eval()
         encoder.backbone.self_test()
+        if card.rescaled if rescaled is None else rescaled:
+            encoder.rescale(str(model), card)
         return encoder
+
+    def rescale(self, model: str, card: Card) -> None:
+        """From now on let each dimension of a text's vector count alike, by the factors of an encoder folder, else by
+        factors that are measured now.
+
+        Args:
+            model: folder or address that it comes from.
+            card: of `model`.
+        """
+        if card.rescale is not None:
+            factors = rescale.read(Path(weights.locate(model)), card.rescale)
+        else:
+            factors = rescale.measure(self.backbone, self.tokenizer, start_id(self.tokenizer))
+        self.factors = distributed.from_first(factors).to(self.device)
 
     @property
     def device(self) -> torch.device:
@@ -120,7 +147,8 @@ class Encoder(Cosine, nn.Module):
 
     def forward(self, texts: Packed) -> Tensor:
         """(N, D) float32 vectors of packed texts, with gradients."""
-        return pooling.pool(self.backbone(texts), texts, self.pooling, self.pool_start)
+        vectors_ND = pooling.pool(self.backbone(texts), texts, self.pooling, self.pool_start)
+        return vectors_ND if self.factors is None else vectors_ND * self.factors
 
     @torch.no_grad()
     def encode(
@@ -231,7 +259,14 @@ class Encoder(Cosine, nn.Module):
         """What mteb writes beside results."""
         return model_meta(self)
 
-    def save(self, folder: str | Path, stage: str, steps: int = 0, weights: Mapping[str, Tensor] | None = None) -> Path:
+    def save(
+        self,
+        folder: str | Path,
+        stage: str,
+        steps: int = 0,
+        weights: Mapping[str, Tensor] | None = None,
+        training: Training | None = None,
+    ) -> Path:
         """Write an encoder folder: lineage, its files, tokenizer, settings. Appears whole or not at all.
 
         An attached adapter, or the base's own weights that are trained, become the last of the lineage, named `stage`.
@@ -242,6 +277,7 @@ class Encoder(Cosine, nn.Module):
             stage: the variant's name.
             steps: optimizer steps of the stage.
             weights: that are trained, by their names in `backbone.lm`, where it does not hold them itself (shards).
+            training: how they were trained, for the encoder's users.
         """
         folder = Path(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -252,7 +288,10 @@ class Encoder(Cosine, nn.Module):
             lineage = self._save_stages(work, stage, weights)
             sink = self.backbone.sink.write(work) if self.backbone.sink else None
             read = (self.backbone.attention, self.pooling, self.max_length, start_name(self.tokenizer), self.pool_start)
-            Card(lineage, stage, steps, *read, sink, template_of(self.tokenizer)).write(work)
+            new = lineage.adapters[len(self.backbone.lineage.adapters) :]
+            history = (*self.history, *((training or Training(stage, steps),) if new else ()))
+            factors = None if self.factors is None else rescale.write(self.factors, work)
+            Card(lineage, stage, steps, *read, sink, template_of(self.tokenizer), factors, history).write(work)
             replace_folder(work, folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +13,9 @@ from otherside.template import Template
 CARD = "encoder.json"
 ENCODER = "encoder"  # the encoder folder inside a run's folder, or a checkpoint's
 SINK = "sink.safetensors"  # the start token's state in it, where that is kept
-FORMAT = 4
+RESCALE = "rescale.safetensors"  # factors of its vectors' dimensions, where those are rescaled
+FORMAT = 5  # of cards with weights of the base's own among their stages; others stay as readable as they were
+PLAIN_FORMAT = 4
 BASE = "base"  # stage of a model that is no encoder folder
 AUTO = "auto"  # start token of such a model: see `tokenizer.default_start`
 OWN = "own"  # of format 1, which had no start token, and of LLM2Vec: whatever the tokenizer puts first
@@ -96,6 +98,26 @@ class Lineage:
 
 
 @dataclass(frozen=True)
+class Training:
+    """What a stage was trained with, as far as its users must know.
+
+    Args:
+        stage: its name.
+        steps: optimizer steps.
+        data: its sources' paths.
+        prompts: name -> instruction that texts had before them; `query` and `document` where all sources agree. Empty
+            where there were none.
+        dimensions: lengths at which its vectors may be cut (Matryoshka); empty: not trained for it.
+    """
+
+    stage: str
+    steps: int = 0
+    data: tuple[str, ...] = ()
+    prompts: dict[str, str] = field(default_factory=dict)
+    dimensions: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Card:
     """An encoder folder's description.
 
@@ -110,6 +132,8 @@ class Card:
         pool_start: see `pooling.weights`; None in format 1, which pooled it without instruction only.
         sink: SHA-256 of `sink.safetensors` (`sink.Sink`); None where the start token is like any other.
         template: what texts have around them; None: nothing.
+        rescale: SHA-256 of `rescale.safetensors` (`rescale.measure`); None where vectors are states as they are.
+        history: how its stages were trained; empty where it was not noted.
     """
 
     lineage: Lineage
@@ -122,11 +146,28 @@ class Card:
     pool_start: bool | None
     sink: str | None
     template: Template | None = None
+    rescale: str | None = None
+    history: tuple[Training, ...] = ()
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """Those of the last stage."""
+        return self.history[-1].prompts if self.history else {}
+
+    @property
+    def dimensions(self) -> tuple[int, ...]:
+        """Matryoshka sizes of the last stage."""
+        return self.history[-1].dimensions if self.history else ()
 
     @property
     def keep_sink(self) -> bool:
         """As the setting of `BackboneConfig`."""
         return self.sink is not None
+
+    @property
+    def rescaled(self) -> bool:
+        """Whether the dimensions of its vectors are rescaled."""
+        return self.rescale is not None
 
     @property
     def has_own_sink(self) -> bool:
@@ -156,16 +197,23 @@ class Card:
                 content["sink"] = None
             if content.get("template") is not None:
                 content["template"] = Template(**content["template"])
+            stages = [
+                {**stage, "data": tuple(stage["data"]), "dimensions": tuple(stage["dimensions"])}
+                for stage in content.pop("history", ())
+            ]
             lineage = content.pop("lineage")
             merged = tuple(Merged(**{**stage, "folder": _inside(folder, stage)}) for stage in lineage.pop("adapters"))
-            return cls(lineage=Lineage(**lineage, adapters=merged), **content)
+            history = tuple(Training(**stage) for stage in stages)
+            return cls(lineage=Lineage(**lineage, adapters=merged), history=history, **content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} must describe an encoder, and cannot be read: {error!r}") from error
 
     def write(self, folder: Path) -> None:
         """Write `encoder.json`; stages' files must lie inside `folder`."""
-        content = {"format": FORMAT, **asdict(self)}
+        content = {"format": FORMAT if self.lineage.trained_whole else PLAIN_FORMAT, **asdict(self)}
         for stage in content["lineage"]["adapters"]:
+            if content["format"] == PLAIN_FORMAT:
+                del stage["kind"]
             stage["folder"] = stage["folder"] and str(Path(stage["folder"]).relative_to(folder))
         (folder / CARD).write_text(json.dumps(content, indent=2) + "\n")
 

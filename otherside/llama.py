@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-READERS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))  # of one tensor each
-PROJECTIONS = tuple(name for group in READERS for name in group)
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}  # one layer, in a Phi-3
+READERS = (*FUSED.values(), *((name,) for name in ("o_proj", "down_proj", *FUSED)))  # of one tensor each
+KINDS = ("full_attention", "sliding_attention")  # of layers
+
+
+def fused(targets: Iterable[str], names: Collection[str]) -> list[str]:
+    """LoRA's targets, where a model whose layers have these names has one of them for several targets."""
+    found = list(targets)
+    for layer, parts in FUSED.items():
+        if layer in names and set(parts) <= set(found):
+            found = [layer if name == parts[0] else name for name in found if name not in parts[1:]]
+    return found
+
+
+def check_decoder(config: PreTrainedConfig) -> None:
+    """Raise a ValueError where what a model is made of cannot be turned; its attention itself is asked when it runs."""
+    why = ""
+    if config.get_text_config() is not config:
+        why = "reads more than texts. Use the family's text-only model (of Gemma 3: gemma-3-270m or gemma-3-1b)"
+    elif others := sorted({kind for kind in getattr(config, "layer_types", None) or () if kind not in KINDS}):
+        why = f"has layers of {', '.join(others)}, which cannot be turned. Use another backbone.model"
+    elif getattr(config, "use_bidirectional_attention", None) and getattr(config, "is_causal", None) is not False:
+        why = "with use_bidirectional_attention is an encoder already, with windows of its own. Use its decoder"
+    if why:
+        raise ValueError(
+            f"backbone.model must be a decoder of texts with attention in all layers; a {config.model_type} {why}."
+        )
 
 
 def positions(config: PreTrainedConfig) -> tuple[int, str] | None:

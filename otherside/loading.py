@@ -13,6 +13,7 @@ from otherside import adapters, conversion, full, stages, weights
 from otherside.adapters import Lora, SavedAdapter
 from otherside.full import Full
 from otherside.lineage import CARD, Card, Lineage
+from otherside.llama import check_decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -84,7 +85,7 @@ def base(lineage: Lineage, dtype: torch.dtype, model: str) -> PreTrainedModel:
 
     Raises:
         FileNotFoundError: it is neither here nor on the hub, or cannot be read.
-        ValueError: it is a pickle that holds code.
+        ValueError: it is a pickle that holds code, or no decoder that can be turned.
     """
     place = fetch(lineage, model)
     if isinstance(place, Path) and not (place / "config.json").is_file():
@@ -98,6 +99,7 @@ def base(lineage: Lineage, dtype: torch.dtype, model: str) -> PreTrainedModel:
             f"backbone.model must be a folder here or a model on the hub, with safetensors weights; {lineage.base} "
             f"could not be loaded: {error}"
         ) from error
+    check_decoder(lm.config)
     return lm.requires_grad_(False)
 
 

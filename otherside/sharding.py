@@ -21,6 +21,7 @@ from otherside.adapters import Lora
 from otherside.conversion import SAFE
 from otherside.full import Full
 from otherside.lineage import Lineage
+from otherside.llama import check_decoder
 
 Shard = Callable[[list[nn.Module]], None]
 """Called on all ranks with modules to be sharded as one piece: theirs are all parameters that no earlier piece had."""
@@ -61,6 +62,7 @@ def whole_shape(parameter: nn.Parameter) -> torch.Size:
 def empty(place: str | Path, revision: str | None, dtype: torch.dtype) -> PreTrainedModel:
     """The model without weights: its parameters are on the meta device, its buffers are real."""
     config = AutoConfig.from_pretrained(place, revision=revision)
+    check_decoder(config)
     with no_init_weights(), init_empty_weights():
         lm = AutoModelForCausalLM.from_config(config, dtype=dtype)
     lm.tie_weights()

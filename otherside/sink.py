@@ -91,10 +91,16 @@ def find(lineage: Lineage, token: int) -> Sink | None:
 
     Always computed on the CPU in float32, so that it does not depend on how the whole model is loaded.
     """
-    first = first_layers(lineage).eval()
+    with torch.device("cpu"):  # Lightning has the strategy's device here
+        return _found(first_layers(lineage).eval(), token)
+
+
+def _found(first: PreTrainedModel, token: int) -> Sink | None:
+    """See `find`."""
     if not getattr(first.config, "is_causal", True):
         return None
-    vocabulary = first.get_input_embeddings().num_embeddings
+    embeddings: Any = first.get_input_embeddings()
+    vocabulary = embeddings.num_embeddings
     others = torch.linspace(0, vocabulary - 1, COMPANY).long()
     ids = torch.cat([torch.tensor([token]), others])[None]
     states: Any = first(ids, use_cache=False, output_hidden_states=True).hidden_states

@@ -23,10 +23,10 @@ from otherside import adapters, full, stages, weights
 from otherside.adapters import SavedAdapter
 from otherside.backbone import Backbone, BackboneConfig
 from otherside.files import check_out, make_folder, replace_folder
-from otherside.lineage import BASE, CARD, Card, Lineage, Merged
+from otherside.lineage import BASE, CARD, Card, Lineage, Merged, Training
 
 STAGE = "soup"
-READ = ("attention", "pooling", "max_length", "start_token", "pool_start", "sink", "template")
+READ = ("attention", "pooling", "max_length", "start_token", "pool_start", "sink", "rescale", "template")
 
 
 def soup(encoders: list[str], out: Path, weights: list[float] | None = None, force: bool = False) -> None:
@@ -66,7 +66,8 @@ def soup(encoders: list[str], out: Path, weights: list[float] | None = None, for
     make_folder(out.parent, "the folder of OUT")
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent)).resolve()
     try:
-        made = _write(work, encoders[cards.index(first)], first, common, changed)
+        history = _history(cards, first, len(common))
+        made = _write(work, encoders[cards.index(first)], replace(first, history=history), common, changed)
         replace_folder(work, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -140,6 +141,16 @@ def _check_alike(encoder: str, card: Card, other: str, first: Card) -> None:
     if differences:
         said = "; ".join(f"{name} {getattr(card, name)} and {getattr(first, name)}" for name in differences)
         raise ValueError(f"soup needs encoders that read texts alike; {encoder} and {other} differ in {said}")
+
+
+def _history(cards: Sequence[Card], first: Card, common: int) -> tuple[Training, ...]:
+    """That of the common stages, then what all encoders agree on."""
+    own = len(first.lineage.adapters) - common
+    trained = [card for card in cards if card.stage != BASE]
+    prompts = first.prompts if all(card.prompts == first.prompts for card in trained) else {}
+    sizes = first.dimensions if all(card.dimensions == first.dimensions for card in trained) else ()
+    kept = first.history[: max(0, len(first.history) - own)]
+    return (*kept, Training(STAGE, prompts=prompts, dimensions=sizes))
 
 
 def _named(lineage: Lineage) -> str:

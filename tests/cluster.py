@@ -225,12 +225,16 @@ class Cluster:
     def restore(self) -> None:
         """An empty queue, and all nodes back."""
         self.empty()
-        for name in set(self.names) - set(self.daemons):
+        lost = set(self.names) - set(self.daemons)
+        for name in lost:
             if self.isolated:
                 _ip("-n", f"{self.space}head", "link", "set", name, "up")
             self.start_node(name)
         self.client("scontrol", "update", f"NodeName={','.join(self.names)}", "State=RESUME", check=False)
         self._until(lambda: set(self.states().values()) == {"idle"}, "idle nodes", 60)
+        if lost:  # slurmctld may say so before a node's slurmd takes a step
+            step = ("srun", f"--nodelist={','.join(lost)}", f"--nodes={len(lost)}", "hostname")
+            self._until(lambda: len(self.client(*step, check=False).split()) == len(lost), "nodes that run a step", 60)
 
     def states(self) -> dict[str, str]:
         """Each node's state."""

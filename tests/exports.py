@@ -10,10 +10,13 @@ import torch
 from otherside.adapters import Lora
 from otherside.backbone import Backbone, BackboneConfig
 from otherside.encoder import Encoder
+from otherside.lineage import Training
 from otherside.pooling import Pooling
 from otherside.tokenizer import load_tokenizer
 
 TEXTS = ["The cat sat on the mat.", "Rain.", "A dog barked at the postman all morning long, as dogs do."]
+
+PROMPTS = {"query": "Given a question, find its answer (C++/\\d*)?; ", "document": ""}
 
 
 def trained(
@@ -27,6 +30,13 @@ def trained(
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
     return str(Encoder(backbone, load_tokenizer(str(base)), pooling, 64, pool_start).save(folder, "mntp"))
+
+
+def with_history(folder: str, prompts: dict[str, str], dimensions: tuple[int, ...] = ()) -> str:
+    """An encoder folder that says how it was trained."""
+    encoder = Encoder.load(folder)
+    encoder.history = (Training("mntp", 3, ("texts.txt",), prompts, dimensions),)
+    return str(encoder.save(folder, "mntp"))
 
 
 def relative(found: np.ndarray, expected: np.ndarray) -> float:

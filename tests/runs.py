@@ -49,7 +49,7 @@ class Run:
             self.status = os.waitstatus_to_exitcode(status) if ended else None
         return self.status is None
 
-    def wait(self, timeout: float = 120) -> tuple[int, str]:
+    def wait(self, timeout: float = 240) -> tuple[int, str]:
         """Exit status (negative: the signal) and everything it printed."""
         deadline = time.monotonic() + timeout
         while True:
@@ -117,7 +117,7 @@ def _status(run: Any) -> int:
         sys.stderr.flush()
 
 
-def run(*arguments: str | Path, cwd: Path, timeout: float = 120) -> str:
+def run(*arguments: str | Path, cwd: Path, timeout: float = 240) -> str:
     """Run `lightning ARGUMENTS` to a good end; everything it printed."""
     status, output = start(*arguments, cwd=cwd).wait(timeout)
     assert status == 0, output[-4000:]
@@ -133,7 +133,7 @@ def start_ranks(count: int, *arguments: str | Path, cwd: Path, before: Callable[
     return [start(*arguments, cwd=cwd, environment=number | port | rank[i], before=before) for i in range(count)]
 
 
-def run_ranks(count: int, *arguments: str | Path, cwd: Path, timeout: float = 120) -> str:
+def run_ranks(count: int, *arguments: str | Path, cwd: Path, timeout: float = 240) -> str:
     """Run `lightning ARGUMENTS` on so many ranks to a good end; everything rank 0 printed."""
     if count == 1:
         return run(*arguments, "--trainer.devices", "1", cwd=cwd, timeout=timeout)
@@ -143,7 +143,7 @@ def run_ranks(count: int, *arguments: str | Path, cwd: Path, timeout: float = 12
     return output
 
 
-def wait_ranks(ranks: list[Run], timeout: float = 120) -> list[tuple[int, str]]:
+def wait_ranks(ranks: list[Run], timeout: float = 240) -> list[tuple[int, str]]:
     """Status and output of each; the first that fails is an error, and ends the others."""
     deadline = time.monotonic() + timeout
     waiting = dict(enumerate(ranks))

@@ -18,7 +18,7 @@ import runs
 import torch
 from probing_data import write_published
 from sts import write_sts
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 Arguments = list[str | Path]
 
@@ -47,6 +47,11 @@ class Bad:
     def source(self, stage: str = "MNTP", path: str | Path = "sentences.txt", **settings: object) -> Arguments:
         """Fit on one source."""
         return self.data(stage, sources=[{"path": str(path), **settings}])
+
+    def callback(self, name: str, **settings: object) -> Arguments:
+        """Fit with a callback."""
+        path = f"lightning_modules.callbacks.{name}"
+        return self.fit(**{"trainer.callbacks": [{"class_path": path, "init_args": settings}]})
 
     def rows(self, name: str, content: str | bytes, stage: str = "MNTP") -> Arguments:
         """Fit on a file with this content."""
@@ -125,11 +130,41 @@ case("YAML is empty", lambda bad: bad.yaml(""), "must hold settings by name", "g
 case("include in a circle", lambda bad: bad.yaml("include: bad.yaml"), "include must not", "Remove one include")
 case("no such include", lambda bad: bad.yaml("include: [no.yaml]"), "no file no.yaml, which bad.yaml includes")
 case("include is a number", lambda bad: bad.yaml("include: 3"), "include must be a path", "got 3 in bad.yaml")
-case("unknown section", lambda bad: bad.fit(trianer={"max_steps": 3}), "no setting 'trianer.max_steps'", "--help")
-case("unknown trainer setting", lambda bad: bad.fit(**{"trainer.max_stepz": 3}), "no setting 'trainer.max_stepz'")
-case("unknown model setting", lambda bad: bad.model(chunk_token=3), "no setting 'chunk_token'", "--model.help")
-case("unknown backbone setting", lambda bad: bad.model(**{"backbone.dtyp": 1}), "backbone has no setting 'dtyp'")
+case(
+    "unknown section",
+    lambda bad: bad.fit(trianer={"max_steps": 3}),
+    "no setting 'trianer.max_steps'; did you mean 'trainer'?",
+)
+case("unknown trainer setting", lambda bad: bad.fit(**{"trainer.max_stepz": 3}), "did you mean 'max_steps'? `lightning")
+case(
+    "unknown model setting",
+    lambda bad: bad.model(chunk_token=3),
+    "'chunk_token'; did you mean 'chunk_tokens'?",
+    "--model.help",
+)
+case(
+    "unknown backbone setting",
+    lambda bad: bad.model(**{"backbone.dtyp": 1}),
+    "backbone has no setting 'dtyp'; did you mean 'dtype'?",
+)
 case("unknown data setting", lambda bad: bad.data(source=[]), "data (datamodules.Sentences)", "no setting 'source'")
+case("unknown setting like none", lambda bad: bad.data(xyzzy=1), "has no setting 'xyzzy'. `lightning fit --data.help")
+case(
+    "unknown callback",
+    lambda bad: bad.callback("Probe"),
+    "callbacks has no 'Probe'; did you mean 'Probing'? `lightning fit --help`",
+)
+case(
+    "unknown callback setting",
+    lambda bad: bad.callback("Probing", every_n_step=1),
+    "'every_n_step'; did you mean 'every_n_steps'?",
+    "--trainer.callbacks.help lightning_modules.callbacks.Probing",
+)
+case(
+    "neither true nor false",
+    lambda bad: bad.model(recompute="maybe"),
+    "must be true or false, or one of 'auto'; got maybe",
+)
 case("unknown source setting", lambda bad: bad.data(sources=[{"file": "x"}]), "data.sources", "no setting 'file'")
 case("unknown flag", lambda bad: [*bad.fit(), "--model.chunk_token", "3"], "no setting 'chunk_token'", "--model.help")
 case("a word for a number", lambda bad: bad.data(global_batch_size="many"), "data.global_batch_size", "int; got many")
@@ -282,20 +317,16 @@ def pickled_code(folder: Path) -> None:
     torch.save({"model.norm.weight": print}, folder / "pytorch_model.bin")
 
 
-def with_sliding_windows(bad: Bad) -> Arguments:
-    copy = shutil.copytree(bad.llama, bad.folder / "mistral")
-    config = MistralConfig.from_pretrained(copy, sliding_window=64)
-    AutoModelForCausalLM.from_config(config).save_pretrained(copy)
-    return bad.fit(start=copy)
+def with_gemma(kind: str, kernel: str = "auto", **settings: object) -> Callable[[Bad], Arguments]:
+    """Fit on a tiny Gemma with the tiny Llama's tokenizer."""
 
+    def arguments(bad: Bad) -> Arguments:
+        copy = shutil.copytree(bad.llama, bad.folder / "gemma")
+        sizes = {"vocab_size": 400, "hidden_size": 64, "head_dim": 16, "num_hidden_layers": 2, **settings}
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes)).save_pretrained(copy)
+        return bad.fit(**{"start": copy, "model.init_args.backbone.kernel": kernel})
 
-case(
-    "model: sliding windows",
-    with_sliding_windows,
-    "attention is a Llama's",
-    "sliding_window=64",
-    '"sliding_window": null in',
-)
+    return arguments
 
 
 def cut(file: Path) -> None:
@@ -313,13 +344,18 @@ def config(**settings: object) -> Callable[[Path], object]:
     return change
 
 
-MISTRAL = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 32}
 DYNAMIC = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}, "max_position_embeddings": 16}
 case(
-    "model: sliding window",
-    lambda bad: bad.changed_llama(config(**MISTRAL)),
-    "MistralAttention asks for sliding_window=32",
-    '"sliding_window": null in its config.json',
+    "model: an encoder",
+    with_gemma("gemma3_text", use_bidirectional_attention=True),
+    "backbone.model must be a decoder of texts",
+    "a gemma3_text with use_bidirectional_attention is an encoder already",
+)
+case(
+    "model: a kernel without soft caps",
+    with_gemma("gemma2", kernel="sdpa"),
+    "backbone.kernel must be auto, eager or flash_attention_2 for a Gemma2Attention, which caps scores (softcap=50)",
+    "got sdpa. Use kernel: auto.",
 )
 case(
     "model: RoPE that depends on other texts",
@@ -534,6 +570,42 @@ def one_folder(bad: Bad) -> Arguments:
 case("recipe: no folder named", lambda bad: ["recipe"], "required: folder", "lightning recipe FOLDER")
 case("recipe: no such folder", lambda bad: ["recipe", "no"], "there is no folder no")
 case("recipe: no stages", lambda bad: bad.recipe("trainer: {}"), "a folder with a YAML per stage; recipe has none")
+
+# One's own data
+
+
+def new(data: str, *options: str, folder: str = "mine") -> Callable[[Bad], Arguments]:
+    """A recipe for such a data file, of which three are here: without names that are known, broken, and too short."""
+
+    def make(bad: Bad) -> Arguments:
+        (bad.folder / "unknown.csv").write_text("Frage,Antwort\na,b\n")
+        (bad.folder / "broken.csv").write_text("question,answer\na,b\na\n")
+        (bad.folder / "short.csv").write_text("question,answer\na,b\n")
+        return ["new", folder, "--base", bad.llama, "--data", data, *options]
+
+    return make
+
+
+case("new: nothing named", lambda bad: ["new"], "must be given: recipe, data, base", "`lightning new --help`")
+case("new: no such file", new("no.csv"), "path 'no.csv' must name a file")
+case("new: folder in use", new("pairs.jsonl", folder="."), "RECIPE must be a new folder; . is there already")
+case(
+    "new: unknown columns",
+    new("unknown.csv"),
+    "unknown.csv has Frage, Antwort",
+    "--fields '{query: COLUMN, positive: COLUMN}'",
+)
+case("new: no such column", new("unknown.csv", "--fields", "{text: Satz}"), "field 'Satz' is missing", "'Antwort'")
+case("new: no such field", new("unknown.csv", "--fields", "{question: Frage}"), "--fields must map text, or query and")
+case("new: broken row", new("broken.csv"), "broken.csv, line 3: the header has 2 columns; got 1", "on_bad_row: skip")
+case("new: too few rows", new("short.csv"), "--data must have at least 4 rows for a mntp stage here; got 2")
+case("new: no time", new("pairs.jsonl", "--hours", "0"), "--hours must be positive; got 0")
+case(
+    "new: no such base",
+    lambda bad: ["new", "mine", "--base", "../no", "--data", "pairs.jsonl"],
+    "backbone.model must be",
+    "nothing is at ../no",
+)
 
 # Sizes
 case(

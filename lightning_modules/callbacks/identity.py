@@ -149,6 +149,7 @@ def facts(module: EncoderModule) -> Values:
         "model.backbone.keep_sink": backbone.keep_sink,
         "model.pooling": module.pooling,
         "model.pool_start": module.pool_start,
+        "model.rescaled": module.rescaled,
         "model.max_length": module.max_length,
     }
 

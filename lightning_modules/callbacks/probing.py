@@ -24,10 +24,11 @@ CHOSEN = ["subject_animacy", "object_animacy"]
 
 
 class Probing(pl.Callback):
-    """Logs `probe/TASK_WORD`, a linear probe's accuracy (of ratings, Pearson's correlation) on the last layer,
-    `probe/anisotropy_…`, mean cosines, and what is asked of whole texts, if files for it are named: before the first
-    step, every n steps and at the end. Training goes on as if nothing had happened: the same random numbers, the same
-    modes.
+    """Logs what linear probes find in words, and what texts are worth, while a stage trains.
+
+    `probe/TASK_WORD` is a probe's accuracy (of ratings, Pearson's correlation) on the last layer,
+    `probe/anisotropy_…` are mean cosines, and whole texts are asked if files for it are named: before the first step,
+    every n steps and at the end. Training goes on as if nothing had happened: the same random numbers, the same modes.
 
     All ranks encode the same texts in the same order, as sharded weights need; rank 0 fits the probes.
 

@@ -60,7 +60,10 @@ class Throughput(pl.Callback):
         self._tokens += int(lengths.sum()) * pl_module.views
         self._squares += int((lengths**2).sum()) * pl_module.views
         self._starts += int(batch.texts.start.sum()) * pl_module.views
-        self._slots += sum(len(part) * int(part.lengths.max()) for part in batch.chunks.parts)
+        pads = pl_module.encoder.backbone.pads(pl_module.device)
+        self._slots += sum(
+            len(part) * int(part.lengths.max()) if pads else int(part.lengths.sum()) for part in batch.chunks.parts
+        )
         step = trainer.global_step
         if step > self._step and step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._step = step  # with accumulated gradients several batches end at the same step

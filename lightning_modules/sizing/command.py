@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_modules.sizing.job import SHARDED, Job, Overrides, read_job
-from lightning_modules.sizing.memory import kept_by_token, memory
+from lightning_modules.sizing.memory import cheapest, kept_by_token, memory
 from lightning_modules.sizing.speed import Machine, operations, step_time, too_few, traffic
 
 GB = 1e9
@@ -68,6 +68,7 @@ def size(
     )
     job = read_job(config, options)
     reserve = (4 if job.cuda else 0) if reserve is None else reserve
+    job = cheapest(job, (gpu_memory - reserve) * GB)
     machine = Machine(gpu_memory, reserve, flops, utilisation, bandwidth, node_bandwidth, latency)
     print(json_.dumps(report(job, machine), indent=2) if json else "\n".join(table(job, machine)))
 
@@ -110,7 +111,7 @@ def table(job: Job, machine: Machine) -> list[str]:
         f"global batch {job.global_batch}: {job.texts} texts of {job.length} tokens a {device}, in {job.chunks} "
         f"chunk{'s' * (job.chunks > 1)} of {job.chunk} tokens"
         + (", computed again in backward" if job.recomputes else "")
-        + (", each layer once more" if job.activation_checkpointing else ""),
+        + (", each layer once more" if job.layers_again else ""),
         "",
         f"{f'memory of one {device}':<34}{'GB':>10}",
     ]
@@ -147,9 +148,8 @@ def verdict(job: Job, machine: Machine) -> str:
     total, room = needed(job, machine), f"{machine.memory:g} GB"
     if total <= machine.memory:
         return f"fits in {room}: {total:.1f} GB needed"
-    fitting = [(changes, other) for changes, other in variants(job) if needed(other, machine) <= machine.memory]
-    if fitting:
-        changes, other = min(fitting, key=lambda each: (len(each[0]), step_time(each[1], machine).total))
+    if found := fitting(job, machine):
+        changes, other = found
         remedy = f"It fits with {', '.join(changes)}: {needed(other, machine):.1f} GB"
     else:
         largest = max(memory(job).items(), key=lambda row: row[1])
@@ -157,17 +157,23 @@ def verdict(job: Job, machine: Machine) -> str:
     return f"does not fit in {room}: {total:.1f} GB needed. {remedy}"
 
 
+def fitting(job: Job, machine: Machine) -> tuple[list[str], Job] | None:
+    """The job, with as few changes as make it fit, and the fastest of those; None: nothing does."""
+    found = [(changes, other) for changes, other in variants(job) if needed(other, machine) <= machine.memory]
+    return min(found, key=lambda each: (len(each[0]), step_time(each[1], machine).total), default=None)
+
+
 def variants(job: Job) -> Iterator[tuple[list[str], Job]]:
     """The job with less memory: smaller chunks, activation checkpointing, a sharded base, and all of them together."""
     strategies = [job.strategy] if job.ranks == 1 or job.strategy in SHARDED else [job.strategy, "fsdp2"]
     for strategy in strategies:
-        for checkpointing in {job.activation_checkpointing, True}:
+        for checkpointing in {job.layers_again, True}:
             chunk = job.chunk
             while True:
                 smaller = chunk < job.chunk
                 changes = [f"chunk_tokens {chunk}"] if smaller else []
-                changes += ["recompute true"] if smaller and not job.recompute else []
-                changes += ["activation_checkpointing true"] if checkpointing != job.activation_checkpointing else []
+                changes += ["recompute true"] if smaller and not job.recomputes else []
+                changes += ["activation_checkpointing true"] if checkpointing != job.layers_again else []
                 changes += [f"strategy {strategy} (or zero3)"] if strategy != job.strategy else []
                 other = replace(job, strategy=strategy, activation_checkpointing=checkpointing)
                 yield changes, replace(other, chunk_tokens=chunk, recompute=True) if smaller else other

@@ -35,9 +35,9 @@ class Job:
         dtype: of the frozen base.
         kernel: of attention, as in `BackboneConfig`.
         attention_dropout: on attention probabilities.
-        activation_checkpointing: whether each layer is computed again in backward.
+        activation_checkpointing: whether each layer is computed again in backward; "auto", not decided: no.
         chunk_tokens: tokens that go through the model at once; None: all.
-        recompute: whether a chunk is computed again in backward.
+        recompute: whether a chunk is computed again in backward; "auto", not decided: yes.
         negatives: hard negatives of a pair.
         symmetric: InfoNCE in both directions.
         widths: sizes of InfoNCE's vectors as shares of the whole, the whole among them.
@@ -62,9 +62,9 @@ class Job:
     dtype: str = "bfloat16"
     kernel: str = "auto"
     attention_dropout: float = 0.0
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool | Literal["auto"] = "auto"
     chunk_tokens: int | None = None
-    recompute: bool = True
+    recompute: bool | Literal["auto"] = "auto"
     negatives: int = 1
     symmetric: bool = False
     widths: tuple[float, ...] = (1.0,)
@@ -142,7 +142,12 @@ class Job:
     @property
     def recomputes(self) -> bool:
         """Whether chunks are computed again in backward."""
-        return self.recompute and self.chunks > 1
+        return self.recompute is not False and self.chunks > 1
+
+    @property
+    def layers_again(self) -> bool:
+        """Whether layers are computed again in backward."""
+        return self.activation_checkpointing is True
 
     @property
     def candidates(self) -> int:
@@ -214,7 +219,7 @@ def read_job(config: Path, options: Overrides = Overrides()) -> Job:
         length=_first(options.length, length, name="data.max_length"),
         chunk_tokens=_first(options.chunk_tokens, init.get("chunk_tokens")),
         activation_checkpointing=_first(
-            options.activation_checkpointing, backbone.get("activation_checkpointing"), False
+            options.activation_checkpointing, backbone.get("activation_checkpointing"), "auto"
         ),
         negatives=_first(rows.get("negatives"), 1),
         symmetric=bool(loss.get("symmetric", False)),
@@ -263,7 +268,8 @@ def strategy_named(name: str, stage: int = 2) -> Strategy:
         ValueError: there is none.
     """
     ours: dict[str, Strategy] = {known: known for known in get_args(Strategy)}
-    ours |= {"auto": "ddp", "DDP": "ddp", "DDPStrategy": "ddp", "FSDP2": "fsdp2", "ModelParallelStrategy": "fsdp2"}
+    ours |= dict.fromkeys(("auto", "SingleDeviceStrategy", "DDP", "DDPStrategy"), "ddp")
+    ours |= dict.fromkeys(("FSDP2", "ModelParallelStrategy"), "fsdp2")
     zero: dict[int, Strategy] = {1: "zero1", 2: "zero2", 3: "zero3"}
     ours |= {f"deepspeed_stage_{number}": known for number, known in zero.items()}
     if name in ("ZeRO", "DeepSpeedStrategy") and stage in zero:

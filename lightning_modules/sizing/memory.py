@@ -6,6 +6,9 @@ really keeps. h, i: hidden and inner size; Q, K: width of all query and key head
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import product
+
 from lightning_modules.sizing.job import SHARDED, Job
 from otherside.llama import READERS
 
@@ -35,6 +38,22 @@ def memory(job: Job) -> dict[str, float]:
     loss = rows["vectors of all ranks"] + rows["logits of the loss"]
     run = rows["activations at work"] + rows["activations kept"] * job.recomputes
     return rows | {"not at the same time": -min(loss, run)}
+
+
+def cheapest(job: Job, free: float) -> Job:
+    """The job with what is "auto" decided, as the first that fits: nothing computed twice, chunks, layers, or both
+    (layers three times). If none fits, the one that needs least.
+
+    Args:
+        job: a stage's settings.
+        free: bytes.
+    """
+    layers, chunks = (
+        (False, True) if choice == "auto" else (choice,) for choice in (job.activation_checkpointing, job.recompute)
+    )
+    ways = [replace(job, activation_checkpointing=a, recompute=r) for a, r in product(layers, chunks)]
+    needed = {way: sum(memory(way).values()) for way in ways}
+    return next((way for way in ways if needed[way] <= free), min(ways, key=needed.__getitem__))
 
 
 def base_weights(job: Job) -> float:
@@ -131,7 +150,7 @@ def kept_by_layer(job: Job) -> float:
 def kept_by_token(job: Job) -> float:
     """Kept per token of the whole model between forward and backward."""
     rotary = 2 * job.shape.head_size * job.element
-    if not job.activation_checkpointing:
+    if not job.layers_again:
         return job.adapter.layers(job.shape) * kept_by_layer(job) + rotary
     return job.shape.layers * job.shape.hidden * job.element + kept_by_norm(job) + rotary
 
@@ -145,7 +164,7 @@ def activations(job: Job) -> float:
     tokens, runs = (job.chunk, 1) if job.recomputes else (job.tokens, job.chunks)
     by_autocast = job.adapter.dora or job.strategy == "zero3" or job.is_full
     rounded = job.element * multiplied(job) if by_autocast and job.element < FLOAT else 0
-    return tokens * kept_by_token(job) + rounded * runs * (not job.activation_checkpointing)
+    return tokens * kept_by_token(job) + rounded * runs * (not job.layers_again)
 
 
 def multiplied(job: Job) -> float:
@@ -157,7 +176,7 @@ def multiplied(job: Job) -> float:
 
 def working(job: Job) -> float:
     """Passing through: gradients of one layer's largest tensors, and a layer that is computed again; of one chunk."""
-    again = kept_by_layer(job) if job.activation_checkpointing else 0
+    again = kept_by_layer(job) if job.layers_again else 0
     return job.chunk * (4 * job.shape.inner * job.element + 4 * job.shape.hidden * FLOAT + again)
 
 

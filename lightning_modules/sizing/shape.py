@@ -1,4 +1,4 @@
-"""A Llama's shape, and how many weights follow from it; nothing is loaded but its `config.json`."""
+"""A model's shape, and how many weights follow from it; nothing is loaded but its `config.json`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,26 @@ from typing import Any
 
 from otherside import weights
 from otherside.lineage import BASE
-from otherside.llama import PROJECTIONS
+from otherside.llama import FUSED, PROJECTIONS, fused
 
 CONFIG = "config.json"
+KNOWN = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "phi3",
+    "olmo2",
+    "smollm3",
+    "granite",
+)  # whose layers keep what Llama's do
+TIED = ("smollm3",)  # unless their config.json says otherwise
 REMEDY = "Pass --model FOLDER, a folder that holds the base model's config.json."
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a Llama, named as in its `config.json`.
+    """Sizes of a Llama or a relative, named as in its `config.json`.
 
     Args:
         hidden: width of the residual stream.
@@ -31,6 +42,8 @@ class Shape:
         tied: whether input and output embeddings are one.
         attention_bias: of the four projections of attention.
         mlp_bias: of the three projections of the MLP.
+        others: weights of a layer that a Llama has not: norms of queries and keys, Qwen2's biases.
+        fused: whether one projection makes queries, keys and values, and one gate and up.
     """
 
     hidden: int
@@ -43,30 +56,45 @@ class Shape:
     tied: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
+    others: int = 0
+    fused: bool = False
 
     @classmethod
     def from_config(cls, config: dict[str, Any], where: str) -> Shape:
-        """From what a `config.json` says; what it leaves out is transformers' default for a Llama.
+        """From what a `config.json` says; what it leaves out is transformers' default.
 
         Raises:
-            ValueError: a size is missing.
+            ValueError: a size is missing; it is of a family that is not counted.
         """
+        if (kind := config.get("model_type", "llama")) not in KNOWN:
+            raise ValueError(
+                f"{where} must be of a family whose memory is known ({', '.join(KNOWN)}); got {kind}. Run a few steps "
+                "of the stage instead."
+            )
         names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
         lost = [name for name in names if not isinstance(config.get(name), int) or config[name] < 1]
         if lost:
             raise ValueError(f"{where} must describe a Llama; it has no {', '.join(lost)}. {REMEDY}")
         hidden, inner, layers, heads, vocabulary = (config[name] for name in names)
+        groups, head_size = config.get("num_key_value_heads") or heads, config.get("head_dim") or hidden // heads
+        others = {
+            "qwen2": (heads + 2 * groups) * head_size,
+            "qwen3": 2 * head_size,
+            "olmo2": (heads + groups) * head_size,
+        }
         return cls(
             hidden=hidden,
             inner=inner,
             layers=layers,
             heads=heads,
-            groups=config.get("num_key_value_heads") or heads,
-            head_size=config.get("head_dim") or hidden // heads,
+            groups=groups,
+            head_size=head_size,
             vocabulary=vocabulary,
-            tied=bool(config.get("tie_word_embeddings", False)),
+            tied=bool(config.get("tie_word_embeddings", kind in TIED)),
             attention_bias=bool(config.get("attention_bias", False)),
             mlp_bias=bool(config.get("mlp_bias", False)),
+            others=others.get(kind, 0),
+            fused=kind == "phi3",
         )
 
     @property
@@ -82,7 +110,7 @@ class Shape:
     @property
     def projections(self) -> dict[str, tuple[int, int]]:
         """(inputs, outputs) of a layer's linear layers."""
-        return {
+        plain = {
             "q_proj": (self.hidden, self.queries),
             "k_proj": (self.hidden, self.keys),
             "v_proj": (self.hidden, self.keys),
@@ -91,6 +119,10 @@ class Shape:
             "up_proj": (self.hidden, self.inner),
             "down_proj": (self.inner, self.hidden),
         }
+        if not self.fused:
+            return plain
+        joined = {name: (self.hidden, sum(plain.pop(part)[1] for part in parts)) for name, parts in FUSED.items()}
+        return joined | plain
 
     @property
     def matrices(self) -> int:
@@ -102,7 +134,7 @@ class Shape:
         """Weights of one layer."""
         biases = self.attention_bias * (self.queries + 2 * self.keys + self.hidden)
         biases += self.mlp_bias * (2 * self.inner + self.hidden)
-        return self.matrices // self.layers + biases + 2 * self.hidden
+        return self.matrices // self.layers + biases + self.others + 2 * self.hidden
 
     @property
     def embeddings(self) -> int:
@@ -140,13 +172,14 @@ class Adapter:
             ValueError: a target matches none.
         """
         names = list(shape.projections)
-        lost = [target for target in self.targets if not any(fnmatch(name, target) for name in names)]
-        if lost or not self.targets:
+        targets = fused(self.targets, names)
+        lost = [target for target in targets if not any(fnmatch(name, target) for name in names)]
+        if lost or not targets:
             raise ValueError(
-                f"every name in lora.targets must match a projection of a Llama ({', '.join(names)}); "
+                f"every name in lora.targets must match a projection of the model ({', '.join(names)}); "
                 f"{', '.join(lost) or 'an empty list'} matches none."
             )
-        return [name for name in names if any(fnmatch(name, target) for target in self.targets)]
+        return [name for name in names if any(fnmatch(name, target) for target in targets)]
 
     def tensors(self, shape: Shape) -> list[int]:
         """Sizes of one layer's trained tensors."""

@@ -66,7 +66,7 @@ class Traffic:
 
 def passes(job: Job) -> int:
     """How often a batch's tokens go forward through the model."""
-    return 1 + job.recomputes + job.activation_checkpointing
+    return 1 + job.recomputes + job.layers_again
 
 
 def traffic(job: Job) -> list[Traffic]:

@@ -107,6 +107,8 @@ def model_meta(
         "instructions": dict(instructions or {}),
         "attached": _digest_of_trained(encoder) if is_trained and step is None else None,
     }
+    if encoder.factors is not None:
+        settings["rescaled"] = _bytes(encoder.factors).hex()
     revision = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     base = Path(lineage.base)
     parameters = sum(whole_shape(parameter).numel() for parameter in lm.base_model.parameters())

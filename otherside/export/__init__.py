@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from otherside.backbone import DTypes
 from otherside.encoder import Encoder
-from otherside.export import onnx, readme, sentence_transformers, transformers
-from otherside.export.parity import TEXTS, Kind, ParityError, Reference, by_onnxruntime, check_parity
+from otherside.export import gguf, onnx, readme, sentence_transformers, transformers
+from otherside.export.parity import OWN_READERS, TEXTS, Kind, ParityError, Reference, check_parity
 from otherside.files import check_out, make_folder, replace_folder
 from otherside.template import template_of
 from otherside.weights import card_of
 
 __all__ = ["TEXTS", "DTypes", "Kind", "ParityError", "Reference", "check_parity", "export", "write"]
 
-Precision = Literal[DTypes, "int8"]
+Precision = Literal[DTypes, "int8", "q8_0"]
 CLOSE = 0.99  # least mean cosine of 8-bit vectors with the encoder's
+TOOLS: dict[str, tuple[Any, tuple[str, ...]]] = {"onnx": (onnx, ("int8",)), "gguf": (gguf, gguf.SMALL)}
 
 
 def export(
@@ -28,6 +30,7 @@ def export(
     out: Path,
     kind: Kind = "sentence-transformers",
     dtype: Precision = "float32",
+    prompts: dict[str, str] | None = None,
     force: bool = False,
 ) -> None:
     """Write a folder that other tools open, without code of ours.
@@ -39,35 +42,43 @@ def export(
         encoder: an encoder folder, or a base model.
         out: folder to write.
         kind: sentence-transformers, for `SentenceTransformer(OUT)`; merged, the causal language model with its head,
-            for transformers and what builds on it; or onnx, a graph with pooling in it, for ONNX Runtime alone.
+            for transformers and what builds on it; onnx, a graph with pooling in it, for ONNX Runtime alone; or gguf,
+            a file for llama.cpp.
         dtype: of the weights written. onnx takes float32, and int8: 8 bits in linear layers, less than half of the
-            memory, vectors that are close but not equal.
+            memory, vectors that are close but not equal; gguf float32, float16 and q8_0, 8 bits alike.
+        prompts: instructions that sentence-transformers offers by name, such as '{"query": "Find: ", "document": ""}';
+            by default those that the encoder's last stage was trained with.
         force: replace OUT if it is there and not empty.
 
     Raises:
         FileNotFoundError: no such encoder.
         FileExistsError: OUT is not empty and `force` is not set.
-        ModuleNotFoundError: onnx needs a package that is not installed.
+        ModuleNotFoundError: onnx or gguf needs a package that is not installed.
         ValueError: OUT contains the encoder; its users cannot read texts as the encoder does.
         ParityError: the vectors differ; nothing is written.
     """
     check_out(out, encoder, force)
     _check_dtype(kind, dtype)
-    if kind == "onnx":
-        onnx.check_installed()
+    if kind in TOOLS:
+        TOOLS[kind][0].check_installed()
     make_folder(out.parent, "the folder of OUT")
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent)).resolve()
     try:
         loaded = Encoder.load(encoder)
         _check_template(loaded, kind)
-        write(loaded, work, kind, "float32" if dtype == "int8" else dtype)
-        reference = Reference.of(loaded)
-        readme.write(loaded, card_of(encoder), work, kind, reference, out.name)
+        card = card_of(encoder)
+        prompts = card.prompts if prompts is None else prompts
+        tool, small = TOOLS.get(kind, (None, ()))
+        rounds = dtype not in ("float32", *small)
+        reference = Reference.of(loaded, prompts)  # before the writer makes weights of what is none
+        write(loaded, work, kind, "float32" if dtype in small else dtype, prompts)  # type: ignore[arg-type]
+        reference = Reference.of(loaded, prompts) if rounds else reference
+        readme.write(loaded, encoder, card, work, kind, reference, out.name)
         del loaded  # one copy in memory at a time
         said = f"vectors equal the encoder's, largest relative difference {check_parity(work, reference, kind):.0e}"
-        if dtype == "int8":
-            onnx.quantise(work)
-            said = f"vectors have a mean cosine of {closeness(work, reference):.4f} with the encoder's"
+        if tool and dtype in small:
+            tool.quantise(work, dtype)
+            said = f"vectors have a mean cosine of {closeness(work, reference, kind, dtype):.4f} with the encoder's"
         replace_folder(work, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -75,7 +86,9 @@ def export(
     print("\n".join([*readme.differences(kind, reference), f"How to open it: {out / readme.FILE}"]))
 
 
-def write(encoder: Encoder, folder: Path, kind: Kind, dtype: DTypes = "float32") -> None:
+def write(
+    encoder: Encoder, folder: Path, kind: Kind, dtype: DTypes = "float32", prompts: Mapping[str, str] = {}
+) -> None:
     """What users of this kind open.
 
     Args:
@@ -83,33 +96,34 @@ def write(encoder: Encoder, folder: Path, kind: Kind, dtype: DTypes = "float32")
         folder: an empty folder.
         kind: see `export`.
         dtype: see `export`.
+        prompts: see `export`.
     """
-    if kind == "onnx":
-        onnx.write(encoder, folder)
+    if kind in TOOLS:
+        TOOLS[kind][0].write(encoder, folder)
         return
     transformers.write(encoder, folder, kind == "merged", dtype)
     if kind == "sentence-transformers":
-        sentence_transformers.write(encoder, folder)
+        sentence_transformers.write(encoder, folder, prompts)
 
 
-def closeness(folder: Path, reference: Reference) -> float:
-    """Mean cosine of an ONNX graph's vectors of `TEXTS` with the encoder's.
+def closeness(folder: Path, reference: Reference, kind: Kind, dtype: Precision) -> float:
+    """Mean cosine of vectors of `TEXTS` in few bits with the encoder's.
 
     Raises:
         ParityError: it is below `CLOSE`.
     """
-    [found] = by_onnxruntime(folder, [""], reference)
+    [found] = OWN_READERS[kind](folder, [""], reference)
     cosines = (found * reference.plain).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(reference.plain, axis=1)
     if not cosines.mean() >= CLOSE:
         raise ParityError(
-            f"vectors with --dtype=int8 must have a mean cosine of {CLOSE} or more with the encoder's; got "
+            f"vectors with --dtype={dtype} must have a mean cosine of {CLOSE} or more with the encoder's; got "
             f"{cosines.mean():.4f}. Nothing was exported. Use --dtype=float32."
         )
     return float(cosines.mean())
 
 
 def _check_dtype(kind: Kind, dtype: Precision) -> None:
-    allowed = ("float32", "int8") if kind == "onnx" else get_args(DTypes)
+    allowed = ("float32", *TOOLS[kind][1]) if kind in TOOLS else get_args(DTypes)
     if dtype not in allowed:
         raise ValueError(f"--dtype must be one of {', '.join(allowed)} with --kind={kind}; got {dtype}")
 

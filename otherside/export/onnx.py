@@ -46,7 +46,8 @@ def write(encoder: Encoder, folder: Path) -> None:
 
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         transformers.write(encoder, Path(temporary), head=False)
-        model = AutoModel.from_pretrained(temporary, dtype=torch.float32, attn_implementation="sdpa").eval()
+        kernel = encoder.backbone.own_kernel
+        model = AutoModel.from_pretrained(temporary, dtype=torch.float32, attn_implementation=kernel).eval()
     pool_start = encoder.pool_start is not False or start_id(encoder.tokenizer) is None
     _write_graph(Graph(model, encoder.pooling, pool_start).eval(), folder / MODEL)
     reader: Any = Tokenizer.from_str(encoder.tokenizer.backend_tokenizer.to_str())
@@ -82,7 +83,7 @@ class Graph(nn.Module):
         return (share_NL[:, None] @ hidden_NLD)[:, 0] / share_NL.sum(1, keepdim=True), hidden_NLD
 
 
-def quantise(folder: Path) -> None:
+def quantise(folder: Path, _: str = "int8") -> None:
     """Write the weights of linear layers with 8 bits, and a scale for each 32 of them.
 
     Not ONNX Runtime's dynamic quantisation, which takes one scale for all activations of a product: a Llama's few huge

@@ -6,8 +6,8 @@ Shapes: N texts, L tokens of the longest, D hidden size.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
-Kind = Literal["sentence-transformers", "merged", "onnx"]
+Kind = Literal["sentence-transformers", "merged", "onnx", "gguf"]
 TOLERANCE = 1e-5  # largest relative difference of a vector in float32; padded and packed kernels differ by less
-ONNX_TOLERANCE = 1e-4  # its kernels add up in other orders, and a Llama's few huge states make more of it
+LOOSE = 1e-4  # other kernels (ONNX, llama.cpp) add up in other orders, and a Llama's few huge states make more of it
 BATCH = 8
 
 # Mixed lengths, so that batches are padded; scripts, emoji, code, spaces; one longer than max_length. None begins with
@@ -74,27 +74,37 @@ class Reference:
 
     Args:
         plain: (N, D) vectors of `TEXTS`.
-        prompted: (N, D) vectors of `TEXTS` with `PROMPT` before them.
+        prompted: (N, D) vectors of `TEXTS` with `prompt` before them.
+        prompt: the first of the encoder's own, else `PROMPT`.
+        counted: (N,) whether as many tokens stand before a text as sentence-transformers leaves out, which takes one
+            number for all texts, whether a space at the prompt's end joins the first word or not.
         pooling: the encoder's.
         max_length: the encoder's.
         pool_start: the encoder's; None where it has no start token.
         template: the encoder's.
+        prompts: that are offered by name.
     """
 
     plain: np.ndarray
     prompted: np.ndarray
+    prompt: str
+    counted: np.ndarray
     pooling: pooling.Pooling
     max_length: int
     pool_start: bool | None
     template: Template | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, encoder: Encoder) -> Reference:
-        """Encode the texts."""
-        plain, prompted = encoder.encode(TEXTS), encoder.encode(TEXTS, instruction=PROMPT)
+    def of(cls, encoder: Encoder, prompts: Mapping[str, str]) -> Reference:
+        """Encode the texts, behind the first of the encoder's prompts, too."""
+        prompt = next(filter(None, prompts.values()), PROMPT)
+        plain, prompted = encoder.encode(TEXTS), encoder.encode(TEXTS, instruction=prompt)
+        before = np.array([text.skip for text in tokenise(encoder.tokenizer, TEXTS, encoder.max_length, prompt)])
+        counted = (before == before.min()) | (encoder.pooling == "last_token")
         pool_start = encoder.pool_start if start_id(encoder.tokenizer) is not None else None
         template = template_of(encoder.tokenizer)
-        return cls(plain, prompted, encoder.pooling, encoder.max_length, pool_start, template)
+        return cls(plain, prompted, prompt, counted, encoder.pooling, encoder.max_length, pool_start, template, prompts)
 
     @property
     def unequal_prompts(self) -> str:
@@ -114,21 +124,21 @@ class Reference:
 def check_parity(folder: Path, reference: Reference, kind: Kind) -> float:
     """Open an exported folder as its user will and compare vectors, in float32, with and without a prompt.
 
-    Where sentence-transformers cannot give equal vectors behind a prompt (`Reference.unequal_prompts`), those are not
-    compared.
+    Where sentence-transformers cannot give equal vectors behind a prompt (`Reference.unequal_prompts`, `counted`),
+    those are not compared; nor where llama.cpp pools the prompt, too.
 
     Returns:
         The largest relative difference of a vector.
 
     Raises:
-        ParityError: it exceeds `TOLERANCE`, or `ONNX_TOLERANCE`.
+        ParityError: it exceeds `TOLERANCE`, or `LOOSE`.
     """
-    tolerance = ONNX_TOLERANCE if kind == "onnx" else TOLERANCE
+    tolerance = LOOSE if kind in ("onnx", "gguf") else TOLERANCE
     as_user = kind == "sentence-transformers" and importlib.util.find_spec("sentence_transformers") is not None
-    vectors = by_sentence_transformers if as_user else by_onnxruntime if kind == "onnx" else by_transformers
-    prompts = {"": reference.plain, PROMPT: reference.prompted}
-    if as_user and reference.unequal_prompts:
-        del prompts[PROMPT]
+    vectors = by_sentence_transformers if as_user else OWN_READERS.get(kind, by_transformers)
+    prompts = {"": reference.plain, reference.prompt: reference.prompted}
+    if (as_user and reference.unequal_prompts) or (kind == "gguf" and reference.pooling == "mean"):
+        del prompts[reference.prompt]
     worst = 0.0
     for prompt, found in zip(prompts, vectors(folder, list(prompts), reference), strict=True):
         expected = prompts[prompt]
@@ -136,7 +146,8 @@ def check_parity(folder: Path, reference: Reference, kind: Kind) -> float:
             expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
         if found.shape != expected.shape:
             raise ParityError(f"exported vectors must have shape {expected.shape}; got {found.shape}")
-        differences = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
+        rows = reference.counted if as_user and prompt else np.full(len(TEXTS), True)
+        differences = rows * np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
         i = int(np.nan_to_num(differences, nan=np.inf).argmax())
         worst = max(worst, float(np.nan_to_num(differences[i], nan=np.inf)))
         if worst > tolerance:
@@ -200,6 +211,18 @@ def by_onnxruntime(folder: Path, prompts: Sequence[str], reference: Reference) -
             rows.append(vectors)
         found.append(np.concatenate(rows))
     return found
+
+
+def by_llama_cpp(folder: Path, prompts: Sequence[str], reference: Reference) -> list[np.ndarray]:
+    """(N, D) vectors of `TEXTS` behind each prompt, which llama.cpp pools with the text."""
+    from llama_cpp import Llama
+
+    size = reference.max_length
+    model = Llama(str(folder / "model.gguf"), embedding=True, n_ctx=size, n_batch=size, n_ubatch=size, verbose=False)
+    return [np.array(model.embed([prompt + text for text in TEXTS]), dtype=np.float32) for prompt in prompts]
+
+
+OWN_READERS = {"onnx": by_onnxruntime, "gguf": by_llama_cpp}
 
 
 def behind(read: Encoding, characters: int) -> Tokens:

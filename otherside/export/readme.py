@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from huggingface_hub import EvalResult, ModelCardData
+
 from otherside.encoder import Encoder
+from otherside.export import origin
 from otherside.export.parity import Kind, Reference
 from otherside.lineage import Card
 from otherside.tokenizer import start_name
 
 FILE = "README.md"
-LIBRARY = {"sentence-transformers": "sentence-transformers", "merged": "transformers", "onnx": "onnx"}
+LIBRARY = {
+    "sentence-transformers": "sentence-transformers",
+    "merged": "transformers",
+    "onnx": "onnx",
+    "gguf": "llama.cpp",
+}
 USE = {
     "sentence-transformers": """from sentence_transformers import SentenceTransformer  # with transformers 5.2 or newer
 
@@ -30,60 +39,106 @@ session = onnxruntime.InferenceSession("{folder}/model.onnx")
 read = tokenizer.encode_batch(["The cat sat on the mat.", "Rain."])
 ids, mask = (numpy.array([getattr(text, name) for text in read]) for name in ("ids", "attention_mask"))
 [vectors] = session.run(["sentence_embedding"], {{"input_ids": ids, "attention_mask": mask}})""",
+    "gguf": """from llama_cpp import Llama  # llama-cpp-python 0.3.36 or newer
+
+model = Llama("{folder}/model.gguf", embedding=True, n_ctx={length}, n_batch={length}, n_ubatch={length}, verbose=False)
+vectors = model.embed(["The cat sat on the mat.", "Rain."])""",
 }
 
 
-def write(encoder: Encoder, card: Card, folder: Path, kind: Kind, reference: Reference, name: str) -> None:
-    """Write README.md.
+def write(encoder: Encoder, source: str, card: Card, folder: Path, kind: Kind, reference: Reference, name: str) -> None:
+    """Write README.md, and the base's licence beside it.
 
     Args:
         encoder: what was exported.
+        source: where it is, with the scores that its run measured.
         card: its description.
         folder: with the export.
         kind: of export.
         reference: the encoder's vectors and settings.
         name: of the folder when it is in its place.
     """
-    stages = [merged.name for merged in card.lineage.adapters]
+    place = origin.base_folder(card.lineage)
+    origin.pass_on(place, folder)
+    scores = origin.scores(source, card)
     base = base_name(card.lineage.base)
+    data = [path.split(":")[0] for stage in card.history for path in stage.data]
+    header = ModelCardData(
+        model_name=name,
+        base_model=base if is_hub_id(card.lineage.base) else None,
+        library_name=LIBRARY[kind],
+        pipeline_tag="sentence-similarity",
+        tags=["feature-extraction", "sentence-similarity", "bidirectional-attention"],
+        datasets=sorted({path for path in data if is_hub_id(path)}) or None,
+        eval_results=[found for task in scores.values() for found in task] or None,
+        **origin.licence(place),  # type: ignore[arg-type]
+    )
     about = {
         "base": f"{base}{f', revision {card.lineage.revision}' if card.lineage.revision else ''}",
-        "stages": " → ".join(stages) or "none",
         "attention": encoder.backbone.attention,
-        "vector": f"{encoder.backbone.hidden_size} dimensions, pooled by {encoder.pooling}",
+        "vector": f"{encoder.backbone.hidden_size} dimensions, pooled by {encoder.pooling}, compared by cosine",
+        **({"may be cut to": f"{', '.join(map(str, card.dimensions))} dimensions"} if card.dimensions else {}),
         "longest text": f"{encoder.max_length} tokens",
         "start token": f"`{start}`, {pooled(reference)}" if (start := start_name(encoder.tokenizer)) else "none",
     }
     lines = [
-        "---",
-        f"library_name: {LIBRARY[kind]}",
-        "pipeline_tag: sentence-similarity",
-        *([f"base_model: {base}"] if is_hub_id(card.lineage.base) else []),
-        "tags: [feature-extraction, sentence-similarity, bidirectional-attention]",
-        "---",
-        "",
-        f"# {name}",
-        "",
-        f"A text encoder made from {base} by otherside.",
-        "",
-        "| | |",
-        "| --- | --- |",
-        *(f"| {key} | {value} |" for key, value in about.items()),
-        "",
+        f"---\n{header.to_yaml()}\n---\n",
+        f"# {name}\n",
+        f"A text encoder made from {base} by otherside.\n",
+        *table(["", ""], [list(row) for row in about.items()]),
         "```python",
-        USE[kind].format(folder=name),
-        "```",
-        "",
+        USE[kind].format(folder=name, length=encoder.max_length),
+        "```\n",
         *(f"- {said}" for said in [*notes(kind, encoder), *differences(kind, reference)]),
-        *(f"- Weights of {merged.name}: SHA-256 `{merged.sha256}`" for merged in card.lineage.adapters),
+        *prompts(kind, card.prompts if kind != "sentence-transformers" else reference.prompts),
+        *stages(card),
+        *measured(scores),
     ]
-    (folder / FILE).write_text("\n".join(lines) + "\n")
+    (folder / FILE).write_text(re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n")
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of a table, and an empty one."""
+    return [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]] + [""]
+
+
+def prompts(kind: Kind, offered: Mapping[str, str]) -> list[str]:
+    """Instructions by name, and how to ask for them."""
+    if not offered:
+        return []
+    how = ": `model.encode_query(texts)`, `model.encode_document(texts)` or `model.encode(texts, prompt_name=NAME)`"
+    said = f"Prompts, which texts had before them in training{how if kind == 'sentence-transformers' else ''}:"
+    return ["", said, "", *table(["name", "text"], [[name, f"`{text!r}`"] for name, text in offered.items()])]
+
+
+def stages(card: Card) -> list[str]:
+    """How the base became the encoder."""
+    adapters = card.lineage.adapters
+    known = [None] * len(adapters) + list(card.history)
+    rows = []
+    for merged, told in zip(adapters, known[len(known) - len(adapters) :], strict=True):
+        read = [path if is_hub_id(path.split(":")[0]) else base_name(path) for path in told.data] if told else []
+        steps = str(told.steps) if told else "not noted"
+        rows.append([merged.name, steps, ", ".join(read) or "not noted", f"`{merged.sha256}`"])
+    return ["", "Stages:", "", *table(["stage", "steps", "data", "SHA-256 of its weights"], rows)] if rows else []
+
+
+def measured(scores: Mapping[str, Sequence[EvalResult]]) -> list[str]:
+    """Main scores of MTEB's tasks, as the run measured them."""
+    means = {task: sum(result.metric_value for result in found) / len(found) for task, found in scores.items()}
+    rows = [[task, scores[task][0].metric_name or "", f"{value:.4f}"] for task, value in means.items()]
+    return ["", "MTEB, measured by the run:", "", *table(["task", "measure", "score"], rows)] if rows else []
 
 
 def notes(kind: Kind, encoder: Encoder) -> list[str]:
     """What its users must know in any case."""
-    said = ["Vectors are compared by cosine."]
-    if kind != "onnx" and encoder.backbone.attention == "bidirectional":
+    said = []
+    if kind == "gguf":
+        said.append(
+            f"In a server: `llama-server -m model.gguf --embeddings -c {encoder.max_length} -ub {encoder.max_length}`."
+        )
+        said.append("The server reads what spells a special token as that token; llama-cpp-python reads it as text.")
+    if kind in ("sentence-transformers", "merged") and encoder.backbone.attention == "bidirectional":
         said.append("Only transformers 5.2 and newer run it with its bidirectional attention; earlier ones are causal.")
     if kind == "onnx":
         said.append("Texts are padded on the right. The tokenizer cuts long ones, and puts the start token first.")
@@ -96,8 +151,20 @@ def differences(kind: Kind, reference: Reference) -> list[str]:
     said = []
     if kind == "sentence-transformers" and (why := reference.unequal_prompts):
         said.append(f"With a prompt sentence-transformers gives other vectors than the encoder: {why}.")
+    elif kind == "sentence-transformers" and not reference.counted.all():
+        said.append(
+            "Behind a prompt that ends in a space, sentence-transformers pools that space, too, before texts whose "
+            "first token does not take it in, such as digits in many tokenizers: other vectors than the encoder's."
+        )
+    if kind == "gguf" and reference.pooling == "mean":
+        said.append(
+            "What stands before a text is pooled with it: an instruction gives other vectors than the encoder's."
+        )
     if kind == "sentence-transformers" and reference.unit:
         said.append("sentence-transformers gives vectors of length 1.")
+        said.append(
+            "vLLM pools the start token all the same, so its vectors are others; text-embeddings-inference refuses."
+        )
     if (template := reference.template) is not None:
         said.append(f"Vectors are of texts in this template, pooled from the text on: `{template.form!r}`.")
     return said

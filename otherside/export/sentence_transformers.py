@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import Regex, Tokenizer, normalizers
 
+from otherside.batching import tokenise
 from otherside.encoder import Encoder
+from otherside.export.parity import TEXTS
 from otherside.export.transformers import dump
 from otherside.tokenizer import start_id
 
@@ -17,8 +22,13 @@ REQUIREMENTS = {
 }  # read by sentence-transformers 6
 
 
-def write(encoder: Encoder, folder: Path) -> None:
+def write(encoder: Encoder, folder: Path, prompts: Mapping[str, str]) -> None:
     """The files that say: Llama, then pooling. Under names that sentence-transformers 2 to 6 know.
+
+    Args:
+        encoder: what is exported.
+        folder: with what `transformers.write` wrote.
+        prompts: name -> instruction; `query` and `document` are what `encode_query` and `encode_document` take.
 
     A start token that is not pooled has the weight 0. With a prompt, the other weights then no longer sum to the number
     of tokens pooled, so vectors are scaled to length 1.
@@ -50,14 +60,44 @@ def write(encoder: Encoder, folder: Path) -> None:
     }
     dump(
         folder / "config_sentence_transformers.json",
-        {"prompts": {}, "similarity_fn_name": "cosine", "requirements": REQUIREMENTS},
+        {"prompts": dict(prompts), "similarity_fn_name": "cosine", "requirements": REQUIREMENTS},
     )
+    count_prompts(folder / "tokenizer.json", encoder, prompts)
     if encoder.backbone.attention == "bidirectional":
         require_5(folder / "tokenizer_config.json")
     config = {"word_embedding_dimension": encoder.backbone.hidden_size, "include_prompt": False}
     (folder / names["Pooling"]).mkdir()
     modes = {f"pooling_mode_{mode}": on for mode, on in modes.items()}
     dump(folder / names["Pooling"] / "config.json", {**config, **modes})
+
+
+def count_prompts(path: Path, encoder: Encoder, prompts: Mapping[str, str]) -> None:
+    """Let the tokens of a prompt alone be those that stand before a text.
+
+    sentence-transformers reads a prompt alone to know how many tokens it must not pool. A space at its end is a token
+    there, but before a text belongs to the first word's. So what is exactly the prompt is read without that space.
+
+    Raises:
+        ValueError: a prompt ends inside of a token in another way.
+    """
+    rules = []
+    for name, prompt in prompts.items():
+        if not prompt:
+            continue
+        before = min(text.skip for text in tokenise(encoder.tokenizer, TEXTS, encoder.max_length, prompt))
+        alone, shorter = tokenise(encoder.tokenizer, [prompt, prompt.rstrip(" ")], encoder.max_length)
+        if before not in (len(alone.ids), len(shorter.ids)):
+            raise ValueError(
+                f"a prompt must end where a token ends, or in a space, for sentence-transformers to leave it out of "
+                f"pooling; {name} ends inside of one: {prompt[-20:]!r}. Give others by --prompts."
+            )
+        if before != len(alone.ids):
+            rules.append(normalizers.Replace(Regex(rf"\A{re.escape(prompt)}\z"), prompt.rstrip(" ")))
+    if rules:
+        tokenizer = Tokenizer.from_file(str(path))
+        own = [tokenizer.normalizer] if tokenizer.normalizer else []
+        tokenizer.normalizer = normalizers.Sequence([*rules, *own])
+        tokenizer.save(str(path))
 
 
 def require_5(path: Path) -> None:

@@ -227,8 +227,9 @@ class Probing:
         if not pairs:
             return []
         card = session.variant.card
-        template = [asdict(card.template)] if card.template else []
-        path = session.path(name, pairs, card.pooling, card.max_length, card.pool_start, *template)
+        further: list[Any] = [asdict(card.template)] if card.template else []
+        further += [card.rescale] if card.rescaled else []
+        path = session.path(name, pairs, card.pooling, card.max_length, card.pool_start, *further)
         if not path.exists():
             bar.set_postfix_str(name)
             keep(path, measure(session.encoder, pairs))

@@ -44,7 +44,10 @@ class Variant:
         tokenizer = load_tokenizer(self.model, revision, card.start_token, card.template)
         read = (card.pooling, card.max_length, card.pool_start)
         backbone = Backbone.load(config, start=start_id(tokenizer), merge=merge)
-        return Encoder(backbone, tokenizer, *read).to(device).eval()  # type: ignore[arg-type]
+        encoder = Encoder(backbone, tokenizer, *read).to(device).eval()  # type: ignore[arg-type]
+        if card.rescaled:
+            encoder.rescale(self.model, card)
+        return encoder
 
     def settings(self) -> dict[str, Any]:
         """All of the variant that word vectors depend on."""
@@ -144,7 +147,7 @@ def untrained(cards: list[Card]) -> list[Variant]:
     known = {other.lineage.fingerprint for other in cards} - {None}
     fingerprint = card.lineage.fingerprint or (known.pop() if len(known) == 1 else None)
     lineage = Lineage(card.lineage.base, card.lineage.revision, fingerprint)
-    plain = replace(card, lineage=lineage, steps=0)
+    plain = replace(card, lineage=lineage, steps=0, rescale=None)
     return [
         Variant("uni", lineage.base, replace(plain, stage="uni", attention="causal")),
         Variant("bi", lineage.base, replace(plain, stage="bi", attention="bidirectional")),

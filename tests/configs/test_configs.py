@@ -114,9 +114,11 @@ def test_trainer_trains_two_steps(file: Path, place: Path, tiny_llama: Path) -> 
     assert (place / root / "encoder" / "encoder.json").is_file()
 
 
-def test_the_readme_s_stage_trains_two_steps(place: Path, tiny_llama: Path) -> None:
+def test_the_docs_stage_trains_two_steps(place: Path, tiny_llama: Path) -> None:
     """As printed, but for the model, its size, the machine, and where the rows are."""
-    [example] = re.findall(r"```yaml\n(include: .*?)```", (CONFIGS.parent / "README.md").read_text(), re.DOTALL)
+    [example] = re.findall(
+        r"```yaml\n(include: .*?)```", (CONFIGS.parent / "docs/stage-yaml.md").read_text(), re.DOTALL
+    )
     content = yaml.safe_load(example)
     rows = [json.loads(line) for line in (place / "pairs.jsonl").read_text().splitlines()]
     for number, source in enumerate(content["data"]["init_args"]["sources"]):
@@ -126,10 +128,10 @@ def test_the_readme_s_stage_trains_two_steps(place: Path, tiny_llama: Path) -> N
         source["path"] = str(place / f"{number}.jsonl")
     content["include"] = str(CONFIGS / "R" / content["include"])
     content["model"]["init_args"]["loss"]["matryoshka"] = [8]
-    (place / "readme.yaml").write_text(yaml.safe_dump(content))
+    (place / "docs.yaml").write_text(yaml.safe_dump(content))
     model = ("--model.backbone.model", tiny_llama)
-    runs.run("fit", "--config", place / "readme.yaml", *model, *on_this_machine(place, "readme"), cwd=place)
-    assert (place / "readme" / "encoder" / "encoder.json").is_file()
+    runs.run("fit", "--config", place / "docs.yaml", *model, *on_this_machine(place, "docs"), cwd=place)
+    assert (place / "docs" / "encoder" / "encoder.json").is_file()
 
 
 @pytest.mark.parametrize("file", EVALUATIONS, ids=name)

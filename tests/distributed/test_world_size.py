@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import runs
 from conftest import build_tiny_llama
+from families import FAMILIES
 from strategies import STRATEGIES, assert_same_training, train
 
 from otherside.lineage import SINK
@@ -91,6 +92,16 @@ def test_tied_embeddings_are_sharded_once_and_keep_their_sink(strategy: str, pla
     two = train(place, llama, f"tied-{strategy}-two", "MNTP", strategy, 2)
     assert_same_training(two, one)
     assert (one / "encoder" / SINK).read_bytes() == (two / "encoder" / SINK).read_bytes()
+
+
+@pytest.mark.parametrize("strategy", ["zero3", "fsdp2"])
+def test_windows_and_soft_caps(strategy: str, place: Path, tiny_llama: Path) -> None:
+    gemma = place / "gemma2"
+    if not gemma.exists():
+        FAMILIES["gemma2"].save(gemma, tiny_llama)
+        train(place, gemma, "gemma2-one", "MNTP", "auto", 1)
+    found = train(place, gemma, f"gemma2-{strategy}", "MNTP", strategy, 2)
+    assert_same_training(found, place / "gemma2-one")
 
 
 @pytest.mark.parametrize("strategy", ["zero2", "zero3", "fsdp2"])

@@ -26,3 +26,5 @@ def test_all_of_it_runs_on_a_tiny_shape(device: str, tmp_path: Path) -> None:
     assert {row["task"] for row in found["fast"]} == {"mntp", "contrastive, up to 128", "contrastive, up to 512"}
     assert sum("sentence-transformers" in row["memory"] for row in found["fast"]) == 2
     assert all(row["tokens / s"] > 0 for row in found["fast"])
+    assert [row["task"].split()[0] for row in found["looped"]] == ["mntp", "simcse", "supervised"]
+    assert all(row["tokens / s"] > 0 and row["GB of lightning size"] > 0 for row in found["looped"])

@@ -17,6 +17,8 @@ import pytest
 import runs
 from jobs import Jobs
 
+pytestmark = pytest.mark.xdist_group("slurm")  # one cluster for all
+
 PACE = [{"class_path": "pace.Pace", "init_args": {"seconds": 0.1, "skew": 0.1}}]
 DDP = {"class_path": "lightning_modules.strategies.DDP", "init_args": {"timeout": 30}}
 STEPS = 40

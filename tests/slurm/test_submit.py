@@ -17,6 +17,8 @@ from jobs import REPOSITORY, Jobs
 from lightning_modules import finished
 from lightning_modules.identity import given
 
+pytestmark = pytest.mark.xdist_group("slurm")  # one cluster for all
+
 PACE = [{"class_path": "pace.Pace", "init_args": {"seconds": 0.2}}]
 
 

@@ -5,7 +5,7 @@ import torch
 from tiny import distance, random_texts
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from otherside.attention import Borders, best_kernel, check_kernel, packed_attention
+from otherside.attention import Borders, Rule, best_kernel, check_kernel, packed_attention
 
 UNEVEN, EVEN = [5, 1, 9, 3], [4, 4, 4]
 HEADS, GROUPS, SIZE = 4, 2, 8
@@ -18,6 +18,19 @@ def draw(total: int) -> list[torch.Tensor]:
     return [torch.randn(1, heads, total, SIZE, generator=random) for heads in (HEADS, GROUPS, GROUPS)]
 
 
+def mask_by_hand(length, causal, window):
+    """True where a query (row) sees a key."""
+    return torch.tensor(
+        [
+            [
+                (i >= j if causal else True) and (i - j < window if causal else abs(i - j) <= window)
+                for j in range(length)
+            ]
+            for i in range(length)
+        ]
+    )
+
+
 def attend(q, k, v, lengths, *, causal=False, kernel="auto", dropout=0.0, **asked):
     out, weights = packed_attention(
         torch.nn.Module(), q, k, v, None, borders=Borders.of(random_texts(lengths)), causal=causal, kernel=kernel,
@@ -27,7 +40,7 @@ def attend(q, k, v, lengths, *, causal=False, kernel="auto", dropout=0.0, **aske
     return out
 
 
-def by_hand(q, k, v, lengths, causal):
+def by_hand(q, k, v, lengths, causal, window=100, softcap=None):
     """Text by text and head by head."""
     out = torch.empty(1, sum(lengths), HEADS, SIZE)
     borders = torch.tensor([0, *lengths]).cumsum(0).tolist()
@@ -35,8 +48,9 @@ def by_hand(q, k, v, lengths, causal):
         for head in range(HEADS):
             group = head // (HEADS // GROUPS)
             scores = q[0, head, start:end] @ k[0, group, start:end].T * SCALE
-            if causal:
-                scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), float("-inf"))
+            if softcap:
+                scores = torch.tanh(scores / softcap) * softcap
+            scores = scores.masked_fill(~mask_by_hand(end - start, causal, window), float("-inf"))
             out[0, start:end, head] = scores.softmax(-1) @ v[0, group, start:end]
     return out
 
@@ -49,12 +63,36 @@ def test_equals_a_loop_over_texts_and_heads(lengths, causal, kernel):
     assert distance(attend(*qkv, lengths, causal=causal, kernel=kernel), by_hand(*qkv, lengths, causal)) < 1e-5
 
 
+@pytest.mark.parametrize("lengths", [UNEVEN, EVEN])
 @pytest.mark.parametrize("causal", [False, True])
-def test_gradients_equal_the_loops(causal):
-    found = [x.requires_grad_() for x in draw(sum(UNEVEN))]
-    expected = [x.requires_grad_() for x in draw(sum(UNEVEN))]
-    attend(*found, UNEVEN, causal=causal).square().sum().backward()
-    by_hand(*expected, UNEVEN, causal).square().sum().backward()
+@pytest.mark.parametrize("window", [1, 2, 5, 50])
+@pytest.mark.parametrize(("kernel", "softcap"), [("sdpa", None), ("eager", None), ("eager", 0.7), ("auto", 0.7)])
+def test_windows_and_soft_caps_equal_the_loops(lengths, causal, window, kernel, softcap):
+    qkv = draw(sum(lengths))
+    found = attend(*qkv, lengths, causal=causal, kernel=kernel, sliding_window=window, softcap=softcap)
+    assert distance(found, by_hand(*qkv, lengths, causal, window, softcap)) < 1e-5
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", [1, 3, None])
+def test_kernels_that_count_windows_in_tokens_see_the_same(causal, window):
+    """They run on CUDA only; flash attention: from i - before up to i + behind, -1 without end."""
+    before, behind = Rule(causal, SCALE, window=window).reach
+    i, j = torch.arange(9)[:, None], torch.arange(9)
+    seen = ((j >= i - before) | (before < 0)) & ((j <= i + behind) | (behind < 0))
+    assert torch.equal(seen, mask_by_hand(9, causal, window or 100))
+
+
+@pytest.mark.parametrize("window", [None, 2])
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_gradients_equal_the_loops(causal, kernel, window):
+    """Padding behind a short text is beyond the window of all its tokens."""
+    lengths = [9, 1]
+    found = [x.requires_grad_() for x in draw(sum(lengths))]
+    expected = [x.requires_grad_() for x in draw(sum(lengths))]
+    attend(*found, lengths, causal=causal, kernel=kernel, sliding_window=window).square().sum().backward()
+    by_hand(*expected, lengths, causal, window or 100).square().sum().backward()
     for f, e in zip(found, expected, strict=True):
         assert distance(f.grad, e.grad) < 1e-5
 
@@ -104,16 +142,18 @@ def test_a_kernel_is_what_its_name_says(kernel):
 )
 def test_auto_on_a_cpu(dtype, longest, grad, kernel):
     with torch.set_grad_enabled(grad):
-        assert best_kernel(torch.empty(1, dtype=dtype), longest, 0.1) == kernel
+        assert best_kernel(torch.device("cpu"), dtype, longest, 0.1) == kernel
 
 
 class TestAskedFor:
     @pytest.mark.parametrize(
         ("asked", "message"),
         [
-            ({"softcap": 50.0}, r"Module asks for softcap=50\.0\. Use another backbone\.model\.$"),
-            ({"sliding_window": 4}, r'sliding_window=4\. .*If no text is longer, set "sliding_window": null'),
-            ({"s_aux": torch.ones(4)}, r"asks for s_aux\. "),
+            ({"s_aux": torch.ones(4)}, r"Module asks for s_aux\. Use another backbone\.model\.$"),
+            (
+                {"softcap": 50.0, "kernel": "sdpa"},
+                r"auto, eager or flash_attention_2 for a Module.*50\); got sdpa\. Use",
+            ),
             ({"new": False}, "asks for new=False"),
         ],
     )
@@ -159,6 +199,12 @@ class TestBorders:
         mask = Borders.of(random_texts(UNEVEN)).key_mask
         expected = torch.tensor([[i < length for i in range(max(UNEVEN))] for length in UNEVEN])
         assert torch.equal(mask[:, 0, 0], expected)
+
+    @pytest.mark.parametrize("causal", [False, True])
+    def test_the_mask_of_a_window_is_made_once_for_all_layers(self, causal):
+        borders = Borders.of(random_texts(UNEVEN))
+        assert borders.mask(causal, 2) is borders.mask(causal, 2)
+        assert borders.mask(causal, None) is (None if causal else borders.key_mask)
 
     def test_no_key_mask_without_holes(self):
         """An all-ones mask can send SDPA down another path."""

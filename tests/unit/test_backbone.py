@@ -115,6 +115,10 @@ class TestMask:
 class TestPadding:
     """A text's vectors depend on nothing but the text."""
 
+    @pytest.mark.parametrize(("kernel", "pads"), [("auto", True), ("sdpa", True), ("eager", True), ("varlen", False)])
+    def test_which_kernels_pad(self, tiny_llama, kernel, pads):
+        assert load(tiny_llama, kernel=kernel).pads(torch.device("cpu")) is pads
+
     @pytest.mark.parametrize("kernel", KERNELS)
     @pytest.mark.parametrize("direction", DIRECTIONS)
     def test_packed_is_single(self, tiny_llama, direction, kernel):

@@ -62,6 +62,14 @@ class TestPacked:
         in_order = [LENGTHS[i] for i in torch.cat(chunks)]
         assert in_order == sorted(LENGTHS, reverse=True)
 
+    @pytest.mark.parametrize("budget", [1, 5, 12, 20, 36, 1000])
+    def test_without_padding_only_the_tokens_themselves_count(self, budget):
+        chunks = random_texts(LENGTHS).chunks(budget, padded=False)
+        assert torch.cat(chunks).tolist() == torch.cat(random_texts(LENGTHS).chunks(None)).tolist()
+        sizes = [[LENGTHS[i] for i in chunk] for chunk in chunks]
+        assert all(len(size) == 1 or sum(size) <= budget for size in sizes)
+        assert all(sum(size) + following[0] > budget for size, following in pairwise(sizes))
+
     def test_chunks_are_filled(self):
         assert [len(chunk) for chunk in random_texts([3] * 10).chunks(12)] == [4, 4, 2]
 

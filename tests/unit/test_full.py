@@ -179,12 +179,10 @@ class TestFolder:
         with pytest.raises(FileNotFoundError, match="weights 'one' must be at"):
             Encoder.load(tmp_path / "one")
 
-    def test_older_cards_are_read(self, folders: dict[str, Path], tmp_path: Path) -> None:
-        content = json.loads((folders["mntp"] / "encoder.json").read_text())
-        content["format"] = 3
-        del content["lineage"]["adapters"][0]["kind"]
-        (tmp_path / "encoder.json").write_text(json.dumps(content))
-        assert Card.read(tmp_path).lineage.adapters[0].kind == "adapter" and Card.read(tmp_path).sink
+    def test_a_card_is_of_the_new_format_where_it_needs_it_alone(self, folders: dict[str, Path]) -> None:
+        plain, whole = (json.loads((folders[name] / "encoder.json").read_text()) for name in ("mntp", "whole"))
+        assert (plain["format"], whole["format"]) == (4, 5)
+        assert set(plain["lineage"]["adapters"][0]) == {"name", "folder", "sha256"}
 
 
 class TestGeneration:

@@ -1,4 +1,4 @@
-"""Our forward is the model's own: families that differ from Llama are computed as they are, or refused by name."""
+"""Our forward is the model's own, or the model is refused by name. What a family must show is in test_families.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import SMOLLM2, distance, load, random_texts, train_a_little
+from tiny import SMOLLM2, distance, load, nothing, random_texts, train_a_little
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from otherside import self_test
@@ -15,6 +15,7 @@ from otherside.adapters import Lora
 from otherside.attention import ATTENTION, packed_attention
 from otherside.backbone import Backbone, BackboneConfig, MaskError
 from otherside.batching import Packed, Tokens
+from otherside.llama import check_decoder
 from otherside.self_test import _ids
 from otherside.tokenizer import load_tokenizer, start_id
 
@@ -68,10 +69,6 @@ def attention_function():
     [
         ("llama", {}),
         ("mistral", {"sliding_window": None}),
-        ("qwen2", {}),
-        ("qwen3", {"head_dim": 16}),
-        ("granite", {"logits_scaling": 7.0, "residual_multiplier": 0.3, "embedding_multiplier": 12.0}),
-        ("cohere", {"logit_scale": 0.0625}),
         ("nanochat", {"final_logit_softcapping": 3.0}),
     ],
 )
@@ -182,15 +179,43 @@ def test_attention_sinks_are_refused_by_name(tmp_path: Path) -> None:
         load(save(tmp_path, "gpt_oss", **GPT_OSS)).self_test()
 
 
-def test_soft_caps_are_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"Gemma2Attention asks for softcap=50\.0.*another backbone\.model"):
-        settings = {"head_dim": 16, "layer_types": ["full_attention"] * 2}
-        load(save(tmp_path, "gemma2", **settings)).self_test()
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize(("family", "window"), [("mistral", {}), ("gemma3_text", {"head_dim": 16})])
+def test_windows_longer_than_its_text_are_tested_too(
+    family: str, window: dict[str, Any], kernel: str, tmp_path: Path, attention_function: Any
+) -> None:
+    folder = save(tmp_path, family, sliding_window=32, **window)
+    load(folder).self_test()
+
+    def wrong(*args: Any, sliding_window: int | None, **options: Any) -> Any:
+        longer = sliding_window and sliding_window + (options["kernel"] == kernel)
+        return packed_attention(*args, sliding_window=longer, **options)
+
+    attention_function(wrong)
+    backbone = load(folder)
+    with pytest.raises(MaskError, match=rf"hidden states must be .*kernel {kernel}, cpu"):
+        backbone.self_test()
+    assert backbone.lm.config.sliding_window == backbone.lm.model.layers[0].self_attn.config.sliding_window == 32
 
 
-def test_sliding_windows_are_refused_with_a_remedy(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"MistralAttention asks for sliding_window=32.*\"sliding_window\": null"):
-        load(save(tmp_path, "mistral", sliding_window=32)).self_test()
+@pytest.mark.parametrize(
+    ("family", "settings", "why"),
+    [
+        ("gemma3", {}, "a gemma3 reads more than texts"),
+        ("qwen3_next", {}, "a qwen3_next has layers of linear_attention, which cannot be turned"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "a gemma3_text with use_bidirectional_attention is an"),
+    ],
+)
+def test_what_cannot_be_turned_is_refused_by_name(family: str, settings: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=f"must be a decoder of texts with attention in all layers; {why}"):
+        check_decoder(AutoConfig.for_model(family, **settings))
+
+
+@pytest.mark.parametrize("shard", [None, nothing])
+def test_an_encoder_of_gemmas_is_refused_whoever_loads_it(shard: Any, tmp_path: Path) -> None:
+    folder = save(tmp_path, "gemma3_text", head_dim=16, use_bidirectional_attention=True)
+    with pytest.raises(ValueError, match="is an encoder already"):
+        Backbone.load(BackboneConfig(str(folder)), None, shard)
 
 
 @pytest.mark.parametrize(("family", "rope"), [("phi3", LONGROPE), ("llama", DYNAMIC)])

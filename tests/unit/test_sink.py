@@ -57,6 +57,12 @@ class TestFind:
         assert found is not None and found.token == START
         assert torch.allclose(found.state, states[1], atol=1e-5)
 
+    def test_on_the_cpu_whatever_device_tensors_are_made_on(self, tiny_llama_sink: Path) -> None:
+        expected = find(Lineage(str(tiny_llama_sink)), START)
+        with torch.device("meta"):  # as Lightning has a GPU around `configure_model`
+            found = find(Lineage(str(tiny_llama_sink)), START)
+        assert found is not None and expected is not None and torch.equal(found.state, expected.state)
+
     def test_without_a_sink_there_is_none(self, tiny_llama: Path) -> None:
         assert find(Lineage(str(tiny_llama)), START) is None
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -361,3 +362,18 @@ sources.open_table(sources.Source({str(path)!r}), "text")
     root = Path(__file__).parents[3]
     assert subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True).returncode == 9
     assert texts_of(open_table(Source(str(path)), "text")) == ["a", "b"]
+
+
+def test_sizes_are_bytes_of_all_texts_of_a_row(tmp_path: Path) -> None:
+    rows = [
+        {"query": "äb", "positive": "c", "negatives": []},
+        {"query": "a", "positive": "b", "negatives": ["c" * 50, "d"]},
+        {"query": "a", "positive": "b", "negatives": ["e"]},
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    table = open_table(Source(str(path)), "pair")
+    assert table.sizes(10).tolist() == [3 + 1, 2 + 10 + 1, 3]
+    cut = datasets.Dataset(table.rows.data.slice(1))  # its offsets begin inside
+    chunks = replace(table, rows=datasets.concatenate_datasets([cut, table.rows]))
+    assert chunks.sizes(10).tolist() == [13, 3, 4, 13, 3]

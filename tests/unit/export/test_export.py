@@ -3,6 +3,7 @@ import stat
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentence_transformers
@@ -109,7 +110,7 @@ def test_half_precision(encoder: str, tmp_path: Path, kind: module.Kind) -> None
 
 def test_tokenizer_without_padding(tiny_llama: Path, encoder: str, tmp_path: Path) -> None:
     loaded = Encoder.load(encoder)
-    reference = Reference.of(loaded)
+    reference = Reference.of(loaded, {})
     loaded.tokenizer.pad_token = None
     loaded.tokenizer.padding_side = "left"
     write(loaded, tmp_path, "sentence-transformers")
@@ -145,8 +146,8 @@ SABOTAGE = {
 
 
 def sabotaged(monkeypatch: pytest.MonkeyPatch, sabotage: Callable[[Path], None]) -> None:
-    def write_and_damage(encoder: Encoder, folder: Path, kind: module.Kind, dtype: module.DTypes) -> None:
-        write(encoder, folder, kind, dtype)
+    def write_and_damage(encoder: Encoder, folder: Path, *args: Any) -> None:
+        write(encoder, folder, *args)
         sabotage(folder)
 
     monkeypatch.setattr(module, "write", write_and_damage)

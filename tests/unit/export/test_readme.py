@@ -1,10 +1,13 @@
 """What an exported folder says of itself."""
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
-from exports import trained
+from exports import PROMPTS, trained, with_history
+from huggingface_hub import ModelCard
+from mteb.results import TaskResult
 
 from otherside.export import Kind, export, readme
 
@@ -30,6 +33,57 @@ def test_what_it_tells(tiny_llama: Path, tmp_path: Path) -> None:
     assert str(tmp_path) not in text
     for word in (tiny_llama.name, "mntp", "bidirectional", "64 tokens", "`<s>`, not pooled", "length 1", "SHA-256"):
         assert word in text, word
+
+
+def score(folder: Path, value: float) -> None:
+    """A result as mteb writes it."""
+    scores = {"test": [{"main_score": value, "hf_subset": "default", "languages": ["eng-Latn"]}]}
+    result = TaskResult(
+        dataset_revision="b0fddb5", task_name="STSBenchmark", mteb_version="2.0.0", scores=scores, evaluation_time=1.0
+    )
+    folder.mkdir(parents=True)
+    result.to_disk(folder / "STSBenchmark.json")
+
+
+def test_a_card_for_the_hub(tiny_llama: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    for file in tiny_llama.iterdir():
+        (base / file.name).symlink_to(file)
+    (base / "LICENSE.txt").write_text("Do as you like.")
+    (base / "README.md").write_text("---\nlicense: other\nlicense_name: mine\n---\n")
+    run = tmp_path / "run"
+    with_history(trained(base, run / "encoder"), PROMPTS, (8, 16))
+    card = json.loads((run / "encoder" / "encoder.json").read_text())
+    card["history"][0] |= {"data": ["org/pairs:en", "/home/me/texts.jsonl"]}
+    (run / "encoder" / "encoder.json").write_text(json.dumps({**card, "steps": 3}))
+    for step, value in ((1, 0.1), (3, 0.7654)):
+        score(run / "mteb" / "results" / "otherside__tiny" / f"abc-step{step}", value)
+    export(str(run), tmp_path / "out")
+    data = ModelCard.load(tmp_path / "out" / "README.md").data
+    assert (data.license, data.license_name, data.datasets) == ("other", "mine", ["org/pairs"])
+    [result] = data.eval_results
+    assert (result.dataset_name, result.metric_value) == ("STSBenchmark (default)", 0.7654)
+    assert (tmp_path / "out" / "LICENSE.txt").read_text() == "Do as you like."
+    _, text = said(tmp_path / "out")
+    sha256 = card["lineage"]["adapters"][0]["sha256"]
+    assert f"| mntp | 3 | org/pairs:en, texts.jsonl | `{sha256}` |" in text
+    for word in (
+        "8, 16 dimensions",
+        "encode_query",
+        repr(PROMPTS["query"]),
+        "| STSBenchmark | cosine_spearman | 0.7654 |",
+    ):
+        assert word in text, word
+    assert "/home/me" not in text
+
+
+def test_a_broken_score_is_named(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "mteb" / "results" / "a" / "b-step0"
+    folder.mkdir(parents=True)
+    (folder / "STS17.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"STS17.json must be a result of mteb"):
+        export(trained(tiny_llama, tmp_path / "run" / "encoder"), tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,8 +69,10 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
 )
 def test_ctrl_c_while_libraries_are_imported_is_one_line(arguments: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lightning_modules.cli", *arguments]
+    shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")  # where nobody has run the quickstart before
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     with subprocess.Popen(
-        command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         time.sleep(1)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import gc
 import inspect
+import itertools
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import runs
 import torch
+from families import FAMILIES, SIZES
 from tiny import load, random_texts
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lightning_modules.base import EncoderModule
 from lightning_modules.cli import main
 from lightning_modules.sizing.job import EAGER_UP_TO, Job, Overrides, read_job
-from lightning_modules.sizing.memory import activations, gathered_weights, kept_by_token, memory, vectors
-from lightning_modules.sizing.shape import Adapter, Full, Shape, read_shape
+from lightning_modules.sizing.memory import activations, cheapest, gathered_weights, kept_by_token, memory, vectors
+from lightning_modules.sizing.shape import KNOWN, Adapter, Full, Shape, read_shape
 from lightning_modules.sizing.speed import Machine, operations, step_time, traffic
 from lightning_modules.strategies import ZeRO
 from otherside import attention, full
@@ -175,6 +178,20 @@ class TestActivations:
         assert found == pytest.approx(activations(job), rel=0.15)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if family.kind in KNOWN])
+def test_relatives_keep_what_a_llama_does(family: str, dtype: str) -> None:
+    config = AutoConfig.for_model(FAMILIES[family].kind, **{**SIZES, **FAMILIES[family].settings})
+    lm = AutoModelForCausalLM.from_config(config).to(getattr(torch, dtype))
+    job = Job(
+        *("mntp", Shape.from_config(config.to_dict(), "it"), Adapter(r=8)),
+        **{"global_batch": 4, "length": 64, "dtype": dtype, "cuda": False},
+    )
+    attach(lm, Lora(r=8))
+    backbone = Backbone(lm, Lineage("a test's")).train()
+    assert kept(backbone, [64, 63, 63, 62], by_python=False) == pytest.approx(activations(job), rel=0.15)
+
+
 class TestMemory:
     def test_a_larger_chunk_keeps_more_and_never_more_than_the_batch(self) -> None:
         peaks = [activations(a_job(chunk_tokens=tokens)) for tokens in (512, 4096, 16384)]
@@ -187,6 +204,27 @@ class TestMemory:
 
     def test_activation_checkpointing_takes_less(self) -> None:
         assert kept_by_token(a_job(activation_checkpointing=True)) < kept_by_token(a_job()) / 10
+
+    def test_auto_is_the_cheapest_that_fits(self) -> None:
+        ways = [(False, False), (False, True), (True, False), (True, True)]  # layers, chunks: cheapest first
+        open_ = a_job(chunk_tokens=2048, recompute="auto", activation_checkpointing="auto")
+        needs = [
+            sum(memory(replace(open_, activation_checkpointing=layers, recompute=chunks)).values())
+            for layers, chunks in ways
+        ]
+        for i, need in enumerate(needs):
+            found = cheapest(open_, need)
+            assert (found.activation_checkpointing, found.recompute) == ways[
+                min(k for k in range(4) if needs[k] <= need)
+            ]
+            assert i or found.activation_checkpointing is found.recompute is False
+        nothing_fits = cheapest(open_, 0)
+        assert sum(memory(nothing_fits).values()) == min(needs)
+
+    def test_what_is_asked_for_is_not_changed(self) -> None:
+        for layers, chunks in itertools.product((False, True), repeat=2):
+            asked = a_job(chunk_tokens=2048, recompute=chunks, activation_checkpointing=layers)
+            assert cheapest(asked, 0) == cheapest(asked, 1e15) == asked
 
     @pytest.mark.parametrize("strategy", ["zero3", "fsdp2"])
     def test_shards_of_the_base_divide_by_the_ranks(self, strategy: str) -> None:

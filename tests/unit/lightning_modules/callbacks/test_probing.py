@@ -109,7 +109,7 @@ def test_several_ranks(strategy: str, tiny_llama: Path, tmp_path: Path) -> None:
     runs.run("fit", "--config", alone, cwd=tmp_path)
     options = {**probing(every_n_steps=1), **extra}
     many = runs.write_stage(tmp_path, "MNTP", tiny_llama, root="two", steps=2, **options)
-    runs.run_ranks(2, "fit", "--config", many, cwd=tmp_path, timeout=200)
+    runs.run_ranks(2, "fit", "--config", many, cwd=tmp_path, timeout=280)
     one, two = logged(tmp_path / "one"), logged(tmp_path / "two")
     assert one.keys() == two.keys()
     for tag, values in one.items():

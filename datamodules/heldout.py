@@ -1,0 +1,150 @@
+"""Somebody's data as a recipe's own files: each row once, all texts, and a part that no stage trains on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from datamodules.recognise import Found
+from datamodules.rows import Skipped, checked_rows
+from datamodules.sources import read_records, row_check
+from otherside.candidates import key
+
+SHARE, MOST, FEWEST = 20, 500, 10  # held out: one of so many rows, at most so many, or none if fewer
+SAMPLE = 2000  # texts to measure lengths on
+TEXTS, PAIRS, HELD_OUT = "texts.jsonl", "pairs.jsonl", "heldout.jsonl"
+
+
+@dataclass
+class Written:
+    """What was written.
+
+    Args:
+        texts: rows of `TEXTS`: every text of the training rows once.
+        pairs: rows of `PAIRS`.
+        held_out: rows of `HELD_OUT`: pairs if there are any, else texts.
+        repeated: rows left out, as they were there before.
+        negatives: hard negatives of a pair, where they are most.
+        sample: some of the texts.
+        skipped: rows left out, as they are malformed.
+    """
+
+    texts: int = 0
+    pairs: int = 0
+    held_out: int = 0
+    repeated: int = 0
+    negatives: int = 0
+    sample: list[str] = field(default_factory=list)
+    skipped: Skipped = field(default_factory=Skipped)
+
+
+def write(found: Sequence[Found], folder: Path, on_bad_row: str = "raise") -> Written:
+    """Write `TEXTS`, `PAIRS` (if there are pairs) and `HELD_OUT` (if there is enough) into `folder`.
+
+    Held out are rows whose texts are in no other row, so that nothing of them is trained on: of pairs if there are
+    pairs, else of texts; those with the lowest keys, so that the choice depends on nothing but the texts.
+
+    Raises:
+        BadRow: a row is malformed, and `on_bad_row` is not "skip".
+        BadFile: a file cannot be read.
+    """
+    out = Written()
+    kind = "pair" if any(each.kind == "pair" for each in found) else "blank_ok"
+    held = _held_out(found, kind, on_bad_row, out)
+    every = max(1, out.texts // SAMPLE)  # so far an upper bound
+    out.texts, out.skipped = 0, Skipped()
+    rows_seen: set[int] = set()
+    texts_seen = {key(text) for row in held.values() for text in _asked(row)}
+    with (folder / TEXTS).open("w") as texts, (folder / PAIRS).open("w") as pairs:
+        for each, row in _rows(found, on_bad_row, out.skipped, "writing data"):
+            known = _key(row)
+            if known in held:
+                continue
+            if known in rows_seen:
+                out.repeated += 1
+                continue
+            rows_seen.add(known)
+            if each.kind == "pair":
+                _line(pairs, row)
+                out.pairs += 1
+                out.negatives = max(out.negatives, len(row["negatives"]))
+            for text in _texts(row):
+                if (number := key(text)) not in texts_seen:
+                    texts_seen.add(number)
+                    _line(texts, {"text": text})
+                    if out.texts % every == 0:
+                        out.sample.append(text)
+                    out.texts += 1
+    if held:
+        with (folder / HELD_OUT).open("w") as file:
+            for row in held.values():
+                _line(file, row)
+    if not out.pairs:
+        (folder / PAIRS).unlink()
+    out.held_out = len(held)
+    return out
+
+
+def _held_out(found: Sequence[Found], kind: str, on_bad_row: str, out: Written) -> dict[int, dict[str, Any]]:
+    """Rows to hold out, by their key; counts texts on the way."""
+    keys = array("q")  # of each row, and of its texts
+    others = array("q")  # texts of rows of another kind
+    for each, row in _rows(found, on_bad_row, Skipped(), "reading data"):
+        texts = [key(text) for text in _asked(row)]
+        out.texts += len(_texts(row))
+        if each.kind == kind:
+            keys.extend([_key(row), *texts])
+        else:
+            others.extend(texts)
+    rows = np.frombuffer(keys, np.int64).reshape(-1, 3 if kind == "pair" else 2)
+    rows = np.unique(rows, axis=0)
+    wanted = min(MOST, len(rows) // SHARE)
+    if wanted < FEWEST:
+        return {}
+    numbers, counts = np.unique(np.concatenate([rows[:, 1:].ravel(), others]), return_counts=True)
+    alone = np.isin(rows[:, 1:], numbers[counts == 1]).all(1)
+    chosen = set(np.sort(rows[alone, 0])[:wanted].tolist())
+    if len(chosen) < FEWEST:
+        return {}
+    held = {}
+    for each, row in _rows(found, on_bad_row, Skipped(), "choosing what is held out"):
+        if each.kind == kind and (known := _key(row)) in chosen:
+            held[known] = row
+    return held
+
+
+def _rows(
+    found: Sequence[Found], on_bad_row: str, skipped: Skipped, doing: str
+) -> Iterator[tuple[Found, dict[str, Any]]]:
+    """All good rows; a line with their number, where it takes long."""
+    with tqdm(desc=doing, unit=" rows", delay=2, mininterval=1, leave=False, file=sys.stderr) as bar:
+        for each in found:
+            records = read_records(each.source)
+            for row in checked_rows(records, row_check(each.source, each.kind), on_bad_row, skipped):
+                bar.update()
+                yield each, row
+
+
+def _asked(row: dict[str, Any]) -> list[str]:
+    """What must be in no other row."""
+    return [row["text"]] if "text" in row else [row["query"], row["positive"]]
+
+
+def _texts(row: dict[str, Any]) -> list[str]:
+    return [*_asked(row), *row.get("negatives", ())]
+
+
+def _key(row: dict[str, Any]) -> int:
+    return key("\0".join(_asked(row)))
+
+
+def _line(file: IO[str], row: dict[str, Any]) -> None:
+    file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,0 +1,116 @@
+"""What somebody's data file holds: texts or pairs, and which of its columns are our fields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from datamodules.rows import BadRow, Record
+from datamodules.sources import ROLES, Kind, Source, read_records
+
+# Names of columns, as published data sets have them; lower case, the first that are there are taken
+PAIRS = (
+    ("query", "positive"),
+    ("anchor", "positive"),
+    ("query", "document"),
+    ("query", "passage"),
+    ("query", "answer"),
+    ("query", "response"),
+    ("question", "answer"),
+    ("questions", "answers"),
+    ("question", "response"),
+    ("question", "passage"),
+    ("question", "context"),
+    ("instruction", "response"),
+    ("instruction", "output"),
+    ("prompt", "response"),
+    ("prompt", "completion"),
+    ("premise", "hypothesis"),
+    ("sentence1", "sentence2"),
+    ("sentence_a", "sentence_b"),
+    ("text1", "text2"),
+    ("title", "abstract"),
+    ("title", "body"),
+    ("title", "content"),
+    ("title", "text"),
+)
+NEGATIVES = ("negatives", "negative", "hard_negatives", "hard_negative")
+TEXTS = ("text", "sentence", "content", "document", "passage", "body", "abstract", "description")
+# Beside these two texts are more or less alike, or not at all: such rows are no pairs of a query and its positive
+GRADES = ("score", "label", "labels", "gold_label", "similarity", "similarity_score", "relatedness", "relevance")
+
+
+@dataclass(frozen=True)
+class Found:
+    """Rows of one kind in a file.
+
+    Args:
+        source: with our names of its columns.
+        kind: "pair", or "blank_ok" for texts.
+        note: what else a user should know of it.
+    """
+
+    source: Source
+    kind: Kind
+    note: str = ""
+
+    def __str__(self) -> str:
+        taken = ", ".join(f"{role} = {column}" for role, column in self.source.fields.items())
+        return f"{'pairs' if self.kind == 'pair' else 'texts'} ({taken})"
+
+
+def recognise(path: str, fields: dict[str, str] | None = None) -> list[Found]:
+    """What a file, glob or hub dataset holds, by the columns of its first row; more than one if several are texts.
+
+    Args:
+        path: see `Source`.
+        fields: our name of a field -> its column; None: those that are known are looked for.
+
+    Raises:
+        ValueError: nothing is known of its columns, or `fields` names none of ours.
+        BadFile: it cannot be read.
+    """
+    columns = {column.lower(): column for column in _columns(path)}
+    if fields is not None:
+        return [_named(path, fields)]
+    pair = next((pair for pair in PAIRS if set(pair) <= columns.keys()), None)
+    grade = next((name for name in GRADES if name in columns), None)
+    if pair and grade:
+        note = (
+            f"{columns[grade]} says how alike two texts are, so rows are read as texts, not as pairs. If each is a "
+            f"pair, pass --fields '{{query: {columns[pair[0]]}, positive: {columns[pair[1]]}}}'"
+        )
+        return [Found(Source(path, {"text": columns[name]}), "blank_ok", note) for name in pair]
+    if pair:
+        negatives = next((name for name in NEGATIVES if name in columns), None)
+        names = [*zip(("query", "positive"), pair, strict=True), *([("negatives", negatives)] if negatives else [])]
+        return [Found(Source(path, {role: columns[name] for role, name in names}), "pair")]
+    if text := next((name for name in TEXTS if name in columns), None):
+        return [Found(Source(path, {"text": columns[text]}), "blank_ok")]
+    raise ValueError(
+        f"--data must have columns whose meaning is known, such as question and answer, or text; {path} has "
+        f"{', '.join(columns.values()) or 'none'}. Name them: --fields '{{query: COLUMN, positive: COLUMN}}' or "
+        "'{text: COLUMN}'."
+    )
+
+
+def _named(path: str, fields: dict[str, str]) -> Found:
+    """With the columns that the user names."""
+    kind: Kind = "blank_ok" if "text" in fields else "pair"
+    needed = {"text"} if kind == "blank_ok" else {"query", "positive"}
+    if not needed <= set(fields) <= set(ROLES[kind]):
+        raise ValueError(
+            f"--fields must map text, or query and positive (and negatives), to columns; got {', '.join(fields)}"
+        )
+    return Found(Source(path, fields), kind)
+
+
+def _columns(path: str) -> list[str]:
+    """Of the first row that can be read."""
+    records: Iterator[Record] = read_records(Source(path))
+    first = None
+    for record in records:
+        if record.values is not None:
+            return list(record.values)
+        first = first or record
+    raise BadRow(f"{first.place}: {first.fault}." if first else f"--data must have rows; {path} has none.")

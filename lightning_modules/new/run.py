@@ -1,0 +1,86 @@
+"""Look at data, base and machine, and write a recipe for them."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lightning_modules.new.machine import Here, here
+from lightning_modules.new.stages import Data, HeldOut, Planned, plan
+from lightning_modules.new.write import about, stage_yaml
+from lightning_modules.sizing.command import needed
+from lightning_modules.sizing.job import Stage
+from lightning_modules.sizing.shape import read_shape
+from otherside.files import made_once, make_folder
+from otherside.tokenizer import load_tokenizer
+
+LONGEST = {True: 512, False: 128}  # tokens of a text, on GPUs and on CPUs
+
+
+def run_new(
+    recipe: Path, base: str, data: list[str], fields: dict[str, str] | None, hours: float, on_bad_row: str
+) -> None:
+    """What `lightning_modules.new.new` does, see there."""
+    if recipe.exists():
+        raise FileExistsError(f"RECIPE must be a new folder; {recipe} is there already. Name another, or remove it.")
+    if hours <= 0:
+        raise ValueError(f"--hours must be positive; got {hours}")
+    # By name, as a YAML has it: data modules and stages never import each other
+    recognise = import_module("datamodules.recognise").recognise
+    found = [each for path in data for each in recognise(path, fields)]
+    for each in found:
+        print(f"{each.source}: {each}", *([f"  note: {each.note}"] if each.note else []), sep="\n", flush=True)
+    shape, tokenizer = read_shape(base), load_tokenizer(base)
+    make_folder(recipe.parent, "the folder of RECIPE")
+
+    def fill(work: Path) -> None:
+        (work / "data").mkdir()
+        written = import_module("datamodules.heldout").write(found, work / "data", on_bad_row)
+        machine = here()
+        measured = _measured(written, tokenizer, machine)
+        stages = plan(shape, measured, machine, hours)
+        _write(stages, work, recipe, base, measured, machine)
+        _say(written, stages, recipe, machine)
+
+    made_once(recipe, fill)
+    print(f"\nnext: lightning recipe {shlex.quote(str(recipe))}")
+
+
+def _measured(written: Any, tokenizer: Any, machine: Here) -> Data:
+    """What the arithmetic needs of the data that were written."""
+    rows: dict[Stage, int] = {"mntp": written.texts, "simcse": written.texts}
+    rows |= {"supervised": written.pairs} if written.pairs else {}
+    lengths = [len(ids) for ids in tokenizer(written.sample, verbose=False)["input_ids"]]
+    most = int(np.quantile(lengths, 0.95)) if lengths else 0
+    length = min(max(32, -(-most // 32) * 32), LONGEST[bool(machine.gpus)])
+    held_out: HeldOut = ("pairs" if written.pairs else "texts") if written.held_out else None
+    return Data(rows, length, min(written.negatives, 4), held_out)
+
+
+def _write(stages: Sequence[Planned], work: Path, recipe: Path, base: str, data: Data, machine: Here) -> None:
+    """A YAML for each stage, which starts from the one before."""
+    model = base
+    for planned in stages:
+        stage = planned.job.stage
+        (work / f"{stage}.yaml").write_text(stage_yaml(planned, recipe, model, data.held_out, machine))
+        model = str(recipe / stage / "encoder")
+
+
+def _say(written: Any, stages: Sequence[Planned], recipe: Path, machine: Here) -> None:
+    counts = {"texts": written.texts, "pairs": written.pairs, "held out": written.held_out}
+    counts |= {"left out as repeated": written.repeated, "left out as malformed": written.skipped.count}
+    print(f"{recipe}/data: {', '.join(f'{count:,} {name}' for name, count in counts.items() if count)}")
+    for fault in written.skipped.first:
+        print(f"  {fault}")
+    print(f"for {machine.name}:")
+    for planned in stages:
+        job = planned.job
+        print(
+            f"  {recipe / job.stage}.yaml  {planned.steps} steps of {job.global_batch}, texts of up to {job.length} "
+            f"tokens: {about(planned)}, {needed(job, machine.machine):.1f} GB"
+        )

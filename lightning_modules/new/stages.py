@@ -1,0 +1,127 @@
+"""Settings of a recipe's stages: those of the shipped recipes, fitted to data, base and machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+from typing import Any, Literal
+
+from lightning_modules.new.machine import Here
+from lightning_modules.sizing.command import fitting, verdict
+from lightning_modules.sizing.job import STAGES, Job, Stage
+from lightning_modules.sizing.shape import Adapter, Shape
+from lightning_modules.sizing.speed import step_time
+
+HeldOut = Literal["pairs", "texts"] | None  # what rows are held out
+NAMES = {stage: name for name, stage in STAGES.items()}
+ROWS: dict[Stage, int] = {"mntp": 32, "simcse": 128, "supervised": 256}  # of a batch on GPUs; on CPUs 32
+EPOCHS: dict[Stage, int] = {"mntp": 1, "simcse": 1, "supervised": 3}
+FEWEST, MOST = 10, 1000  # steps; the published runs stop at 1,000
+SHORT = 40  # steps; fewer need the higher rates of configs/quickstart, more those of configs/evening
+LARGE = 1_000_000_000  # weights, from which on rates are the published ones
+RATES: dict[Stage, tuple[float, float, float]] = {  # quickstart, evening, published
+    "mntp": (1e-3, 5e-4, 5e-5),
+    "simcse": (5e-4, 3e-4, 3e-5),
+    "supervised": (5e-4, 3e-4, 2e-4),
+}
+TRAINERS: dict[str, dict[str, Any]] = {  # configs/trainer/, for folders where that is not
+    "cpu": {"accelerator": "cpu"},
+    "one-gpu": {"accelerator": "gpu"},
+    "ddp": {
+        "accelerator": "gpu",
+        "strategy": {"class_path": "lightning_modules.strategies.DDP", "init_args": {"timeout": 120}},
+    },
+    "fsdp2": {
+        "accelerator": "gpu",
+        "strategy": {"class_path": "lightning_modules.strategies.FSDP2", "init_args": {"timeout": 120}},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Data:
+    """What there is to train on.
+
+    Args:
+        rows: of training, by stage; stages without any are left out.
+        length: tokens of most of its texts.
+        negatives: hard negatives of a pair.
+        held_out: what there is to validate on.
+    """
+
+    rows: dict[Stage, int]
+    length: int
+    negatives: int
+    held_out: HeldOut
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage that fits the machine.
+
+    Args:
+        job: its size.
+        steps: of training.
+        seconds: of a step, as estimated.
+        rate: of learning, at its highest.
+        trainer: name of its preset in configs/trainer/.
+    """
+
+    job: Job
+    steps: int
+    seconds: float
+    rate: float
+    trainer: str
+
+
+def plan(shape: Shape, data: Data, here: Here, hours: float) -> list[Planned]:
+    """The stages that the data allow.
+
+    Args:
+        shape: of the base.
+        data: to train on.
+        here: the machine.
+        hours: of all stages together, as estimated; each gets the same share.
+
+    Raises:
+        ValueError: there are too few rows, or a stage does not fit the machine in any way.
+    """
+    seconds = hours * 3600 / len(data.rows)
+    return [_planned(stage, shape, data, here, seconds) for stage in data.rows]
+
+
+def _planned(stage: Stage, shape: Shape, data: Data, here: Here, seconds: float) -> Planned:
+    job = _job(stage, shape, data, here)
+    fits = fitting(job, here.machine)
+    if fits is None:
+        raise ValueError(f"--base must fit {here.name}, as a {stage} stage; it {verdict(job, here.machine)}.")
+    job = fits[1]
+    each = step_time(job, here.machine).total
+    epochs = ceil(data.rows[stage] * EPOCHS[stage] / job.global_batch)
+    steps = max(FEWEST, min(epochs, MOST, int(seconds / each)))
+    rate = RATES[stage][2 if shape.base >= LARGE else 1 if steps > SHORT else 0]
+    trainer = "cpu" if not here.gpus else "one-gpu" if here.gpus == 1 else job.strategy
+    return Planned(job, steps, each, rate, trainer)
+
+
+def _job(stage: Stage, shape: Shape, data: Data, here: Here) -> Job:
+    """As large as is usual; it need not fit."""
+    rows = data.rows[stage]
+    ranks = max(1, here.gpus)
+    batch = min(ROWS[stage] if here.gpus else 32, 1 << (rows // 2).bit_length() - 1)  # a power of 2
+    if rows < 4 or batch < ranks:
+        raise ValueError(f"--data must have at least {max(4, 2 * ranks)} rows for a {stage} stage here; got {rows}")
+    return Job(
+        stage=stage,
+        shape=shape,
+        adapter=Adapter(),
+        global_batch=batch,
+        length=data.length,
+        gpus=ranks,
+        dtype=here.dtype,
+        attention_dropout=0.3 if stage == "simcse" else 0.0,
+        chunk_tokens=8192 if here.gpus else 2048,
+        recompute="auto" if here.gpus else False,
+        negatives=data.negatives,
+        cuda=bool(here.gpus),
+    )

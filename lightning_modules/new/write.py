@@ -1,0 +1,118 @@
+"""A planned stage as a YAML that people read and change."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_modules.new.machine import Here
+from lightning_modules.new.stages import NAMES, TRAINERS, HeldOut, Planned
+from lightning_modules.sizing.command import needed
+
+PRESETS = Path(__file__).parents[2] / "configs" / "trainer"  # of a checkout
+PURPOSES = {
+    "mntp": "the base learns to use both sides of the context, on your texts.",
+    "simcse": "the mntp stage as a sentence encoder, without labels, on your texts.",
+    "supervised": "the simcse stage as an encoder of your queries and what answers them, on your pairs.",
+}
+BLOCKS = ("model", "data", "trainer", "init_args")  # one setting a line; others stand in one
+
+
+def stage_yaml(planned: Planned, recipe: Path, model: str, held_out: HeldOut, here: Here) -> str:
+    """The text of `recipe/STAGE.yaml`.
+
+    Args:
+        planned: what the stage is.
+        recipe: its folder, which is the runs' too.
+        model: the base, or the encoder folder it starts from.
+        held_out: the rows to validate on.
+        here: the machine.
+    """
+    job = planned.job
+    file = recipe / f"{job.stage}.yaml"
+    head = [
+        f"# Purpose:  {PURPOSES[job.stage]}",
+        f"# Hardware: {here.name}; {needed(job, here.machine):.1f} GB needed.",
+        f"# Expected: {about(planned)}, as estimated.",
+        f"# Command:  lightning fit --config {file}",
+    ]
+    return "\n".join([*head, *_lines(settings(planned, recipe, model, held_out))]) + "\n"
+
+
+def about(planned: Planned) -> str:
+    """Its time, for people."""
+    minutes = math.ceil(planned.steps * planned.seconds / 60)
+    return f"{minutes} minute{'s' * (minutes > 1)}" if minutes < 100 else f"{minutes / 60:.1f} hours"
+
+
+def settings(planned: Planned, recipe: Path, model: str, held_out: HeldOut) -> dict[str, Any]:
+    """All that the YAML says."""
+    job, steps = planned.job, planned.steps
+    preset = PRESETS / f"{planned.trainer}.yaml"
+    inside = preset.is_file() and recipe.resolve().is_relative_to(PRESETS.parents[1])
+    every = max(1, steps // 2)
+    backbone: dict[str, Any] = {"model": model}
+    backbone |= {"attention_dropout": job.attention_dropout} if job.attention_dropout else {}
+    backbone |= {"activation_checkpointing": True} if job.layers_again else {}
+    content = {
+        "model": {
+            "class_path": f"lightning_modules.{NAMES[job.stage]}",
+            "init_args": {
+                "backbone": backbone,
+                "lora": {"r": job.adapter.r, "alpha": 32, "dropout": job.adapter.dropout},
+                **({"masking": {"probability": job.masked}} if job.stage == "mntp" else {"loss": {"scale": 20}}),
+                "chunk_tokens": job.chunk_tokens,
+                **({} if job.recompute == "auto" else {"recompute": job.recompute}),
+                "optimizer": {
+                    "class_path": "torch.optim.AdamW",
+                    "init_args": {"lr": planned.rate, "weight_decay": 0.0},
+                },
+                "schedule": {"name": "linear", "warmup_steps": max(1, steps // 10), "total_steps": steps},
+            },
+        },
+        "data": {
+            "class_path": f"datamodules.{'Pairs' if job.stage == 'supervised' else 'Sentences'}",
+            "init_args": {
+                **_sources(job.stage, recipe / "data", held_out),
+                "global_batch_size": job.global_batch,
+                "max_length": job.length,
+                **({"negatives": job.negatives} if job.stage == "supervised" else {}),
+            },
+        },
+        "checkpoints": {"every_n_steps": every},
+        "trainer": {
+            **({} if inside else TRAINERS[planned.trainer]),
+            "devices": job.gpus,
+            "default_root_dir": str(recipe / job.stage),
+            "max_steps": steps,
+            "gradient_clip_val": 1.0,
+            "log_every_n_steps": max(1, steps // 20),
+            **({"val_check_interval": every, "check_val_every_n_epoch": None} if held_out else {}),
+        },
+    }
+    return ({"include": os.path.relpath(preset, recipe.resolve())} if inside else {}) | content
+
+
+def _sources(stage: str, data: Path, held_out: HeldOut) -> dict[str, Any]:
+    """Which of the recipe's own files are read."""
+    file = "pairs.jsonl" if stage == "supervised" else "texts.jsonl"
+    found: dict[str, Any] = {"sources": [{"path": str(data / file)}]}
+    if held_out:
+        as_texts = {"fields": {"text": "positive"}} if stage != "supervised" and held_out == "pairs" else {}
+        found["val_sources"] = [{"path": str(data / "heldout.jsonl"), **as_texts}]
+    return found
+
+
+def _lines(content: Mapping[str, Any], depth: int = 0) -> Iterator[str]:
+    for key, value in content.items():
+        if key in BLOCKS:
+            yield f"{'  ' * depth}{key}:"
+            yield from _lines(value, depth + 1)
+        else:
+            shown = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=math.inf, allow_unicode=True)
+            yield f"{'  ' * depth}{key}: {shown.strip().removesuffix('...').strip()}"

@@ -1,0 +1,39 @@
+"""Names that may be meant where one of a YAML is not known."""
+
+from __future__ import annotations
+
+import difflib
+from importlib import import_module
+
+from jsonargparse import ArgumentParser
+from lightning.pytorch import Trainer
+
+PACKAGES = ("lightning_modules", "datamodules", "lightning_modules.callbacks")
+SECTIONS = ("trainer", "model", "data", "checkpoints", "mteb", "include", "seed_everything")
+
+
+def classes() -> list[type]:
+    """What a YAML of ours may name by `class_path`."""
+    homes = [import_module(package) for package in PACKAGES]
+    return [kind for home in homes for name in home.__all__ if isinstance(kind := getattr(home, name), type)]
+
+
+def settings() -> set[str]:
+    """Names of settings of stages, data modules, callbacks and Lightning's trainer, those of their parts among them."""
+    parser = ArgumentParser()
+    for place, kind in enumerate([Trainer, *classes()]):
+        parser.add_class_arguments(kind, str(place), fail_untyped=False)
+    dests = [action.dest for action in parser._actions]
+    return {part for dest in dests for part in dest.split(".") if not part.isdigit()}
+
+
+def like(path: str) -> str:
+    """In words, what the first unknown name of a path of settings, or a class, may mean; "" where there is nothing."""
+    names = path.split(".")
+    for place, name in enumerate(names):
+        known = settings() if place or len(names) == 1 else {*SECTIONS}
+        known = {kind.__name__ for kind in classes()} if name[:1].isupper() else known
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.65)
+            return f"; did you mean {near[0]!r}?" if near else ""
+    return ""

@@ -1,0 +1,53 @@
+"""An export on the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from otherside.export.readme import FILE
+
+
+def push(export: Path, repo: str, private: bool = False, dry_run: bool = False) -> None:
+    """Upload an exported folder to the hub, as one commit. Log in before by `hf auth login`.
+
+    Args:
+        export: folder that `lightning export` wrote.
+        repo: ORG/NAME; made if it is not there.
+        private: make it a private one.
+        dry_run: only show what would go.
+
+    Raises:
+        FileNotFoundError: EXPORT is no exported folder.
+        ValueError: no repository can have this name.
+        ConnectionError: the hub does not take it.
+    """
+    if not (export / FILE).is_file() or not ModelCard.load(export / FILE).data.library_name:
+        raise FileNotFoundError(f"push needs a folder that `lightning export` wrote; {export} has no {FILE} of one")
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise ValueError(f"the repository must be ORG/NAME; got {repo!r}: {error}") from error
+    if "/" not in repo:
+        raise ValueError(f"the repository must be ORG/NAME; got {repo!r}")
+    files = sorted(file for file in export.rglob("*") if file.is_file())
+    for file in files:
+        print(f"{file.stat().st_size / 1e6:10.2f} MB  {file.relative_to(export)}")
+    print(f"{sum(file.stat().st_size for file in files) / 1e6:10.2f} MB  {len(files)} files")
+    if dry_run:
+        print(f"{repo}: nothing was sent")
+        return
+    said = (export / FILE).read_text().replace(f'"{export.name}"', f'"{repo}"')  # how to open it there
+    parts = {file.relative_to(export).as_posix(): said.encode() if file == export / FILE else file for file in files}
+    operations = [CommitOperationAdd(name, content) for name, content in parts.items()]
+    try:
+        api = HfApi()
+        api.create_repo(repo, private=private, exist_ok=True)
+        done = api.create_commit(repo, operations, commit_message="Upload an encoder")
+    except (HfHubHTTPError, OSError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ConnectionError(f"the hub must take {repo}, and does not: {first} Log in by `hf auth login`.") from error
+    print(done.commit_url)

@@ -1,0 +1,83 @@
+"""Rows are copied once, and nothing of what is held out is trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datamodules.heldout import HELD_OUT, PAIRS, TEXTS, Written, write
+from datamodules.recognise import recognise
+from datamodules.rows import BadRow
+
+
+def rows(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def written(folder: Path, name: str, lines: list[dict[str, Any]], **options: str) -> Written:
+    (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "out").mkdir(exist_ok=True)
+    return write(recognise(str(folder / name)), folder / "out", **options)
+
+
+def pairs(count: int) -> list[dict[str, Any]]:
+    """Of which one in three has an answer that others have too."""
+    return [
+        {"question": f"question {i}", "answer": f"answer {i if i % 3 else 0}", "negative": f"other {i % 9}"}
+        for i in range(count)
+    ]
+
+
+def test_pairs_are_split_and_their_texts_listed(tmp_path: Path) -> None:
+    made = written(tmp_path, "a.jsonl", pairs(300))
+    trained, held, texts = (rows(tmp_path / "out" / name) for name in (PAIRS, HELD_OUT, TEXTS))
+    assert (made.pairs, made.held_out, made.repeated, made.negatives) == (285, 15, 0, 1)
+    assert len(trained) == 285 and len(held) == 15 and made.texts == len(texts)
+    assert set(trained[0]) == {"query", "positive", "negatives"}
+    asked = {text for row in held for text in (row["query"], row["positive"])}
+    seen = {text for row in trained for text in (row["query"], row["positive"])}
+    assert not asked & (seen | {row["text"] for row in texts})
+    assert {row["text"] for row in texts} == seen | {f"other {i}" for i in range(9)}
+    assert len(texts) == len({row["text"] for row in texts}) and set(made.sample) <= {row["text"] for row in texts}
+
+
+def test_the_order_of_rows_changes_nothing(tmp_path: Path) -> None:
+    written(tmp_path, "a.jsonl", pairs(300))
+    once = rows(tmp_path / "out" / HELD_OUT)
+    written(tmp_path, "a.jsonl", pairs(300)[::-1])
+    assert sorted(map(str, once)) == sorted(map(str, rows(tmp_path / "out" / HELD_OUT)))
+
+
+def test_repeated_rows_are_left_out(tmp_path: Path) -> None:
+    made = written(tmp_path, "a.jsonl", pairs(60) + pairs(5))
+    assert (made.pairs, made.repeated, made.held_out) == (60, 5, 0)
+
+
+def test_few_rows_are_all_trained_on(tmp_path: Path) -> None:
+    assert written(tmp_path, "a.jsonl", pairs(199)).held_out == 0
+    assert not (tmp_path / "out" / HELD_OUT).exists()
+
+
+def test_rows_that_share_their_texts_are_not_held_out(tmp_path: Path) -> None:
+    one_answer = [{"question": f"question {i}", "answer": "See the manual."} for i in range(400)]
+    assert written(tmp_path, "a.jsonl", one_answer).held_out == 0
+
+
+def test_texts_alone(tmp_path: Path) -> None:
+    made = written(tmp_path, "a.jsonl", [{"text": f"text {i}"} for i in range(400)] + [{"text": " "}])
+    assert (made.texts, made.pairs, made.held_out) == (380, 0, 20)
+    assert not (tmp_path / "out" / PAIRS).exists()
+    assert not {row["text"] for row in rows(tmp_path / "out" / HELD_OUT)} & {
+        row["text"] for row in rows(tmp_path / "out" / TEXTS)
+    }
+
+
+def test_malformed_rows(tmp_path: Path) -> None:
+    bad = [*pairs(10), {"question": "a", "answer": ""}]
+    with pytest.raises(BadRow, match=r"a\.jsonl, line 11: field 'answer' must hold a text"):
+        written(tmp_path, "a.jsonl", bad)
+    made = written(tmp_path, "a.jsonl", bad, on_bad_row="skip")
+    assert (made.pairs, made.skipped.count) == (10, 1)

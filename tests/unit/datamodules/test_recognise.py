@@ -1,0 +1,77 @@
+"""What data files of others hold, by the names of their columns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from datamodules.recognise import recognise
+from datamodules.rows import BadFile, BadRow
+
+
+def columns(folder: Path, *names: str) -> str:
+    """A CSV with these columns and one row."""
+    (folder / "a.csv").write_text(",".join(names) + "\n" + ",".join(f"text {name}" for name in names) + "\n")
+    return str(folder / "a.csv")
+
+
+@pytest.mark.parametrize(
+    ("names", "kind", "fields"),
+    [
+        (("question", "answer"), "pair", {"query": "question", "positive": "answer"}),
+        (("id", "Question", "Answer"), "pair", {"query": "Question", "positive": "Answer"}),
+        (("anchor", "positive"), "pair", {"query": "anchor", "positive": "positive"}),
+        (("query", "answer", "negative"), "pair", {"query": "query", "positive": "answer", "negatives": "negative"}),
+        (("query", "positive", "scores"), "pair", {"query": "query", "positive": "positive"}),
+        (("sentence1", "sentence2"), "pair", {"query": "sentence1", "positive": "sentence2"}),
+        (("title", "text"), "pair", {"query": "title", "positive": "text"}),
+        (("id", "text"), "blank_ok", {"text": "text"}),
+        (("Content", "author"), "blank_ok", {"text": "Content"}),
+    ],
+)  # fmt: skip
+def test_known_columns(names: tuple[str, ...], kind: str, fields: dict[str, str], tmp_path: Path) -> None:
+    (found,) = recognise(columns(tmp_path, *names))
+    assert (found.kind, found.source.fields, found.note) == (kind, fields, "")
+
+
+def test_graded_pairs_are_texts(tmp_path: Path) -> None:
+    first, second = recognise(columns(tmp_path, "sentence1", "sentence2", "score"))
+    assert [each.source.fields for each in (first, second)] == [{"text": "sentence1"}, {"text": "sentence2"}]
+    assert first.kind == second.kind == "blank_ok"
+    assert "score says how alike" in first.note and "{query: sentence1, positive: sentence2}" in first.note
+
+
+def test_named_columns_win(tmp_path: Path) -> None:
+    path = columns(tmp_path, "Frage", "Antwort", "text")
+    (found,) = recognise(path, {"query": "Frage", "positive": "Antwort"})
+    assert found.kind == "pair" and str(found) == "pairs (query = Frage, positive = Antwort)"
+    with pytest.raises(ValueError, match=r"--fields must map text, or query and positive .* got query"):
+        recognise(path, {"query": "Frage"})
+
+
+def test_unknown_columns_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a.csv has Frage, Antwort. Name them: --fields"):
+        recognise(columns(tmp_path, "Frage", "Antwort"))
+
+
+def test_every_format(tmp_path: Path) -> None:
+    row = {"question": "a", "answer": "b"}
+    pq.write_table(pa.table({name: [text] for name, text in row.items()}), tmp_path / "a.parquet")
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    (tmp_path / "a.tsv").write_text("question\tanswer\na\tb\n")
+    assert {recognise(str(tmp_path / f"a.{kind}"))[0].kind for kind in ("parquet", "jsonl", "tsv")} == {"pair"}
+    (tmp_path / "a.txt").write_text("a\n")
+    assert recognise(str(tmp_path / "a.txt"))[0].kind == "blank_ok"
+
+
+def test_nothing_to_read(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text\n")
+    with pytest.raises(BadFile, match="must have rows"):
+        recognise(str(tmp_path / "a.csv"))
+    (tmp_path / "a.jsonl").write_text("[1]\n")
+    with pytest.raises(BadRow, match=r"a\.jsonl, line 1: a row must be a JSON object"):
+        recognise(str(tmp_path / "a.jsonl"))

@@ -1,0 +1,206 @@
+"""Files for llama.cpp, run by llama-cpp-python."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from exports import TEXTS, relative, trained
+from tiny import SMOLLM2
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from otherside.encoder import Encoder
+from otherside.export import TEXTS as MANY
+from otherside.export import ParityError, export, gguf
+from otherside.pooling import Pooling
+
+Llama = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python").Llama
+
+
+def opened(folder: Path, size: int = 64) -> Any:
+    return Llama(str(folder / "model.gguf"), embedding=True, n_ctx=size, n_batch=size, n_ubatch=size, verbose=False)
+
+
+def test_the_kept_sink_is_in_it(tiny_llama_sink: Path, tmp_path: Path) -> None:
+    ours = Encoder.load(tiny_llama_sink)
+    assert ours.backbone.sink is not None
+    export(str(tiny_llama_sink), tmp_path / "out", kind="gguf")
+    assert relative(np.array(opened(tmp_path / "out").embed(TEXTS)), ours.encode(TEXTS)) < 1e-4
+
+
+@pytest.mark.parametrize("base", ["tiny_llama", "tiny_llama_bos"])
+@pytest.mark.parametrize("attention", ["bidirectional", "causal"])
+@pytest.mark.parametrize(("pooling", "pool_start"), [("mean", True), ("last_token", True), ("last_token", False)])
+def test_llama_cpp_gives_the_same_vectors(
+    pooling: Pooling,
+    pool_start: bool,
+    attention: str,
+    base: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    folder = trained(request.getfixturevalue(base), tmp_path / "encoder", pooling, attention, pool_start)
+    export(folder, tmp_path / "out", kind="gguf")
+    texts = [*TEXTS, "A text that spells </s> is text.", "One long text that has to be cut. " * 30]
+    ours = Encoder.load(folder)
+    model = opened(tmp_path / "out")
+    assert relative(np.array(model.embed(texts)), ours.encode(texts)) < 1e-4
+    other = Encoder.load(folder, attention="causal" if attention == "bidirectional" else "bidirectional")
+    assert relative(other.encode(TEXTS), ours.encode(TEXTS)) > 1e-3
+    if pooling == "last_token":
+        prompted = np.array(model.embed([f"Find this:\n{text}" for text in TEXTS]))
+        assert relative(prompted, ours.encode(TEXTS, instruction="Find this:\n")) < 1e-4
+
+
+def words(pattern: str) -> Any:
+    bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), bytewise])
+
+
+BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
+DIGITS = pre_tokenizers.Digits(individual_digits=True)
+LLAMA_3, QWEN_2 = (words(pattern) for pattern in gguf.SPLITS)
+CUTS = {"gpt-2": BYTES, "smollm": pre_tokenizers.Sequence([DIGITS, BYTES]), "llama-bpe": LLAMA_3, "qwen2": QWEN_2}
+
+
+def base(folder: Path, raw: Tokenizer, **config: Any) -> Path:
+    """A tiny Llama with this tokenizer."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>")
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, **config)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def bytewise(cuts: Any) -> Tokenizer:
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = cuts
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=900, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    raw.train_from_iterator(
+        [*MANY, "12 123 1234 12345 123456 2026 2026", "I'VE they'll IT'S\r\n\r\nend  \n\n  x"], trainer
+    )
+    return raw
+
+
+def pieces() -> Tokenizer:
+    """As SentencePiece's of Llama 2 are in tokenizer.json: bytes for what is unknown, a space before the text."""
+    raw = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    names = ["<unk>", "<s>", "</s>"]
+    special = [*names, *(f"<0x{i:02X}>" for i in range(256))]
+    raw.train_from_iterator(MANY[:10], trainers.BpeTrainer(vocab_size=700, special_tokens=special, show_progress=False))
+    content = json.loads(raw.to_str())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] in names]
+    content["pre_tokenizer"]["split"] = False
+    return Tokenizer.from_str(json.dumps(content))
+
+
+MORE = [
+    "12345 and 2026",
+    "I'VE they'll IT'S",
+    "line\r\n\r\nend  \n\n  x",
+    "Ünïcödé 東京 👩‍🔬 x",
+    "x" * 30,
+    "a\u00a0b\t\tc",
+]
+
+
+@pytest.mark.parametrize("name", [*CUTS, "pieces"])
+def test_texts_are_read_alike(name: str, tmp_path: Path) -> None:
+    raw = pieces() if name == "pieces" else bytewise(CUTS[name])
+    export(str(base(tmp_path / "base", raw)), tmp_path / "out", kind="gguf")
+    model, ours = opened(tmp_path / "out"), Encoder.load(tmp_path / "base").tokenizer
+    for text in [*MANY[:-1], *MORE]:
+        assert model.tokenize(text.encode()) == ours(text)["input_ids"], text
+    if name != "pieces":
+        assert gguf.pre_tokenizer(json.loads(ours.backend_tokenizer.to_str())) == name
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0},
+        {
+            "rope_type": "llama3",
+            "rope_theta": 5e5,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    ],
+)
+def test_positions(rope: dict[str, Any], tmp_path: Path) -> None:
+    folder = base(tmp_path / "base", bytewise(BYTES), rope_parameters=rope)
+    export(str(folder), tmp_path / "out", kind="gguf")
+    text = ["One long text. " * 40]
+    found = np.array(opened(tmp_path / "out", 512).embed(text))
+    assert relative(found, Encoder.load(folder).encode(text)) < 1e-4
+
+
+@pytest.mark.parametrize(("dtype", "share"), [("float16", 0.55), ("q8_0", 0.32)])
+def test_fewer_bits(dtype: Any, share: float, tiny_llama: Path, tmp_path: Path) -> None:
+    folder = trained(tiny_llama, tmp_path / "encoder")
+    export(folder, tmp_path / "whole", kind="gguf")
+    export(folder, tmp_path / "out", kind="gguf", dtype=dtype)
+    found, expected = np.array(opened(tmp_path / "out").embed(TEXTS)), Encoder.load(folder).encode(TEXTS)
+    assert 1e-5 < relative(found, expected) < 0.1
+    small, large = ((tmp_path / name / "model.gguf").stat().st_size for name in ("out", "whole"))
+    assert small < share * large
+    assert [path.name for path in (tmp_path / "out").glob("*.gguf")] == ["model.gguf"]
+
+
+def test_what_the_readme_says_runs(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export(trained(tiny_llama, tmp_path / "encoder"), tmp_path / "out", kind="gguf")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "library_name: llama.cpp" in text
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(text.split("```python\n")[1].split("```")[0], found)
+    assert np.array(found["vectors"]).shape == (2, 64)
+
+
+def test_other_weights_are_refused(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gguf, "interleaved", lambda weight, _: weight)
+    with pytest.raises(ParityError, match="must equal the encoder's"):
+        export(trained(tiny_llama, tmp_path / "encoder"), tmp_path / "out", kind="gguf")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_llama_cpp_cannot_do_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match=r"cannot leave a start token out of the mean.*--kind=onnx"):
+        export(trained(tiny_llama, tmp_path / "a", pool_start=False), out, kind="gguf")
+    with pytest.raises(ValueError, match=r"as llama.cpp pools; got weighted_mean.*--kind=onnx"):
+        export(trained(tiny_llama, tmp_path / "b", "weighted_mean"), out, kind="gguf")
+    with pytest.raises(ValueError, match=r"--dtype must be one of float32, float16, q8_0 with --kind=gguf; got int8"):
+        export(str(tiny_llama), out, kind="gguf", dtype="int8")
+    encoder = Encoder.load(tiny_llama)
+    encoder.backbone.lm.config.rope_parameters = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}
+    with pytest.raises(ValueError, match="takes rope_type default, linear, llama3; got yarn"):
+        gguf.check(encoder)
+    encoder.backbone.lm.config.sliding_window = 8
+    with pytest.raises(ValueError, match="takes llama and mistral without sliding windows"):
+        gguf.check(encoder)
+    read = json.loads(encoder.tokenizer.backend_tokenizer.to_str())
+    with pytest.raises(ValueError, match=r"this one has Whitespace\. Export --kind=onnx"):
+        gguf.pre_tokenizer({**read, "pre_tokenizer": {"type": "Whitespace"}})
+
+
+def test_missing_packages_are_named(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gguf, "find_spec", lambda name: None if name == "llama_cpp" else name)
+    with pytest.raises(ModuleNotFoundError, match=r"no llama-cpp-python\. .*otherside\[gguf\]"):
+        export(str(tiny_llama), tmp_path / "out", kind="gguf")
+
+
+@pytest.mark.slow
+def test_a_real_llama(tmp_path: Path) -> None:
+    export(SMOLLM2, tmp_path / "out", kind="gguf", dtype="q8_0")
+    found, expected = np.array(opened(tmp_path / "out", 512).embed(TEXTS)), Encoder.load(SMOLLM2).encode(TEXTS)
+    cosines = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
+    assert cosines.min() > 0.99

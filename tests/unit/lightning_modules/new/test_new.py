@@ -1,0 +1,151 @@
+"""A recipe for somebody's data: what is in it, that it fits, and that it trains."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import runs
+import yaml
+
+from lightning_modules import recipe
+from lightning_modules.includes import read_settings
+from lightning_modules.new.machine import Here, here
+from lightning_modules.new.stages import TRAINERS, Data, plan
+from lightning_modules.new.write import PRESETS, settings, stage_yaml
+from lightning_modules.sizing.command import needed
+from lightning_modules.sizing.job import read_job
+from lightning_modules.sizing.shape import Shape, read_shape
+from lightning_modules.sizing.speed import Machine
+
+SHAPES = Path(__file__).parents[4] / "benchmarks" / "shapes"
+DATA = Data({"mntp": 20_000, "simcse": 20_000, "supervised": 10_000}, 128, 1, "pairs")
+CPU = Here("2 CPU cores, 16 GB", 0, "float32", Machine(16, 2, 5e10, 0.5))
+
+
+def gpus(count: int, memory: float = 80) -> Here:
+    return Here(f"{count} GPUs", count, "bfloat16", Machine(memory, 4))
+
+
+def faq(folder: Path, rows: int = 240, header: tuple[str, str] = ("question", "answer")) -> str:
+    with (folder / "faq.csv").open("w") as file:
+        lines = csv.writer(file)
+        lines.writerow(header)
+        lines.writerows((f"How do I reset device {i}?", f"Hold the button of device {i}.") for i in range(rows))
+    return "faq.csv"
+
+
+@pytest.mark.slow
+def test_a_recipe_from_a_csv_trains(tmp_path: Path, tiny_llama: Path) -> None:
+    """All that the README asks a newcomer to type."""
+    output = runs.run("new", "runs/mine", "--base", tiny_llama, "--data", faq(tmp_path), cwd=tmp_path)
+    assert "faq.csv: pairs (query = question, positive = answer)" in output
+    assert "runs/mine/data: 456 texts, 228 pairs, 12 held out" in output
+    assert output.splitlines()[-1] == "next: lightning recipe runs/mine"
+    for stage in ("mntp", "simcse", "supervised"):
+        assert "fits in 80 GB" in runs.run("size", f"runs/mine/{stage}.yaml", cwd=tmp_path)
+    short = ["--trainer.max_steps", "2", "--model.schedule.total_steps", "2", "--model.schedule.warmup_steps", "1"]
+    runs.run("recipe", "runs/mine", *short, "--trainer.val_check_interval", "2", cwd=tmp_path, timeout=280)
+    for stage in ("mntp", "simcse", "supervised"):
+        assert (tmp_path / "runs/mine" / stage / "encoder" / "encoder.json").is_file()
+
+
+def test_texts_alone_have_no_supervised_stage(tmp_path: Path, tiny_llama: Path) -> None:
+    runs.write_data(tmp_path)
+    runs.run("new", "mine", "--base", tiny_llama, "--data", "sentences.txt", cwd=tmp_path)
+    assert sorted(file.name for file in (tmp_path / "mine").glob("*.yaml")) == ["mntp.yaml", "simcse.yaml"]
+    assert [stage.root for stage in recipe.stages(tmp_path / "mine")] == ["mine/mntp", "mine/simcse"]
+
+
+def test_several_files_and_names_of_columns(tmp_path: Path, tiny_llama: Path) -> None:
+    faq(tmp_path, 40, ("Frage", "Antwort"))
+    (tmp_path / "more.csv").write_text("Frage,Antwort\nWann?,Um acht.\n")
+    names = ["--fields", "{query: Frage, positive: Antwort}"]
+    output = runs.run("new", "mine", "--data", "faq.csv", "more.csv", "--base", tiny_llama, *names, cwd=tmp_path)
+    assert "mine/data: 82 texts, 41 pairs" in output
+
+
+def test_a_failure_leaves_nothing(tmp_path: Path, tiny_llama: Path) -> None:
+    (tmp_path / "faq.csv").write_text("question,answer\nWhen?,At eight.\nWhere?,\n")
+    status, output = runs.start("new", "mine", "--base", tiny_llama, "--data", "faq.csv", cwd=tmp_path).wait()
+    assert status == 1 and "faq.csv, line 3: field 'answer' must hold a text" in output
+    assert not (tmp_path / "mine").exists() and not list(tmp_path.glob(".mine*"))
+
+
+@pytest.mark.parametrize("machine", [CPU, gpus(1), gpus(8), gpus(1, 12)], ids=["cpu", "1", "8", "small"])
+@pytest.mark.parametrize("held_out", ["pairs", None])
+def test_what_is_written_is_what_was_sized(machine: Here, held_out: str | None, tmp_path: Path) -> None:
+    """The YAML, read by `lightning size`, is the stage that was fitted; the type is the machine's."""
+    data = replace(DATA, held_out=held_out)
+    base = str(SHAPES / "sheared-llama-1.3b")
+    stages = plan(read_shape(base), data, machine, 10)
+    for planned in stages:
+        text = stage_yaml(planned, tmp_path, base, data.held_out, machine)
+        (tmp_path / f"{planned.job.stage}.yaml").write_text(text)
+    for planned in stages:
+        job = read_job(tmp_path / f"{planned.job.stage}.yaml")
+        left = replace(job, dtype=machine.dtype, activation_checkpointing=planned.job.activation_checkpointing)
+        assert left == planned.job and job.layers_again == planned.job.layers_again
+        assert needed(planned.job, machine.machine) <= machine.machine.memory
+
+
+def test_a_small_gpu_gets_less_at_once() -> None:
+    shape = read_shape(str(SHAPES / "sheared-llama-1.3b"))
+    large, small = (plan(shape, DATA, machine, 10)[2].job for machine in (gpus(1), gpus(1, 12)))
+    assert large.global_batch == small.global_batch == 256
+    assert large.chunk_tokens == 8192
+    assert small.layers_again or (small.chunk_tokens or 0) < 8192
+
+
+def test_a_base_that_fits_no_gpu_is_sharded() -> None:
+    shape = read_shape(str(SHAPES / "llama-3.1-70b"))
+    assert plan(shape, DATA, gpus(8), 10)[0].trainer == "fsdp2"
+    with pytest.raises(ValueError, match="--base must fit 1 GPUs, as a mntp stage; it does not fit in 80 GB"):
+        plan(shape, DATA, gpus(1), 10)
+
+
+def test_steps_follow_data_and_time() -> None:
+    shape = read_shape(str(SHAPES / "tiny"))
+    few = plan(shape, replace(DATA, rows={"mntp": 640}), CPU, 100)[0]
+    assert (few.job.global_batch, few.steps, few.rate) == (32, 20, 1e-3)
+    assert plan(shape, replace(DATA, rows={"mntp": 10**6}), CPU, 100)[0].steps == 1000
+    slow = replace(CPU, machine=replace(CPU.machine, flops=1e6))
+    assert plan(shape, DATA, slow, 1)[0].steps == 10
+    assert plan(shape, replace(DATA, rows={"supervised": 9}), CPU, 1)[0].job.global_batch == 4
+    with pytest.raises(ValueError, match="--data must have at least 4 rows for a mntp stage here; got 3"):
+        plan(shape, replace(DATA, rows={"mntp": 3}), CPU, 1)
+
+
+def test_large_bases_have_the_published_rates() -> None:
+    shape = read_shape(str(SHAPES / "sheared-llama-1.3b"))
+    assert [stage.rate for stage in plan(shape, DATA, gpus(8), 10)] == [5e-5, 3e-5, 2e-4]
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_trainers_are_those_of_configs(name: str) -> None:
+    assert TRAINERS[name] == {
+        k: v for k, v in read_settings(PRESETS / f"{name}.yaml")["trainer"].items() if k != "devices"
+    }
+
+
+def test_presets_are_included_inside_a_checkout(tmp_path: Path) -> None:
+    planned = plan(read_shape(str(SHAPES / "tiny")), DATA, CPU, 1)[0]
+    inside = settings(planned, PRESETS.parents[1] / "runs" / "mine", "base", None)
+    assert inside["include"] == "../../configs/trainer/cpu.yaml" and "accelerator" not in inside["trainer"]
+    outside = settings(planned, tmp_path / "mine", "base", None)
+    assert "include" not in outside and outside["trainer"]["accelerator"] == "cpu"
+
+
+def test_yamls_are_short_and_have_a_header(tmp_path: Path) -> None:
+    for planned in plan(Shape(576, 1536, 30, 9, 3, 64, 49152, tied=True), DATA, gpus(2), 1):
+        lines = stage_yaml(planned, tmp_path, "base", "pairs", gpus(2)).splitlines()
+        assert [line.split()[1] for line in lines[:4]] == ["Purpose:", "Hardware:", "Expected:", "Command:"]
+        assert len(lines) <= 40 and yaml.safe_load("\n".join(lines))
+
+
+def test_this_machine_is_described() -> None:
+    found = here()
+    assert found.gpus == 0 and "CPU core" in found.name  # conftest hides GPUs
+    assert 0.5 < found.machine.memory < 1e5 and 1e8 < found.machine.flops < 1e15
