@@ -319,7 +319,7 @@ def write(stem: Path, device: str, shape: str, found: dict[str, list[Row]]) -> N
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="+", default=["smollm2-135m", "sheared-llama-1.3b", "llama-3.1-8b"])
-    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="of the report")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="of correctness; speed: the last")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--tokens", type=int, default=16384, help="of a step")

@@ -40,6 +40,8 @@ from otherside.weights import card_of
 
 Item = TypeVar("Item")
 
+FACTORS = "factors"  # in a checkpoint, what rescales vectors
+
 
 def adamw(parameters: Any) -> torch.optim.Optimizer:
     """The default optimizer."""
@@ -344,6 +346,7 @@ class EncoderModule(pl.LightningModule, ABC):
         kept = self.trainable()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
         checkpoint[ENCODER] = self.save_encoder  # for FolderCheckpointIO, which calls it where it writes
+        checkpoint[FACTORS] = self.encoder.factors
 
     def save_encoder(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
         """Write the encoder that the module has with these weights, named as in `state_dict`."""
@@ -365,6 +368,8 @@ class EncoderModule(pl.LightningModule, ABC):
                 f"as {first}: {found.get(first, 'missing')} instead of {expected.get(first, 'none')}. Was model.lora "
                 "or model.frozen_layers changed? Set it back, or start in a new trainer.default_root_dir."
             )
+        # Of the model as the stage began, which is no longer there where its own weights are trained
+        self.encoder.factors = checkpoint.get(FACTORS, self.encoder.factors)
 
     @override
     def on_train_start(self) -> None:

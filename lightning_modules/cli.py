@@ -32,6 +32,7 @@ All stages, and what they did:
 
 Your own data:
   new         RECIPE --base MODEL --data FILE...    a recipe for your texts or pairs and this machine; then `recipe`
+  check-data  CONFIG|FILE...                        counts, lengths, duplicates, and test texts among training texts
 
 Before a large run:
   mine      ENCODER PAIRS --out FILE.jsonl    hard negatives for a file of pairs
@@ -44,6 +45,7 @@ TRAINING = ("fit", "validate", "test", "predict")
 # Where they are, and arguments that are positional or take several words
 FUNCTIONS: dict[str, tuple[str, dict[str, str | None]]] = {
     "new": ("lightning_modules.new:new", {"recipe": None, "--data": "+"}),
+    "check-data": ("lightning_modules.check_data:check_data", {"inputs": "+"}),
     "probe": ("otherside.probing:probe", {"encoders": "+"}),
     "report": ("lightning_modules.report:report", {"runs": "+"}),
     "soup": ("otherside.soup:soup", {"encoders": "+"}),

@@ -9,7 +9,7 @@ import traceback
 from pathlib import Path
 from typing import get_args
 
-from lightning_modules import suggestions
+from lightning_modules.cli import TRAINING
 from lightning_modules.sizing.job import Strategy
 
 OURS = tuple(str(Path(__file__).parents[1] / p) for p in ("otherside", "lightning_modules", "datamodules"))
@@ -144,8 +144,10 @@ def _settings(text: str, command: str) -> str:
     if got and not any("; got" in line for line in wrong):
         wrong[-1:] = [f"{line}; got {got[1]}" for line in wrong[-1:]]
     said = ", or ".join([*wrong[:1], *(line.removeprefix("must be ") for line in wrong[1:])])
-    if (name := re.search(UNKNOWN, said)) and "did you mean" not in said:
-        said += suggestions.like(name[1])
+    if command in TRAINING and (name := re.search(UNKNOWN, said)) and "did you mean" not in said:
+        from lightning_modules.suggestions import like  # all that a YAML may name, which other commands never import
+
+        said += like(name[1])
     where = ".".join(keys) + (f" ({classes[-1]})" if classes else "")
     helpful = (
         keys and classes and keys[0] in HELPFUL and " has no '" not in said

@@ -11,7 +11,6 @@ import time
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,7 +31,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 import lightning_modules.strategies  # noqa: F401  # their names in trainer.strategy
-from lightning_modules import wandb
+from lightning_modules import suggestions, wandb
 from lightning_modules.base import EncoderModule
 from lightning_modules.callbacks import (
     MTEB,
@@ -247,12 +246,17 @@ class LastToo(ModelCheckpoint):
 
 def classes() -> str:
     """What a YAML may name, a line each, for the help; once imported, they are known by their short names too."""
-    homes = [import_module(package) for package in ("lightning_modules", "datamodules")]
-    ours = [getattr(home, name) for home in homes for name in home.__all__]
-    kinds = {"--model": LightningModule, "--data": LightningDataModule}
-    found = [(option, kind) for option, base in kinds.items() for kind in ours if issubclass(kind, base)]
-    found += [("--trainer.callbacks+", kind) for kind in (Probing, Embeddings)]
-    lines = [f"  {option} {kind.__name__:11} {str(kind.__doc__).splitlines()[0]}" for option, kind in found]
+    bases: dict[str, Any] = {
+        "--model": LightningModule,
+        "--data": LightningDataModule,
+        "--trainer.callbacks+": (Probing, Embeddings),
+    }
+    lines = [
+        f"  {option} {kind.__name__:11} {str(kind.__doc__).splitlines()[0]}"
+        for option, base in bases.items()
+        for kind in suggestions.classes()
+        if issubclass(kind, base)
+    ]
     return "\n".join(["Stages, data and callbacks:", *lines, "", "--model.help NAME, and so on, list settings."])
 
 

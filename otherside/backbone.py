@@ -267,8 +267,8 @@ class Backbone(nn.Module):
             return self.kernel not in UNPADDED
         if getattr(self.lm.config, "attn_logit_softcapping", None) is not None:
             return True
-        layers: list[Any] = [module for module in self.lm.modules() if hasattr(module, "attention_dropout")]
-        dropout = layers[0].attention_dropout if layers else 0.0
+        layer: Any = next((module for module in self.lm.modules() if hasattr(module, "attention_dropout")), None)
+        dropout = layer.attention_dropout if layer is not None else 0.0
         return best_kernel(device, self.dtype, 0, dropout) not in UNPADDED
 
     @property

@@ -134,8 +134,13 @@ case(
     "unknown section",
     lambda bad: bad.fit(trianer={"max_steps": 3}),
     "no setting 'trianer.max_steps'; did you mean 'trainer'?",
+    "--help",
 )
-case("unknown trainer setting", lambda bad: bad.fit(**{"trainer.max_stepz": 3}), "did you mean 'max_steps'? `lightning")
+case(
+    "unknown trainer setting",
+    lambda bad: bad.fit(**{"trainer.max_stepz": 3}),
+    "no setting 'trainer.max_stepz'; did you mean 'max_steps'?",
+)
 case(
     "unknown model setting",
     lambda bad: bad.model(chunk_token=3),
@@ -190,7 +195,7 @@ case(
     lambda bad: bad.model(**{"backbone.start_token": "<bos>"}),
     "backbone.start_token must be auto, null or a token of the vocabulary, such as '<s>'; got '<bos>'",
 )
-case("pool_start", lambda bad: bad.model(pool_start="maybe"), "model.pool_start", "bool", "got maybe")
+case("pool_start", lambda bad: bad.model(pool_start="maybe"), "model.pool_start", "must be true or false; got maybe")
 case(
     "instruction with a special token",
     lambda bad: bad.data(sources=[{"path": "sentences.txt", "instruction": "<s>Find: "}]),
@@ -608,6 +613,42 @@ case(
 )
 
 # Sizes
+case(
+    "check-data: a YAML and files",
+    lambda bad: ["check-data", bad.stage(), "pairs.jsonl"],
+    "must get one stage's YAML and no --fields, or data files; got",
+    "Run it once for each",
+)
+case(
+    "check-data: no stage",
+    lambda bad: [["check-data", "bad.yaml"], bad.yaml("trainer: {max_steps: 2}")][0],
+    "must be a stage's, with data.init_args.sources of Pairs",
+)
+case(
+    "check-data: streaming",
+    lambda bad: ["check-data", *bad.data(streaming=True)[2:]],
+    "data.streaming must be false, as check-data reads all rows",
+    "Name files instead",
+)
+case(
+    "check-data: a source's setting",
+    lambda bad: ["check-data", *bad.source(pth="a")[2:]],
+    "each of data.sources must be settings of a source",
+    "'pth'",
+)
+case("check-data: no such file", lambda bad: ["check-data", "no.jsonl"], "path 'no.jsonl' must name a file, a glob")
+case(
+    "check-data: no such task",
+    lambda bad: ["check-data", "sentences.txt", "--mteb", "STSBenchmrk"],
+    "must name tasks or a benchmark of mteb",
+    "Did you mean STSBenchmark",
+)
+case(
+    "check-data: unknown columns",
+    lambda bad: [["check-data", "a.csv"], bad.rows("a.csv", "foo,bar\n1,2\n")][0],
+    "must have columns whose meaning is known",
+    "foo, bar",
+)
 case(
     "mine: no such encoder",
     lambda bad: ["mine", "no/such", "pairs.jsonl", "--out", "a.jsonl"],

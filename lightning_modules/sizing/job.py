@@ -203,7 +203,7 @@ def read_job(config: Path, options: Overrides = Overrides()) -> Job:
         raise ValueError(f"model.class_path must be a stage ({', '.join(STAGES)}); got {name} in {config}")
     stage, init, rows = STAGES[name], _mapping(model, "init_args"), _mapping(data, "init_args")
     backbone, loss = _mapping(init, "backbone"), _mapping(init, "loss")
-    base = options.model or _base(config, backbone)
+    base = options.model or base_of(config, backbone)
     shape = read_shape(base, None if options.model else backbone.get("revision"))
     blocks = str(data.get("class_path")).endswith(".Blocks")
     length = (rows.get("block_size", 512) or rows.get("max_length")) if blocks else rows.get("max_length")
@@ -279,7 +279,7 @@ def strategy_named(name: str, stage: int = 2) -> Strategy:
     return ours[name]
 
 
-def _base(config: Path, backbone: Mapping[str, Any]) -> str:
+def base_of(config: Path, backbone: Mapping[str, Any]) -> str:
     """The base model; of a stage that is not trained yet, that of the stage in the same recipe it starts from."""
     from lightning_modules.recipe import stages
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,8 @@ SHAPES = {path.parent.name for path in (ROOT / "configs").glob("*/mntp.yaml")} -
 WAITS = 0  # host synchronisations of a step
 LOGS = 2  # of one that logs: the loss and the gradient's norm
 LAYER = {"mntp": 664, "simcse": 988, "supervised": 664}  # kernels of a layer: two chunks (simcse: three), recomputed
+
+ONCE = 340  # of a layer that sees all texts of a batch at once
 
 
 SCRIPT = """
@@ -82,3 +85,11 @@ def test_the_host_waits_only_to_log(stage: str) -> None:
 def test_a_layer_has_so_many_kernels(stage: str) -> None:
     [found] = [row["layer"] for row in rows(stage) if "layer" in row]
     assert found <= LAYER[stage]
+
+
+@pytest.mark.parametrize("stage", ["simcse", "supervised"])
+def test_a_published_step_goes_through_the_model_at_once(stage: str) -> None:
+    """Each chunk costs the host as much as a batch; padding is no reason for one where kernels have none."""
+    said = python("dry_gpu.py", "--stages", stage, "--shapes", "sheared-llama-1.3b", timeout=290)
+    kernels = int(re.search(r"(\d+) of them a layer", said)[1])  # type: ignore[index]
+    assert kernels <= ONCE

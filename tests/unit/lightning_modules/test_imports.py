@@ -39,3 +39,17 @@ def test_import_against_the_direction_is_found(folder: str, imported: str) -> No
 )
 def test_import_along_the_direction_is_fine(folder: str, imported: str) -> None:
     assert "All checks passed" in findings(folder, imported)
+
+
+def test_an_error_of_a_quick_command_imports_nothing_large() -> None:
+    """Names that may be meant are looked for among all that a YAML may name: only where one was read."""
+    script = """
+import sys
+from lightning_modules.cli import main
+try:
+    main(["size", "--epochs", "3"])
+except SystemExit as end:
+    print(end, sorted({"torch", "lightning"} & set(sys.modules)))
+"""
+    said = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True).stdout
+    assert said.startswith("error: there is no option --epochs") and said.endswith(" []\n")

@@ -1,0 +1,1 @@
+"""What is wrong with data before anybody trains on them: `lightning check-data`."""

@@ -1,0 +1,127 @@
+"""One pass over a source: counts, lengths, repeated rows, negatives that are none, texts that should not be there."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.hygiene.known import Known, number
+from datamodules.sources import Source, Table
+from otherside.batching import tokenise
+from otherside.candidates import key
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+AT_ONCE = 1024  # rows
+EXAMPLES = 3
+WHOLE = 1_000_000  # tokens; nothing is cut where lengths are measured
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Leak:
+    """Texts of one place that are in the training data.
+
+    Args:
+        rows: that have one.
+        examples: the first few.
+    """
+
+    rows: int = 0
+    examples: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Measured:
+    """What a source is like.
+
+    Args:
+        repeated: rows of which an equal one is before them.
+        same: pairs whose positive is the query.
+        no_negatives: rows with a negative that is the query or the positive.
+        lengths: (texts,) of each role.
+        leaks: by what `Known.places` says.
+        keys: (rows,) equal for equal rows.
+    """
+
+    repeated: int = 0
+    same: int = 0
+    no_negatives: int = 0
+    lengths: dict[str, NDArray[np.int32]] = field(default_factory=dict)
+    leaks: dict[int, Leak] = field(default_factory=dict)
+    keys: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+
+
+def measure(
+    table: Table, tokenizer: PreTrainedTokenizerBase | None, known: Known, step: Callable[[int], Any]
+) -> Measured:
+    """Read all rows of `table` once.
+
+    Args:
+        table: of a source.
+        tokenizer: lengths are in its tokens, instruction included, as training reads texts; None: in words.
+        known: texts that should not be there.
+        step: called with the number of rows read.
+    """
+    found, keys = Measured(), array("q")
+    lengths = {role: array("i") for role in table.rows.column_names if role != "label"}
+    for batch in table.rows.iter(batch_size=AT_ONCE):
+        for role, measured in lengths.items():
+            texts = [text for value in batch[role] for text in (value if isinstance(value, list) else [value])]
+            instruction = table.source.instruction if role in ("text", "query") else table.source.document_instruction
+            measured.extend(_lengths(texts, instruction, tokenizer))
+        rows = rows_of(batch)
+        keys.extend(key("\0".join(asked(row))) for row in rows)
+        _look(rows, known, found)
+        step(len(rows))
+    found.keys = np.frombuffer(keys, np.int64)
+    found.repeated = len(keys) - len(np.unique(found.keys))
+    found.lengths = {role: np.frombuffer(measured, np.int32) for role, measured in lengths.items() if measured}
+    return found
+
+
+def named(source: Source) -> str:
+    """Its path, and columns that have other names than ours: two sources may be of one file."""
+    columns = [column for role, column in source.fields.items() if column != role]
+    return f"{source} ({', '.join(columns)})" if columns else str(source)
+
+
+def rows_of(batch: dict[str, list[Any]]) -> list[Row]:
+    """Columns as rows."""
+    return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+
+
+def asked(row: Row) -> list[str]:
+    """What a row is about: its text, or its query and positive."""
+    return [row["text"]] if "text" in row else [row["query"], row["positive"]]
+
+
+def _lengths(texts: Sequence[str], instruction: str, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
+    if tokenizer is None or not texts:
+        return [len(text.split()) for text in texts]
+    return [len(tokens.ids) for tokens in tokenise(tokenizer, texts, WHOLE, instruction)]
+
+
+def _look(rows: Sequence[Row], known: Known, found: Measured) -> None:
+    """Which texts say the same as others of their row, and which should not be there."""
+    for row in rows:
+        texts = [*asked(row), *row.get("negatives", ())]
+        numbers = [number(text) for text in texts]
+        if "query" in row:
+            found.same += numbers[0] == numbers[1]
+            found.no_negatives += not set(numbers[:2]).isdisjoint(numbers[2:])
+        if not known.names:
+            continue
+        places = known.places(numbers).tolist()
+        for place in {place for place in places if place >= 0}:
+            leak, text = found.leaks.setdefault(place, Leak()), texts[places.index(place)]
+            leak.rows += 1
+            if len(leak.examples) < EXAMPLES and text not in leak.examples:
+                leak.examples.append(text)
