@@ -16,8 +16,12 @@ from transformers import AutoModelForCausalLM
 from otherside.adapters import Lora
 from otherside.backbone import Backbone, BackboneConfig
 from otherside.encoder import Encoder
+from otherside.evaluation.model import model_meta
+from otherside.export import Kind, export
 from otherside.full import Full, SavedWeights, layers
 from otherside.lineage import Card, Lineage
+from otherside.probing.measure import Protocol
+from otherside.probing.run import run_probe
 from otherside.soup import soup
 from otherside.tokenizer import load_tokenizer, start_id
 
@@ -204,6 +208,33 @@ class TestGeneration:
         lm.load_state_dict(weights(folders["bare"]), strict=False)
         lm.tie_weights()
         assert torch.equal(found, lm.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0))
+
+
+class TestUse:
+    @pytest.mark.parametrize("kind", ["sentence-transformers", "merged", "onnx"])
+    def test_exports_hold_its_weights(self, kind: Kind, folders: dict[str, Path], tmp_path: Path) -> None:
+        """The gate of exports compares vectors; that these are not the base's is seen here."""
+        assert (Encoder.load(folders["whole"]).encode(TEXTS) != Encoder.load(folders["base"]).encode(TEXTS)).any()
+        export(str(folders["whole"]), tmp_path / "out", kind=kind)
+        readme = (tmp_path / "out" / "README.md").read_text()
+        assert "full fine-tuning" in readme and "whole" in readme
+
+    def test_mteb_knows_it_by_its_weights(self, folders: dict[str, Path]) -> None:
+        encoders = [opened(folders["mntp"], Full(frozen)) for frozen in (None, 1)]
+        found = [model_meta(encoder).revision for encoder in encoders]
+        with torch.no_grad():
+            layers(encoders[0].backbone.lm)[1].mlp.up_proj.weight[0, 0] += 1
+        saved = [model_meta(Encoder.load(folders[name])).revision for name in ("mntp", "whole", "upper")]
+        assert len({*found, model_meta(encoders[0]).revision, *saved}) == 6
+
+    def test_probing_generates_with_it_alone(self, folders: dict[str, Path], tmp_path: Path) -> None:
+        texts = tmp_path / "texts.txt"
+        texts.write_text("\n".join(TEXTS))
+        options: dict[str, Any] = {"dtype": "float32", "device": "cpu", "tasks": ["subject_animacy"]}
+        protocol = Protocol(1, controls=False)
+        results = run_probe([str(folders["upper"])], tmp_path / "out", generation=texts, protocol=protocol, **options)
+        inputs = {result.name: [row.input for row in result.find(task="generation")] for result in results}
+        assert inputs["upper"] == ["adapters on"] and set(inputs["uni"]) == {"adapters off", "adapters on"}
 
 
 class TestSoup:
