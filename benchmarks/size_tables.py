@@ -32,7 +32,7 @@ def line(model: str, stage: str, gpus: int, strategy: str) -> str:
     parts, time = memory(job), step_time(job, machine)
     loss = parts["vectors of all ranks"] + parts["logits of the loss"]
     run = parts["activations kept"] + parts["activations at work"]
-    fixed = sum(parts[name] for name in ("base weights", "adapter weights", "gradients", "optimizer"))
+    fixed = sum(parts[name] for name in ("base weights", "trained weights", "gradients", "optimizer"))
     sent = {part.what: part.size / 1e9 for part in traffic(job)}
     said = verdict(job, machine).partition(". ")[2] or "fits"
     cells = [model, stage, f"{gpus:,}", strategy, f"{job.global_batch:,}"]

@@ -134,7 +134,7 @@ def main() -> None:
             config = write(stage, changes, Path(folder), data, settings.steps)
             found, job = measure(config), read_job(config)
         rows, work = memory(job), operations(job)
-        sized = sum(rows.values()) - rows["base weights"] - rows["adapter weights"]
+        sized = sum(rows.values()) - rows["base weights"] - rows["trained weights"]
         if stage == "Supervised":  # its texts are shorter than the longest
             work *= mean / job.length
         said = ", ".join(f"{key.split('.')[-1]} {value}".lower() for key, value in changes.items())

@@ -11,8 +11,8 @@ import torch
 
 from lightning_modules import host
 from lightning_modules.sizing.job import SHARDED, Job, Stage, strategy_named
-from lightning_modules.sizing.memory import adapter_weights, base_weights, cheapest, kept_by_token, memory
-from lightning_modules.sizing.shape import Adapter, Shape
+from lightning_modules.sizing.memory import base_weights, cheapest, kept_by_token, memory, trained_weights
+from lightning_modules.sizing.shape import Adapter, Full, Shape
 from otherside import distributed
 
 if TYPE_CHECKING:
@@ -37,19 +37,22 @@ def job_of(module: EncoderModule) -> Job:
     if length is None or not hasattr(data, "global_batch_size") or getattr(data, "negatives", 1) is None:
         raise ValueError("data must say how many texts a batch has, and how long they are")
     lm, loss = module.encoder.backbone.lm, getattr(module, "info_nce", None)
-    known = {name: value for name, value in asdict(module.lora).items() if name in Adapter.__annotations__}
+    trained: Adapter = Full(frozen_layers=module.frozen_layers)
+    if module.lora:
+        known = {name: value for name, value in asdict(module.lora).items() if name in Adapter.__annotations__}
+        trained = Adapter(**known | {"targets": tuple(known["targets"])})
     strategy = trainer.strategy
     config: Any = getattr(strategy, "config", None) or {}
     return Job(
         stage=module.stage,  # type: ignore[arg-type]
         shape=Shape.from_config(lm.config.to_dict(), "the model"),
-        adapter=Adapter(**known | {"targets": tuple(known["targets"])}),
+        adapter=trained,
         global_batch=data.global_batch_size,
         length=length,
         strategy=strategy_named(type(strategy).__name__, config.get("zero_optimization", {}).get("stage", 2)),
         nodes=trainer.num_nodes,
         gpus=trainer.num_devices,
-        dtype=str(lm.dtype).removeprefix("torch."),
+        dtype=str(module.encoder.backbone.dtype).removeprefix("torch."),
         kernel=backbone.kernel,
         attention_dropout=backbone.attention_dropout,
         activation_checkpointing=backbone.activation_checkpointing,
@@ -81,7 +84,7 @@ def settle(module: EncoderModule) -> None:
         layers, said = asked[1] is True, "as what training needs is not known"
     else:
         free = SHARE * distributed.least(free_memory(module.device, module.trainer.num_devices), module.device)
-        weights = base_weights(job) + adapter_weights(job)  # which are there already
+        weights = base_weights(job) + trained_weights(job)  # which are there already
         job = cheapest(job, free + weights)
         layers, needed = job.layers_again, sum(memory(job).values()) - weights
         if asked[0] == "auto":

@@ -1,4 +1,4 @@
-"""What every stage shares: the encoder, its adapter, the optimizer, seeding, checkpoints of trainable weights only."""
+"""What every stage shares: the encoder, what is trained, optimizer, seeding, checkpoints of trainable weights only."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from otherside.adapters import Lora
 from otherside.backbone import Backbone, BackboneConfig, keeps_sink
 from otherside.batching import Chunks, Packed, TextBatch, tokens_at_once
 from otherside.encoder import Encoder
+from otherside.full import Full
 from otherside.lineage import AUTO, BASE, ENCODER, Card
 from otherside.llama import check_length
 from otherside.pooling import Pooling
@@ -38,6 +39,8 @@ from otherside.tokenizer import load_tokenizer, start_id, start_name
 from otherside.weights import card_of
 
 Item = TypeVar("Item")
+
+FACTORS = "factors"  # in a checkpoint, what rescales vectors
 
 
 def adamw(parameters: Any) -> torch.optim.Optimizer:
@@ -56,7 +59,10 @@ class EncoderModule(pl.LightningModule, ABC):
 
     Args:
         backbone: which Llama, and how its attention runs.
-        lora: the adapter to train.
+        lora: the adapter to train. None: no adapter, but the base's own weights (full fine-tuning), in float32, except
+            for a head of its own.
+        frozen_layers: in full fine-tuning, so many of the lowest layers keep their weights, and so do the embeddings;
+            0: the embeddings alone; None: nothing does.
         pooling: how token vectors become a text's vector. None: as the encoder folder that `backbone.model` names; mean
             on a base model.
         pool_start: whether the start token (`backbone.start_token`) is pooled like a token of the text, in training and
@@ -66,7 +72,7 @@ class EncoderModule(pl.LightningModule, ABC):
             yes in contrastive stages.
         max_length: longest text that the finished encoder reads, in tokens; training has its own, in `data`. None: as
             the encoder folder; 512 on a base model.
-        optimizer: over the adapter's weights.
+        optimizer: over the weights that are trained.
         schedule: of the learning rate.
         chunk_tokens: texts go through the model in chunks of at most so many tokens, whatever the batch size; padding
             counts where attention has some (on CPUs, and with `attention_dropout`).
@@ -85,7 +91,8 @@ class EncoderModule(pl.LightningModule, ABC):
     def __init__(
         self,
         backbone: BackboneConfig,
-        lora: Lora = Lora(),  # noqa: B008  # jsonargparse shows it as the default; never changed
+        lora: Lora | None = Lora(),  # noqa: B008  # jsonargparse shows it as the default; never changed
+        frozen_layers: int | None = None,
         pooling: Pooling | None = None,
         pool_start: bool | None = None,
         rescaled: bool | None = None,
@@ -101,6 +108,13 @@ class EncoderModule(pl.LightningModule, ABC):
             raise ValueError(f"model.chunk_tokens must be at least 1, or null for one chunk; got {chunk_tokens}")
         if max_length is not None and max_length < 2:
             raise ValueError(f"model.max_length must be at least 2 tokens; got {max_length}")
+        if lora is not None and frozen_layers is not None:
+            raise ValueError(
+                f"model.frozen_layers is for full fine-tuning, an adapter's base is frozen; got {frozen_layers}. Set "
+                "model.lora: null, or leave it out."
+            )
+        self.trained: Lora | Full = lora or Full(frozen_layers)
+        self.frozen_layers = frozen_layers
         card = card_of(backbone.model, backbone.revision)
         self.lora, self.pooling, self.max_length = lora, pooling or card.pooling, max_length or card.max_length
         settled = {"attention": backbone.attention or card.attention, "keep_sink": keeps_sink(backbone, card)}
@@ -131,7 +145,7 @@ class EncoderModule(pl.LightningModule, ABC):
         if self.encoder is None:
             self._fetch()
             torch.manual_seed(self.seed)  # the adapter's start
-            backbone = Backbone.load(self.backbone_config, self.lora, self._shard, start_id(self.tokenizer))
+            backbone = Backbone.load(self.backbone_config, self.trained, self._shard, start_id(self.tokenizer))
             check_length("model.max_length must be", self.max_length, backbone.lm.config, "Lower model.max_length.")
             earlier = card_of(self.backbone_config.model, self.backbone_config.revision).history
             settings = (self.pooling, self.max_length, self.pool_start, earlier)
@@ -166,7 +180,9 @@ class EncoderModule(pl.LightningModule, ABC):
         self._check_start()
 
     def _tell(self) -> None:
-        """What is inherited, or not, that no setting shows."""
+        """What is trained in full, and what is inherited, or not, that no setting shows."""
+        if isinstance(self.trained, Full):
+            print(self._trained_in_full(), file=sys.stderr, flush=True)
         if self.departures:
             print(f"other than {self.backbone_config.model}: {self.departures}", file=sys.stderr, flush=True)
         start = start_name(self.tokenizer)
@@ -174,6 +190,11 @@ class EncoderModule(pl.LightningModule, ABC):
         sink = "kept" if self.encoder.backbone.sink else "not found" if self.backbone_config.keep_sink else "not kept"
         said = f"start token: {f'{start}, {pooled}; its sink: {sink}' if start else 'none'}"
         print(f"{said}{'; vectors rescaled' if self.rescaled else ''}", file=sys.stderr, flush=True)
+
+    def _trained_in_full(self) -> str:
+        counts = [(whole_shape(p).numel(), p.requires_grad) for p in self.encoder.backbone.lm.parameters()]
+        total, trained = (sum(n for n, is_trained in counts if is_trained or both) for both in (True, False))
+        return f"full fine-tuning: {trained:,} of {total:,} weights are trained, in float32"
 
     def _check_start(self) -> None:
         """Does the model compute what was asked for, here, and are its texts short enough for it?"""
@@ -325,11 +346,13 @@ class EncoderModule(pl.LightningModule, ABC):
         kept = self.trainable()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
         checkpoint[ENCODER] = self.save_encoder  # for FolderCheckpointIO, which calls it where it writes
+        checkpoint[FACTORS] = self.encoder.factors
 
     def save_encoder(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
-        """Write the encoder that the module has with these trainable weights, named as in `state_dict`."""
-        prefix = "encoder.backbone.lm."
-        inside = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        """Write the encoder that the module has with these weights, named as in `state_dict`."""
+        inside = {
+            name.removeprefix("encoder.backbone.lm."): weights[name] for name in weights.keys() & self.trainable()
+        }
         data, loss = getattr(self.trainer, "datamodule", None), getattr(self, "info_nce", None)
         own = history.of(self.stage, self.trainer.global_step, data, loss)
         self.encoder.save(folder, self.stage, own.steps, inside, own)
@@ -343,8 +366,10 @@ class EncoderModule(pl.LightningModule, ABC):
             raise ValueError(
                 f"the checkpoint must hold this run's {len(expected)} trainable tensors; {len(changed)} differ, such "
                 f"as {first}: {found.get(first, 'missing')} instead of {expected.get(first, 'none')}. Was model.lora "
-                "changed? Set it back, or start in a new trainer.default_root_dir."
+                "or model.frozen_layers changed? Set it back, or start in a new trainer.default_root_dir."
             )
+        # Of the model as the stage began, which is no longer there where its own weights are trained
+        self.encoder.factors = checkpoint.get(FACTORS, self.encoder.factors)
 
     @override
     def on_train_start(self) -> None:

@@ -34,7 +34,8 @@ def check_candidates(data: Any, loss: InfoNCE) -> None:
 class SimCSE(EncoderModule):
     """Unsupervised contrastive learning: the same sentence twice, dropout differs (Gao et al., 2021).
 
-    Llama has no dropout of its own: the two views differ by `backbone.attention_dropout` and `lora.dropout`.
+    Llama has no dropout of its own: the two views differ by `backbone.attention_dropout` and `lora.dropout`; in full
+    fine-tuning by the former alone.
 
     Args:
         loss: InfoNCE, cross-entropy of each text's positive against all other texts of the global batch.
@@ -46,10 +47,10 @@ class SimCSE(EncoderModule):
 
     def __init__(self, loss: InfoNCE = InfoNCE(), **kwargs: Any) -> None:  # noqa: B008
         super().__init__(**kwargs)
-        if not (self.backbone_config.attention_dropout or self.lora.dropout):
+        if not (self.backbone_config.attention_dropout or (self.lora and self.lora.dropout)):
             raise ValueError(
                 "SimCSE needs dropout, or both views of a sentence are the same; backbone.attention_dropout and "
-                "lora.dropout are both 0. The published values are 0.3 and 0.05."
+                f"{'lora.dropout are both 0' if self.lora else 'lora is null'}. The published values are 0.3 and 0.05."
             )
         self.info_nce = loss
 

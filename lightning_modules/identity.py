@@ -51,6 +51,8 @@ FREE = (
 # What decides vectors, beside the base's weights
 VECTORS = (
     "adapters",
+    "trained",
+    "model.frozen_layers",
     "model.backbone.attention",
     "model.backbone.start_token",
     "model.backbone.keep_sink",
@@ -64,7 +66,12 @@ TRAINER = ("precision", "gradient_clip*", "accumulate_grad_batches", "max_steps"
 GIVEN = ("model*", "data*", "seed_everything", *(f"trainer.{name}" for name in TRAINER))
 UNKNOWN = "not noted"
 # What runs of older versions were without noting it
-OLDER = {"model.backbone.keep_sink": False, "model.rescaled": False}
+OLDER = {
+    "model.backbone.keep_sink": False,
+    "model.rescaled": False,
+    "trained": "lora",
+    "model.frozen_layers": None,
+}
 SHOWN = 5  # differences in one message
 
 

@@ -50,9 +50,8 @@ class DDP(Patient, DDPStrategy):
 
 
 class Sharded(Patient):
-    """What ZeRO and FSDP2 have in common. Their checkpoints are those of a single process: the adapter and its
-    optimizer's state are small beside the base, so rank 0 gathers them, tensor by tensor, and every strategy with any
-    number of ranks can go on from there.
+    """What ZeRO and FSDP2 have in common. Their checkpoints are those of a single process: rank 0 gathers what is
+    trained and its optimizer's state, tensor by tensor; every strategy with any number of ranks can go on from there.
     """
 
     @abstractmethod
@@ -79,14 +78,19 @@ class Sharded(Patient):
 
     @property
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The adapter's parameters by name, in the optimizer's order."""
+        """The parameters that are trained by name, in the optimizer's order."""
         assert self.lightning_module is not None
         return {name: p for name, p in self.lightning_module.named_parameters() if p.requires_grad}
 
     @override
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The trainable weights, on rank 0; empty elsewhere."""
-        return self.on_first({name: self.whole(p) for name, p in self.trainable.items()})
+        found = {}
+        for name, parameter in self.trainable.items():
+            value = self.whole(parameter)
+            if self.is_global_zero:  # no other rank keeps it
+                found[name] = value
+        return found
 
     @override
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
@@ -135,8 +139,8 @@ class ZeRO(Sharded, DeepSpeedStrategy):
     def setup_environment(self) -> None:
         if (precision := self.precision_plugin.precision) != "32-true":
             raise ValueError(
-                f"trainer.precision must be 32-true with ZeRO, or DeepSpeed would round the adapter; got {precision}. "
-                "Remove trainer.precision: the backbone computes in model.backbone.dtype."
+                f"trainer.precision must be 32-true with ZeRO, or DeepSpeed would round what is trained; got "
+                f"{precision}. Remove trainer.precision: the backbone computes in model.backbone.dtype."
             )
         self.precision_plugin.convert_module = _as_it_is  # type: ignore[method-assign]  # it would make all float32
         if isinstance(self.accelerator, CPUAccelerator):
@@ -172,7 +176,7 @@ class ZeRO(Sharded, DeepSpeedStrategy):
     @contextmanager
     def model_sharded_context(self) -> Iterator[None]:
         module: Any = self.lightning_module
-        if self.zero_stage_3 and module.lora.dora:
+        if self.zero_stage_3 and module.lora and module.lora.dora:
             raise ValueError(
                 "model.lora.dora must be false with zero3, which shares out the weights whose norms DoRA takes; got "
                 "true. Use trainer.strategy: fsdp2, or zero2."
@@ -220,7 +224,9 @@ class ZeRO(Sharded, DeepSpeedStrategy):
             # each its own copy of a counter: torch counts a shared one once for every parameter
             state[i] = {k: v.cpu().clone() if torch.is_tensor(v) else v for k, v in flat.items() if not _has_shape(v)}
             for key in (k for k, v in flat.items() if _has_shape(v)):
-                state[i][key] = safe_get_full_optimizer_state(parameter, key).view(whole_shape(parameter)).cpu()
+                value = safe_get_full_optimizer_state(parameter, key)
+                if self.is_global_zero:
+                    state[i][key] = value.view(whole_shape(parameter)).cpu()
         settings = {k: v for k, v in inner.param_groups[0].items() if k != "params"}
         return self.on_first({"state": state, "param_groups": [{**settings, "params": list(state)}]})
 
@@ -288,7 +294,11 @@ class FSDP2(Sharded, ModelParallelStrategy):
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """As torch's optimizer would have it in a single process; on rank 0."""
         saved = optimizer.state_dict()
-        state = {i: {k: _whole(v) for k, v in entry.items()} for i, entry in saved["state"].items()}
+        state = {}
+        for i, entry in saved["state"].items():
+            whole = {k: _whole(v) for k, v in entry.items()}
+            if self.is_global_zero:
+                state[i] = whole
         return self.on_first({**saved, "state": state})
 
     @override

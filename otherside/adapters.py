@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from otherside.adapted import fuse
 from otherside.dropout import SharedDropout
-from otherside.lineage import ADAPTER_WEIGHTS, Lineage, Merged
+from otherside.lineage import ADAPTER_WEIGHTS, Merged
 from otherside.llama import PROJECTIONS, READERS, fused
 
 CONFIG = "adapter_config.json"
@@ -182,29 +181,6 @@ def write(weights: Mapping[str, Tensor], config: LoraConfig, folder: Path, base:
     (folder / CONFIG).write_text(json.dumps(ordered, indent=2, sort_keys=True, default=str) + "\n")
 
 
-def copy(lineage: Lineage, work: Path) -> Lineage:
-    """Copy a lineage's adapters into a new encoder folder.
-
-    Raises:
-        FileNotFoundError: one is gone.
-        ValueError: one is not what was merged; see `Merged.check`.
-    """
-    copied = replace(lineage, adapters=())
-    for adapter in lineage.adapters:
-        folder = folder_in(work, copied, adapter.name)
-        folder.mkdir(parents=True)
-        for file in (CONFIG, ADAPTER_WEIGHTS):  # LLM2Vec's folders hold more
-            shutil.copyfile(Path(adapter.folder) / file, folder / file)
-        replace(adapter, folder=str(folder)).check()
-        copied = copied.extended(adapter.name, folder)
-    return copied
-
-
-def folder_in(work: Path, lineage: Lineage, stage: str) -> Path:
-    """Where in an encoder folder the adapter stands that comes next."""
-    return work / "adapters" / f"{len(lineage.adapters)}-{stage}"
-
-
 def put_beside(lm: nn.Module, saved: Sequence[SavedAdapter]) -> None:
     """Attach saved adapters, frozen and all at work, without touching the weights of `lm`: together they compute what
     the merged model does, and `switch` turns them off.
@@ -241,8 +217,8 @@ class SavedAdapter:
     def __init__(self, adapter: Merged) -> None:
         adapter.check()
         self.adapter = adapter
-        self.config = LoraConfig.from_pretrained(adapter.folder)
-        saved = load_file(Path(adapter.folder) / ADAPTER_WEIGHTS)
+        self.config = LoraConfig.from_pretrained(str(adapter.folder))
+        saved = load_file(adapter.path)
         named = {key.removeprefix(PREFIX): value for key, value in saved.items()}
         self.weights = {f"{BODY}{key}" if key.startswith("layers.") else key: value for key, value in named.items()}
 

@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from otherside import adapters, distributed, loading, norms, sharding, weights
+from otherside import adapters, distributed, full, loading, norms, sharding, weights
 from otherside.adapters import Lora
 from otherside.attention import ATTENTION, HALF, UNPADDED, Borders, Kernel, best_kernel, check_kernel
 from otherside.batching import Packed, rounded
+from otherside.full import Full
 from otherside.lineage import AUTO, Card, Lineage
 from otherside.llama import check_length
 from otherside.loading import check_fingerprint
@@ -48,11 +49,11 @@ class BackboneConfig:
 
     Args:
         model: hub id, folder, .gguf file, pkg://PACKAGE/FILE, or the encoder folder of an earlier stage, whose
-            adapters are merged first; or one of LLM2Vec's (`otherside.llm2vec`).
+            lineage is merged first; or one of LLM2Vec's (`otherside.llm2vec`).
         revision: of a hub id.
         attention: bidirectional or causal. None: as the encoder folder; bidirectional on a base model.
-        dtype: of the frozen weights. Adapters are always float32. auto: bfloat16 where this machine multiplies in it
-            fast, else float32.
+        dtype: of the frozen weights, and that all compute in. Weights that are trained are always float32. auto:
+            bfloat16 where this machine multiplies in it fast, else float32.
         kernel: auto takes torch's variable-length kernel on CUDA in half precision without dropout, else SDPA.
         attention_dropout: on attention probabilities, in training. Llama has none; SimCSE needs some.
         activation_checkpointing: compute each layer again in backward: less memory, about a third more time. auto: if
@@ -100,6 +101,7 @@ class Backbone(nn.Module):
         attention: bidirectional or causal; the attribute may be set at any time.
         kernel: see `BackboneConfig`.
         sink: what the start token enters with in bidirectional attention; None: its embedding, as in causal attention.
+        dtype: that it computes in, where its own weights are trained, in float32; None: theirs.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class Backbone(nn.Module):
         attention: Attention = "bidirectional",
         kernel: Kernel = "auto",
         sink: Sink | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.lm = lm
@@ -116,6 +119,7 @@ class Backbone(nn.Module):
         self.attention: Attention = attention
         self.kernel: Kernel = kernel
         self.sink = sink
+        self._dtype = dtype
         self.sink_state: Tensor | None
         self.register_buffer("sink_state", sink.state.to(lm.device) if sink else None, persistent=False)
         lm.get_input_embeddings().register_forward_hook(self._keep_sink)
@@ -126,44 +130,53 @@ class Backbone(nn.Module):
     def load(
         cls,
         config: BackboneConfig,
-        lora: Lora | None = None,
+        new: Lora | Full | None = None,
         shard: Shard | None = None,
         start: int | None = None,
         merge: bool = True,
     ) -> Backbone:
-        """Load the base, merge its lineage's adapters in order, attach a new adapter.
+        """Load the base, merge its lineage in order, attach a new adapter or let its own weights be trained.
 
         Run `self_test` once the model is where it will run: the kernel depends on the device.
 
         Args:
             config: which model.
-            lora: a new adapter; None: none.
+            new: what is to be trained: a new adapter, or the base's own weights; None: nothing.
             shard: how weights are shared between ranks, all of which must call this; None: each holds all.
             start: id of the start token, whose sink is kept if `config` says so; None: there is none.
-            merge: False leaves the base's weights as they are, so that `as_base` has them; not with `lora` or `shard`.
+            merge: False leaves the base's weights as they are, so that `as_base` has them; not with `new` or `shard`.
 
         Raises:
             FileNotFoundError: there is no such model or adapter.
-            ValueError: an adapter was changed or does not fit; a LoRA target matches nothing; the model knows no
-                dropout of attention, and some is asked for.
+            ValueError: a stage's file was changed or does not fit; a LoRA target matches nothing; no layer is left to
+                train; the model knows no dropout of attention, and some is asked for; with merge=False, there is no
+                base inside.
         """
-        if not merge and (lora is not None or shard is not None):
-            raise ValueError("merge=False is for encoders in use; a new adapter and shards need merge=True")
+        if not merge and (new is not None or shard is not None):
+            raise ValueError("merge=False is for encoders in use; what is trained and shards need merge=True")
         card = weights.card_of(config.model, config.revision)
         lineage, attention = card.lineage, config.attention or card.attention
         dtype = getattr(torch, config.dtype)
+        if not merge and lineage.trained_whole:
+            raise ValueError(
+                f"merge=False needs stages that are adapters; {', '.join(lineage.trained_whole)} of {config.model} is "
+                f"full fine-tuning, with no base inside. Open the base beside it: {lineage.base}."
+            )
         if shard is not None:
-            lm, found = sharding.load(lineage, dtype, lora, shard)
+            lm, found = sharding.load(lineage, dtype, new, shard)
             check_fingerprint(found, lineage, config.model)
         else:
-            lm, found = loading.load(lineage, dtype, lora, config.model, merge)
+            lm, found = loading.load(lineage, dtype, new, config.model, merge)
         lineage = replace(lineage, fingerprint=found or lineage.fingerprint)
         set_attention_dropout(lm, config.attention_dropout)
         sink = None
         if start is not None and keeps_sink(config, card):
             reads = distributed.rank() == 0
             sink = distributed.from_first(sink_of(config.model, config.revision, card, start) if reads else None)
-        backbone = cls(lm, lineage, attention, config.kernel, sink)  # type: ignore[arg-type]  # as the card was checked to have it
+        is_full = isinstance(new, Full)
+        backbone = cls(lm, lineage, attention, config.kernel, sink, dtype if is_full else None)  # type: ignore[arg-type]  # as the card was checked to have it
+        if is_full and dtype in HALF:
+            full.compute_in(lm, dtype)
         if config.activation_checkpointing is True:
             backbone.compute_layers_again()
         return backbone
@@ -171,6 +184,16 @@ class Backbone(nn.Module):
     def compute_layers_again(self) -> None:
         """Activation checkpointing: backward computes each layer once more from its input."""
         self.lm.gradient_checkpointing_enable({"use_reentrant": False})
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return self._dtype or self.lm.dtype
+
+    @property
+    def trains_whole(self) -> bool:
+        """Whether the base's own weights are trained."""
+        return self._dtype is not None
 
     @property
     def hidden_size(self) -> int:
@@ -188,7 +211,9 @@ class Backbone(nn.Module):
         Through the head's own module, whose weights may be sharded; then what some families do behind it: Cohere
         multiplies, Granite divides, Gemma caps.
         """
-        logits, config = self.lm.get_output_embeddings()(states_MD), self.lm.config
+        config = self.lm.config
+        with self.base_type(states_MD.device):
+            logits = self.lm.get_output_embeddings()(states_MD)
         if (factor := getattr(config, "logit_scale", None)) is not None:
             logits = logits * factor
         if divisor := getattr(config, "logits_scaling", None):
@@ -210,7 +235,7 @@ class Backbone(nn.Module):
     def _run(self, texts: Packed, **options: Any) -> Any:
         device, longest, filler = texts.input_ids.device, int(texts.lengths.max()), 0
         check_length("a text must have", longest, self.lm.config)
-        if device.type == "cpu" and self.lm.dtype in HALF:  # oneDNN compiles, and keeps, kernels for each new size
+        if device.type == "cpu" and self.dtype in HALF:  # oneDNN compiles, and keeps, kernels for each new size
             longest, filler = rounded(longest), rounded(len(texts.input_ids)) - len(texts.input_ids)
         with self.base_type(device):
             return self.lm.base_model(
@@ -231,8 +256,10 @@ class Backbone(nn.Module):
         return torch.where(is_start, self.sink_state.to(embedded.dtype), embedded)
 
     def base_type(self, device: torch.device) -> AbstractContextManager[Any]:
-        """float32 adapters compute in the base's type; in float32 the caller's own autocast, if any, stays in force."""
-        return torch.autocast(device.type, self.lm.dtype) if self.lm.dtype in HALF else nullcontext()
+        """What is trained, in float32, computes in the base's type; in float32 the caller's own autocast, if any, stays
+        in force. No rounded weight is kept for later: each is used once.
+        """
+        return torch.autocast(device.type, self.dtype, cache_enabled=False) if self.dtype in HALF else nullcontext()
 
     def pads(self, device: torch.device) -> bool:
         """Whether attention pads texts to the longest that they are run with; all else of a layer never does."""
@@ -242,7 +269,7 @@ class Backbone(nn.Module):
             return True
         layer: Any = next((module for module in self.lm.modules() if hasattr(module, "attention_dropout")), None)
         dropout = layer.attention_dropout if layer is not None else 0.0
-        return best_kernel(device, self.lm.dtype, 0, dropout) not in UNPADDED
+        return best_kernel(device, self.dtype, 0, dropout) not in UNPADDED
 
     @property
     def own_kernel(self) -> Literal["eager", "sdpa"]:
@@ -271,8 +298,8 @@ class Backbone(nn.Module):
                 "generate needs causal attention; got bidirectional. Generate inside `with backbone.as_base():`, or "
                 "set backbone.attention = 'causal' to keep the adapters on."
             )
-        rounding = self.base_type(self.lm.device) if adapters.are_on(self.lm) else nullcontext()
-        with self.own_attention(self.own_kernel), rounding:
+        is_mixed = adapters.are_on(self.lm) or self.trains_whole
+        with self.own_attention(self.own_kernel), self.base_type(self.lm.device) if is_mixed else nullcontext():
             return self.lm.generate(*args, **kwargs)  # type: ignore[operator]
 
     @contextmanager
@@ -280,8 +307,13 @@ class Backbone(nn.Module):
         """Inside the block the base model as it was: attention causal, all adapters off; it can `generate`.
 
         Raises:
-            ValueError: adapters are merged into its weights.
+            ValueError: adapters are merged into its weights, or they were trained.
         """
+        if self.trains_whole or self.lineage.trained_whole:
+            raise ValueError(
+                "as_base needs the base's own weights; full fine-tuning changed them, and there is no base inside. "
+                f"Open it beside this one: {self.lineage.base}."
+            )
         lineage = enumerate(self.lineage.adapters)
         merged = [a.name for i, a in lineage if not adapters.is_attached(self.lm, adapters.beside(i))]
         if merged:

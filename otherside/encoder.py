@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from otherside import adapters, distributed, pooling, rescale, weights
+from otherside import adapters, distributed, full, pooling, rescale, stages, weights
 from otherside.attention import Kernel
 from otherside.backbone import AnyDType, Attention, Backbone, BackboneConfig
 from otherside.batching import Packed, tokenise, tokens_at_once
@@ -28,6 +29,7 @@ from otherside.llama import check_length, positions
 from otherside.pooling import Pooling
 from otherside.template import template_of
 from otherside.tokenizer import load_tokenizer, start_id, start_name
+from otherside.weights import card_of
 from otherside.words import Span, layer_vectors, span_of
 
 if TYPE_CHECKING:
@@ -99,14 +101,15 @@ class Encoder(Cosine, nn.Module):
         model's own limit, the start token of `BackboneConfig`, pooled, with its sink; vectors are not rescaled.
 
         merge=False leaves the base's weights as they are and the stages' adapters beside them: vectors are the same,
-        a little slower, and `encoder.backbone.as_base()` is the base model, which generates.
+        a little slower, and `encoder.backbone.as_base()` is the base model, which generates. Not where a stage was full
+        fine-tuning: there is no base inside.
 
         Raises:
             FileNotFoundError: there is no such model.
-            ValueError: an adapter was changed or does not fit; `max_length` is beyond the model's positions.
+            ValueError: a stage's file was changed or does not fit; `max_length` is beyond the model's positions.
             MaskError: the kernel does not compute the attention asked for.
         """
-        card = weights.card_of(str(model))
+        card = card_of(str(model))
         pool_start = card.pool_start if pool_start is None else pool_start
         tokenizer = load_tokenizer(str(model), start_token=start_token)
         read = {"attention": attention, "start_token": start_token, "keep_sink": keep_sink}
@@ -264,16 +267,17 @@ class Encoder(Cosine, nn.Module):
         weights: Mapping[str, Tensor] | None = None,
         training: Training | None = None,
     ) -> Path:
-        """Write an encoder folder: lineage, adapters, tokenizer, settings. Appears whole or not at all.
+        """Write an encoder folder: lineage, its files, tokenizer, settings. Appears whole or not at all.
 
-        An attached adapter becomes the last of the lineage, named `stage`. An older folder of this name is replaced.
+        An attached adapter, or the base's own weights that are trained, become the last of the lineage, named `stage`.
+        An older folder of this name is replaced.
 
         Args:
             folder: to write.
             stage: the variant's name.
             steps: optimizer steps of the stage.
-            weights: the adapter's, by their names in `backbone.lm`, where it does not hold them itself (shards).
-            training: how the adapter was trained, for its users.
+            weights: that are trained, by their names in `backbone.lm`, where it does not hold them itself (shards).
+            training: how they were trained, for the encoder's users.
         """
         folder = Path(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -281,11 +285,11 @@ class Encoder(Cosine, nn.Module):
         try:
             self.tokenizer.backend_tokenizer.no_truncation()  # `encode` left it there
             self.tokenizer.save_pretrained(work)
-            lineage = self._save_adapters(work, stage, weights)
+            lineage = self._save_stages(work, stage, weights)
             sink = self.backbone.sink.write(work) if self.backbone.sink else None
             read = (self.backbone.attention, self.pooling, self.max_length, start_name(self.tokenizer), self.pool_start)
-            new = (training or Training(stage, steps),) if adapters.is_attached(self.backbone.lm) else ()
-            history = (*self.history, *new)
+            new = lineage.adapters[len(self.backbone.lineage.adapters) :]
+            history = (*self.history, *((training or Training(stage, steps),) if new else ()))
             factors = None if self.factors is None else rescale.write(self.factors, work)
             Card(lineage, stage, steps, *read, sink, template_of(self.tokenizer), factors, history).write(work)
             replace_folder(work, folder)
@@ -293,10 +297,16 @@ class Encoder(Cosine, nn.Module):
             shutil.rmtree(work, ignore_errors=True)
         return folder
 
-    def _save_adapters(self, work: Path, stage: str, weights: Mapping[str, Tensor] | None) -> Lineage:
-        lineage = adapters.copy(self.backbone.lineage, work)
-        if adapters.is_attached(self.backbone.lm):
-            new = adapters.folder_in(work, lineage, stage)
-            adapters.save(self.backbone.lm, new, lineage.base, weights)
-            lineage = lineage.extended(stage, new)
+    def _save_stages(self, work: Path, stage: str, weights: Mapping[str, Tensor] | None) -> Lineage:
+        lm, lineage = self.backbone.lm, self.backbone.lineage
+        new = partial(stages.folder_in, work, len(lineage.adapters), stage)
+        if self.backbone.trains_whole:
+            trained = weights or {name: p for name, p in lm.named_parameters() if p.requires_grad}
+            lineage = stages.copy(lineage, work, trained.keys())
+            full.write(trained, new("weights"))
+            return lineage.extended(stage, new("weights"), "weights")
+        lineage = stages.copy(lineage, work)
+        if adapters.is_attached(lm):
+            adapters.save(lm, new(), lineage.base, weights)
+            lineage = lineage.extended(stage, new())
         return lineage

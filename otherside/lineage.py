@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from otherside.template import Template
 
@@ -13,11 +14,14 @@ CARD = "encoder.json"
 ENCODER = "encoder"  # the encoder folder inside a run's folder, or a checkpoint's
 SINK = "sink.safetensors"  # the start token's state in it, where that is kept
 RESCALE = "rescale.safetensors"  # factors of its vectors' dimensions, where those are rescaled
-FORMAT = 4
+FORMAT = 5  # of cards with weights of the base's own among their stages; others stay as readable as they were
+PLAIN_FORMAT = 4
 BASE = "base"  # stage of a model that is no encoder folder
 AUTO = "auto"  # start token of such a model: see `tokenizer.default_start`
 OWN = "own"  # of format 1, which had no start token, and of LLM2Vec: whatever the tokenizer puts first
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+WEIGHTS = "model.safetensors"  # of a stage that trained the base's own
+Kind = Literal["adapter", "weights"]
 
 
 def sha256(path: Path) -> str:
@@ -28,33 +32,47 @@ def sha256(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Merged:
-    """One adapter of a lineage: its stage's name, its folder and the SHA-256 of its weights file."""
+    """One stage of a lineage: what it left behind.
+
+    Args:
+        name: of the stage.
+        folder: of its weights file; None where a later stage replaced all that it changed, and nobody needs the file.
+        sha256: of its weights file.
+        kind: an adapter, or weights of the base's own that take the place of those before.
+    """
 
     name: str
-    folder: str
+    folder: str | None
     sha256: str
+    kind: Kind = "adapter"
+
+    @property
+    def path(self) -> Path:
+        """Of its weights file."""
+        assert self.folder is not None
+        return Path(self.folder) / (ADAPTER_WEIGHTS if self.kind == "adapter" else WEIGHTS)
 
     def check(self) -> None:
         """Raise unless the weights file is there and has the recorded SHA-256."""
-        path = Path(self.folder) / ADAPTER_WEIGHTS
+        path = self.path
         if not path.is_file():
-            raise FileNotFoundError(f"adapter {self.name!r} must be at {path}; there is no such file. Restore it.")
+            raise FileNotFoundError(f"{self.kind} {self.name!r} must be at {path}; there is no such file. Restore it.")
         if (found := sha256(path)) != self.sha256:
             raise ValueError(
-                f"adapter {self.name!r} in {path} must have SHA-256 {self.sha256[:12]}…; got {found[:12]}…. "
+                f"{self.kind} {self.name!r} in {path} must have SHA-256 {self.sha256[:12]}…; got {found[:12]}…. "
                 "The file was changed after its stage ended: restore it, or train the stage again."
             )
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where weights come from: a base model and the adapters merged into it, in order.
+    """Where weights come from: a base model and what stages made of it, in order.
 
     Args:
         base: hub id, folder, .gguf file or pkg:// address of the base model.
         revision: of a hub id.
         fingerprint: of the base's weights (`adapters.fingerprint`); None if not taken.
-        adapters: merged so far.
+        adapters: merged so far; also weights of stages that trained the base's own.
     """
 
     base: str
@@ -62,9 +80,20 @@ class Lineage:
     fingerprint: str | None = None
     adapters: tuple[Merged, ...] = ()
 
-    def extended(self, name: str, folder: Path) -> Lineage:
-        """This lineage and the adapter in `folder`."""
-        added = Merged(name, str(folder), sha256(folder / ADAPTER_WEIGHTS))
+    @property
+    def files(self) -> list[Merged]:
+        """The stages whose files are needed."""
+        return [stage for stage in self.adapters if stage.folder is not None]
+
+    @property
+    def trained_whole(self) -> list[str]:
+        """Names of the stages that trained the base's own weights: of those the base's are not inside."""
+        return [stage.name for stage in self.adapters if stage.kind == "weights"]
+
+    def extended(self, name: str, folder: Path, kind: Kind = "adapter") -> Lineage:
+        """This lineage and the adapter, or the weights, in `folder`."""
+        added = Merged(name, str(folder), "", kind)
+        added = replace(added, sha256=sha256(added.path))
         return replace(self, adapters=(*self.adapters, added))
 
 
@@ -93,7 +122,7 @@ class Card:
     """An encoder folder's description.
 
     Args:
-        lineage: base and adapters; adapters' folders are relative in the file, absolute here.
+        lineage: base and stages; stages' folders are relative in the file, absolute here.
         stage: the variant's name: `uni`, `bi`, `mntp`, `simcse`, `supervised` or your own.
         steps: optimizer steps of the stage.
         attention: bidirectional or causal.
@@ -173,15 +202,22 @@ class Card:
                 for stage in content.pop("history", ())
             ]
             lineage = content.pop("lineage")
-            merged = [Merged(**{**a, "folder": str((folder / a["folder"]).resolve())}) for a in lineage.pop("adapters")]
+            merged = tuple(Merged(**{**stage, "folder": _inside(folder, stage)}) for stage in lineage.pop("adapters"))
             history = tuple(Training(**stage) for stage in stages)
-            return cls(lineage=Lineage(**lineage, adapters=tuple(merged)), history=history, **content)
+            return cls(lineage=Lineage(**lineage, adapters=merged), history=history, **content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} must describe an encoder, and cannot be read: {error!r}") from error
 
     def write(self, folder: Path) -> None:
-        """Write `encoder.json`; adapters must lie inside `folder`."""
-        content = {"format": FORMAT, **asdict(self)}
-        for adapter in content["lineage"]["adapters"]:
-            adapter["folder"] = str(Path(adapter["folder"]).relative_to(folder))
+        """Write `encoder.json`; stages' files must lie inside `folder`."""
+        content = {"format": FORMAT if self.lineage.trained_whole else PLAIN_FORMAT, **asdict(self)}
+        for stage in content["lineage"]["adapters"]:
+            if content["format"] == PLAIN_FORMAT:
+                del stage["kind"]
+            stage["folder"] = stage["folder"] and str(Path(stage["folder"]).relative_to(folder))
         (folder / CARD).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _inside(folder: Path, stage: dict[str, str | None]) -> str | None:
+    """Where a stage's files are, by its entry in the card of the encoder folder."""
+    return stage["folder"] and str((folder / stage["folder"]).resolve())

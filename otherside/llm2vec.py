@@ -69,7 +69,7 @@ def card(folder: Path) -> Card:
     """
     folder = folder.absolute()
     lineage = _lineage(folder)
-    first = Path(lineage.adapters[0].folder)
+    first = lineage.adapters[0].path.parent
     settings: dict[str, Any] = {
         "pooling_mode": "mean",
         "max_length": 512,

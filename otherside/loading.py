@@ -9,8 +9,9 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
-from otherside import adapters, conversion, weights
-from otherside.adapters import Lora
+from otherside import adapters, conversion, full, stages, weights
+from otherside.adapters import Lora, SavedAdapter
+from otherside.full import Full
 from otherside.lineage import CARD, Card, Lineage
 from otherside.llama import check_decoder
 
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
 
 
 def load(
-    lineage: Lineage, dtype: torch.dtype, lora: Lora | None, model: str, merge: bool = True
+    lineage: Lineage, dtype: torch.dtype, new: Lora | Full | None, model: str, merge: bool = True
 ) -> tuple[PreTrainedModel, str | None]:
-    """The base, its lineage's adapters merged and a new adapter attached.
+    """The base, its lineage merged, and what is to be trained: a new adapter attached, or its own weights.
 
     Args:
         lineage: what to load.
         dtype: of the frozen weights.
-        lora: a new adapter; None: none.
+        new: what is to be trained; None: nothing.
         model: as the user named it, for errors.
         merge: False attaches the lineage's adapters, too, and leaves the base's weights as they are.
 
@@ -35,19 +36,25 @@ def load(
 
     Raises:
         FileNotFoundError: there is no such model or adapter.
-        ValueError: an adapter was changed or does not fit, or the base was; a LoRA target matches nothing.
+        ValueError: a stage's file was changed or does not fit, or the base was; a LoRA target matches nothing; no layer
+            is left to train; with merge=False, there is no base inside.
     """
-    lm = base(lineage, dtype, model)
+    lm = base(lineage, torch.float32 if isinstance(new, Full) else dtype, model)
     found = adapters.fingerprint(lm)
     check_fingerprint(found, lineage, model)
-    saved = [adapters.SavedAdapter(adapter) for adapter in lineage.adapters]
+    trained = new.names(lm) if isinstance(new, Full) else []
+    if trained:
+        full.set_types(lm, trained, dtype)
+    saved = stages.opened(lineage, lm)
     if merge:
-        for adapter in saved:
-            adapter.merge(lm)
+        for stage in saved:
+            stage.merge(lm)
     else:
-        adapters.put_beside(lm, saved)
-    if lora is not None:
-        adapters.attach(lm, lora)
+        adapters.put_beside(lm, [stage for stage in saved if isinstance(stage, SavedAdapter)])
+    if isinstance(new, Lora):
+        adapters.attach(lm, new)
+    if trained:
+        full.train(lm, trained)
     return lm, found
 
 
@@ -66,7 +73,7 @@ def fetch(lineage: Lineage, model: str) -> str | Path:
         folder = Path(weights.locate(model))
         noted = f"{folder / CARD}, as lineage.base"
         if not Card.is_at(folder):
-            noted = f"{Path(lineage.adapters[0].folder) / adapters.CONFIG}, as base_model_name_or_path"
+            noted = f"{lineage.adapters[0].path.with_name(adapters.CONFIG)}, as base_model_name_or_path"
         raise FileNotFoundError(
             f"the base model of {model} must be where it was in training; nothing is at {lineage.base}. Put it "
             f"back, or write its new place into {noted}."

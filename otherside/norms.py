@@ -21,7 +21,8 @@ class FusedRMSNorm(nn.Module):
         if not hidden_states.is_cuda:  # where torch has the same chain
             return super().forward(hidden_states)
         with torch.autocast("cuda", enabled=False):  # which would give float32
-            return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
+            weight = self.weight.to(hidden_states.dtype)  # float32 in full fine-tuning
+            return F.rms_norm(hidden_states, weight.shape, weight, self.variance_epsilon)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as the class that it replaces, as its own is in no module."""

@@ -111,12 +111,12 @@ def _test_numbers(backbone: Backbone, kernels: tuple[Kernel, ...]) -> None:
     try:
         own, logits = _by_transformers(backbone, ids, "eager")
         allowed = TOLERANCE
-        if backbone.lm.dtype in HALF:
+        if backbone.dtype in HALF:
             other = _by_transformers(backbone, ids, backbone.own_kernel)[0]
             allowed = max(HALF_TOLERANCE, min(2 * _off(other, own), WIDEST))
         for backbone.kernel in kernels:
             _compare("hidden states", backbone(text), own, backbone, allowed)
-        closest = HALF_TOLERANCE if backbone.lm.dtype in HALF else TOLERANCE  # they are of the same states
+        closest = HALF_TOLERANCE if backbone.dtype in HALF else TOLERANCE  # they are of the same states
         _compare("logits", backbone.logits(own), logits, backbone, closest)
     finally:
         backbone.attention = attention
@@ -166,4 +166,4 @@ def _device(backbone: Backbone) -> Any:
 
 
 def _where(backbone: Backbone) -> str:
-    return f"kernel {backbone.kernel}, {_device(backbone).type}, {backbone.lm.dtype}"
+    return f"kernel {backbone.kernel}, {_device(backbone).type}, {backbone.dtype}"

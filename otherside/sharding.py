@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from otherside import adapters, conversion, distributed, weights
+from otherside import adapters, conversion, distributed, full, stages, weights
 from otherside.adapters import Lora
 from otherside.conversion import SAFE
+from otherside.full import Full
 from otherside.lineage import Lineage
 from otherside.llama import check_decoder
 
@@ -70,8 +71,7 @@ def empty(place: str | Path, revision: str | None, dtype: torch.dtype) -> PreTra
 
 def pieces(lm: PreTrainedModel) -> list[list[nn.Module]]:
     """Modules to read and shard together, each parameter in exactly one piece: layers, embeddings, head, the rest."""
-    names = set(lm._no_split_modules or [])
-    layers = [module for module in lm.modules() if type(module).__name__ in names]
+    layers = full.layers(lm)
     embeddings, head = lm.get_input_embeddings(), lm.get_output_embeddings()
     tied = head.weight is embeddings.weight
     taken = {id(part) for module in [*layers, embeddings, head] for part in module.modules()}
@@ -79,32 +79,40 @@ def pieces(lm: PreTrainedModel) -> list[list[nn.Module]]:
     return [*([layer] for layer in layers), *([[embeddings, head]] if tied else [[embeddings], [head]]), rest]
 
 
-def load(lineage: Lineage, dtype: torch.dtype, lora: Lora | None, shard: Shard) -> tuple[PreTrainedModel, str | None]:
-    """The base, its lineage's adapters merged and a new adapter attached, in shards; to be called on all ranks.
+def load(
+    lineage: Lineage, dtype: torch.dtype, new: Lora | Full | None, shard: Shard
+) -> tuple[PreTrainedModel, str | None]:
+    """The base, its lineage merged, and what is to be trained, in shards; to be called on all ranks.
 
     Returns:
         The model, and the fingerprint of the base.
 
     Raises:
         FileNotFoundError: there is no such model or adapter.
-        ValueError: an adapter was changed or does not fit; a LoRA target matches nothing.
+        ValueError: a stage's file was changed or does not fit; a LoRA target matches nothing; no layer is left to
+            train.
     """
     place = weights.resolve(lineage.base)
     lm = empty(place, lineage.revision, dtype)
     names = {module: name for name, module in lm.named_modules()}
-    config = adapters.peft_config(lm, lora) if lora else None
+    config = adapters.peft_config(lm, new) if isinstance(new, Lora) else None
+    trained = new.names(lm) if isinstance(new, Full) else []
+    if trained:
+        full.set_types(lm, trained, dtype)
     reads = distributed.rank() == 0
     tensors = Tensors(conversion.fetch(lineage.base, lineage.revision), lineage.revision) if reads else None
-    merged = [adapters.SavedAdapter(adapter) for adapter in lineage.adapters] if reads else []
+    merged = stages.opened(lineage, lm) if reads else []
     found = {}
     for modules in pieces(lm):
         for module in modules:
             found.update(fill(module, names[module], tensors))
             lm.tie_weights()
-            for adapter in merged:
-                adapter.merge(module, f"{names[module]}.")
-            if lora and config:
-                adapters.attach_to_piece(module, lora, config)
+            for stage in merged:
+                stage.merge(module, f"{names[module]}.")
+            if isinstance(new, Lora) and config:
+                adapters.attach_to_piece(module, new, config)
+            if trained:
+                full.train(module, trained, f"{names[module]}.")
         shard(modules)
     shard([lm.base_model])  # nothing is left to share, but FSDP2 wants to know the module that is called
     if config:

@@ -1,8 +1,9 @@
-"""Encoders averaged into one: their weights, exactly, as one adapter on what they have in common.
+"""Encoders averaged into one: their weights, exactly, on what they have in common.
 
 A LoRA update is a product B A, and a sum of updates is the product of the B side by side and the A one below the other:
 the average of encoders of one base is an adapter again, whose rank is the sum of theirs (Wortsman et al., 2022, average
-fine-tuned models; with the base itself among them it is WiSE-FT's interpolation).
+fine-tuned models; with the base itself among them it is WiSE-FT's interpolation). Where a stage was full fine-tuning,
+the average is of whole weights, in float32.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 
@@ -18,8 +19,9 @@ import torch
 from peft import LoraConfig
 from torch import Tensor
 
-from otherside import adapters, weights
+from otherside import adapters, full, stages, weights
 from otherside.adapters import SavedAdapter
+from otherside.backbone import Backbone, BackboneConfig
 from otherside.files import check_out, make_folder, replace_folder
 from otherside.lineage import BASE, CARD, Card, Lineage, Merged, Training
 
@@ -30,8 +32,8 @@ READ = ("attention", "pooling", "max_length", "start_token", "pool_start", "sink
 def soup(encoders: list[str], out: Path, weights: list[float] | None = None, force: bool = False) -> None:
     """Average the weights of encoders of one base model into a new encoder folder.
 
-    The stages that all have in common stay as they are; of the others one adapter is made, which is exactly the
-    average. A base model among the encoders draws the average towards it.
+    The stages that all have in common stay as they are; of the others one adapter is made, or one file of weights where
+    one was full fine-tuning, which is exactly the average. A base model among the encoders draws it towards itself.
 
     Args:
         encoders: two or more encoder folders, of which one may be their base model.
@@ -57,22 +59,54 @@ def soup(encoders: list[str], out: Path, weights: list[float] | None = None, for
     lineages = [card.lineage.adapters for card in cards]
     levels = zip(*lineages, strict=False)
     common = [level[0] for level in takewhile(lambda level: len({a.sha256 for a in level}) == 1, levels)]
-    parts = [
-        (SavedAdapter(adapter), share)
-        for merged, share in zip(lineages, shares, strict=True)
-        for adapter in merged[len(common) :]
-    ]
-    if not parts:
+    own = [merged[len(common) :] for merged in lineages]
+    if not any(own):
         raise ValueError("soup needs encoders that differ; these are one and the same")
+    changed = Changed(encoders, shares, own)
     make_folder(out.parent, "the folder of OUT")
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent)).resolve()
     try:
-        _write(work, encoders[cards.index(first)], first, common, parts, _history(cards, first, len(common)))
+        history = _history(cards, first, len(common))
+        made = _write(work, encoders[cards.index(first)], replace(first, history=history), common, changed)
         replace_folder(work, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    rank = sum(part.config.r for part, _ in parts)
-    print(f"{out}: the average of {len(encoders)}, an adapter of rank {rank} on {len(common)} common stages")
+    print(f"{out}: the average of {len(encoders)}, {made} on {len(common)} common stages")
+
+
+@dataclass(frozen=True)
+class Changed:
+    """What the encoders do not have in common.
+
+    Args:
+        encoders: all.
+        shares: of each in the average.
+        own: stages of each.
+    """
+
+    encoders: Sequence[str]
+    shares: Sequence[float]
+    own: Sequence[tuple[Merged, ...]]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a stage was full fine-tuning."""
+        return any(stage.kind == "weights" for own in self.own for stage in own)
+
+    def parts(self) -> list[tuple[SavedAdapter, float]]:
+        """The adapters of all encoders, each with its share."""
+        return [(SavedAdapter(a), share) for own, share in zip(self.own, self.shares, strict=True) for a in own]
+
+    def average(self) -> dict[str, Tensor]:
+        """Of the weights that any of the stages changed, in float32; one encoder is in memory at a time."""
+        names = {name for own in self.own for stage in own if stage.folder for name in stages.changed(stage)}
+        found: dict[str, Tensor] = {}
+        for encoder, share in zip(self.encoders, self.shares, strict=True):
+            lm = Backbone.load(BackboneConfig(encoder, dtype="float32")).lm
+            for name, weight in lm.named_parameters():
+                if name in names:
+                    found[name] = found[name].add_(weight, alpha=share) if name in found else weight * share
+        return found
 
 
 def _shares(encoders: Sequence[str], weights: Sequence[float] | None) -> list[float]:
@@ -123,26 +157,34 @@ def _named(lineage: Lineage) -> str:
     return f"{lineage.base} ({(lineage.fingerprint or 'unknown')[:8]})"
 
 
-def _write(
-    work: Path,
-    source: str,
-    card: Card,
-    common: Sequence[Merged],
-    parts: Sequence[tuple[SavedAdapter, float]],
-    history: tuple[Training, ...],
-) -> None:
+def _write(work: Path, source: str, card: Card, common: Sequence[Merged], changed: Changed) -> str:
+    """Write the encoder folder; what it is beside the common stages."""
     for file in Path(weights.locate(source)).iterdir():
         if file.is_file() and file.name != CARD:
             shutil.copyfile(file, work / file.name)
-    lineage = adapters.copy(replace(card.lineage, adapters=tuple(common)), work)
-    folder = adapters.folder_in(work, lineage, STAGE)
+    lineage = replace(card.lineage, adapters=tuple(common))
+    if changed.is_whole:
+        average = changed.average()
+        folder = stages.folder_in(work, len(common), STAGE, "weights")
+        full.write(average, folder)
+        lineage = stages.copy(lineage, work, average.keys()).extended(STAGE, folder, "weights")
+        made = f"{len(average)} tensors of weights"
+    else:
+        lineage = stages.copy(lineage, work)
+        folder = stages.folder_in(work, len(common), STAGE)
+        made = _write_adapter(changed.parts(), folder, lineage.base)
+        lineage = lineage.extended(STAGE, folder)
+    replace(card, lineage=lineage, stage=STAGE, steps=0).write(work)
+    return made
+
+
+def _write_adapter(parts: Sequence[tuple[SavedAdapter, float]], folder: Path, base: str) -> str:
     rank = sum(part.config.r for part, _ in parts)
     modules = sorted({name.rpartition(".")[2] for part, _ in parts for name in _modules(part)})
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=modules)
     made = {f"{adapters.PREFIX}{key}": value for key, value in side_by_side(parts).items()}
-    adapters.write(made, config, folder, lineage.base)
-    lineage = lineage.extended(STAGE, folder)
-    replace(card, lineage=lineage, stage=STAGE, steps=0, history=history).write(work)
+    adapters.write(made, config, folder, base)
+    return f"an adapter of rank {rank}"
 
 
 def side_by_side(parts: Sequence[tuple[SavedAdapter, float]]) -> dict[str, Tensor]:

@@ -78,7 +78,7 @@ def load_tokenizer(
 
 def _tokenizer_folder(card: Card, place: str | Path) -> Path:
     """LLM2Vec reads with the tokenizer of its first stage; an encoder folder's adapters have none."""
-    folders = [*(Path(adapter.folder) for adapter in card.lineage.adapters), Path(place)]
+    folders = [*(stage.path.parent for stage in card.lineage.files), Path(place)]
     return next((folder for folder in folders if any(folder.glob("tokenizer*"))), folders[-1])
 
 

@@ -25,6 +25,7 @@ from ranks import free_port
 
 import lightning_modules.training  # noqa: F401  # imported once, for all forks
 from lightning_modules.cli import main
+from otherside.lineage import Card
 
 OUTPUTS = tempfile.TemporaryDirectory(prefix="otherside-outputs-")  # goes with this process; forks end without it
 
@@ -227,8 +228,8 @@ def adapter(root: Path) -> dict[str, torch.Tensor]:
     """The trained weights that a run left in its encoder folder."""
     from safetensors.torch import load_file
 
-    last = sorted((root / "encoder" / "adapters").iterdir())[-1]
-    return load_file(last / "adapter_model.safetensors")
+    last = Card.read(root / "encoder").lineage.adapters[-1]
+    return load_file(last.path)
 
 
 def metrics(root: Path, name: str) -> dict[int, float]:

@@ -142,6 +142,7 @@ def facts(module: EncoderModule) -> Values:
         "base": lineage.base,
         "revision": lineage.revision,
         "adapters": identity.names(lineage),
+        "trained": "lora" if module.lora else "full",
         "model.backbone.attention": backbone.attention,
         "model.backbone.dtype": backbone.dtype,
         "model.backbone.start_token": start_name(module.tokenizer),

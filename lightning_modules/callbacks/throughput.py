@@ -45,7 +45,8 @@ class Throughput(pl.Callback):
         with suppress(ValueError):
             self._shape = Shape.from_config(lm.config.to_dict(), "the model")
         self._adapter = sum(whole_shape(p).numel() for p in pl_module.parameters() if p.requires_grad)
-        self._peak = peak(pl_module.device, lm.dtype)
+        self._whole = None if pl_module.lora else 1 - (pl_module.frozen_layers or 0) / pl_module.encoder.backbone.layers
+        self._peak = peak(pl_module.device, pl_module.encoder.backbone.dtype)
         self._step = trainer.global_step
         self._reset(trainer)
 
@@ -69,9 +70,10 @@ class Throughput(pl.Callback):
             seconds = time.perf_counter() - self._since
             pl_module.show("tokens_per_second", (self._tokens - self._starts) / seconds)
             if self._shape:
-                done = operations(self._shape, self._adapter, self._tokens, self._squares, pl_module.predicted)
+                counted = (self._tokens, self._squares, pl_module.predicted, self._whole)
+                done = operations(self._shape, self._adapter, *counted)
                 if done / seconds > self._peak:  # others used the machine when it was measured
-                    self._peak = max(done / seconds, peak(pl_module.device, pl_module.encoder.backbone.lm.dtype))
+                    self._peak = max(done / seconds, peak(pl_module.device, pl_module.encoder.backbone.dtype))
                 pl_module.show("utilisation", done / seconds / self._peak)
             pl_module.show("waiting", min((_waited(trainer) - self._waited) / seconds, 1.0))
             pl_module.show("padding", 1 - self._tokens / self._slots)
@@ -107,7 +109,9 @@ def is_gpu(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def operations(shape: Shape, adapter: int, tokens: int, squares: int, predicted: float) -> float:
+def operations(
+    shape: Shape, adapter: int, tokens: int, squares: int, predicted: float, whole: float | None = None
+) -> float:
     """Floating-point operations of forward and backward; frozen weights have no gradient of their own.
 
     Args:
@@ -116,9 +120,11 @@ def operations(shape: Shape, adapter: int, tokens: int, squares: int, predicted:
         tokens: real ones.
         squares: sum over texts of their length squared.
         predicted: share of tokens that go through the head.
+        whole: share of the layers whose own weights are trained; backward goes through no other. None: an adapter is.
     """
-    weights = 4 * shape.matrices + 6 * adapter + 4 * predicted * shape.embeddings
-    return tokens * weights + 12 * squares * shape.queries * shape.layers
+    layers = 4 * shape.matrices + 6 * adapter if whole is None else (2 + 4 * whole) * shape.matrices
+    attention = 12 if whole is None else 4 + 8 * whole
+    return tokens * (layers + 4 * predicted * shape.embeddings) + attention * squares * shape.queries * shape.layers
 
 
 def peak(device: torch.device, dtype: torch.dtype, tries: int = 5) -> float:

@@ -13,7 +13,7 @@ from lightning_modules.report.paper import VARIANTS, Published
 from lightning_modules.report.runs import Run
 from otherside.files import atomic
 from otherside.probing.findings import Cell, find
-from otherside.probing.results import Result
+from otherside.probing.results import OFF, ON, Result
 
 # setting -> heading; those that no run has are left out
 SETTINGS = {
@@ -122,12 +122,12 @@ def generation(results: Sequence[Result]) -> Table | None:
     rows = []
     for result in results:
         if found := result.find(task="generation"):
-            scores = [f"{row.score.value:.2f} ({row.score.low:.2f}…{row.score.high:.2f})" for row in found]
-            rows.append([result.name, *scores, *result.settings["completions"].values()])
-            names = [row.input for row in found]
+            scores = {row.input: f"{row.score.value:.2f} ({row.score.low:.2f}…{row.score.high:.2f})" for row in found}
+            samples = result.settings["completions"]
+            rows.append([result.name, *(kept.get(name, "–") for kept in (scores, samples) for name in (OFF, ON))])
     if not rows:
         return None
-    header = ["", *(f"perplexity, {name}" for name in names), *(f"goes on, {name}" for name in names)]
+    header = ["", *(f"{what}, {name}" for what in ("perplexity", "goes on") for name in (OFF, ON))]
     return Table("Generation: perplexity of the next token in held-out text, causal attention", header, rows)
 
 

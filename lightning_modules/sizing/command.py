@@ -48,7 +48,7 @@ def size(
         global_batch: texts or pairs of a batch, all ranks together.
         length: tokens of a text; the longest allowed, if not said.
         chunk_tokens: tokens that go through the model at once.
-        lora_r: rank of the adapter.
+        lora_r: rank of the adapter; where the YAML has none (`lora: null`), one in place of full fine-tuning.
         activation_checkpointing: whether each layer is computed again in backward.
         gpu_memory: of a device, in GB.
         reserve: of it, for CUDA, NCCL and fragmentation, in GB; 4 on GPUs, 0 on CPUs.
@@ -84,7 +84,7 @@ def report(job: Job, machine: Machine) -> dict[str, Any]:
     return {
         "job": asdict(job),
         "machine": asdict(machine),
-        "parameters": {"base": job.shape.base, "adapter": job.adapter.weights(job.shape)},
+        "parameters": {"base": job.shape.base, "trained": job.adapter.weights(job.shape)},
         "per_rank": {"texts": job.texts, "tokens": job.tokens, "chunks": job.chunks, "chunk_tokens": job.chunk},
         "activation_bytes_per_token": kept_by_token(job),
         "memory_bytes": memory(job),
@@ -102,10 +102,11 @@ def table(job: Job, machine: Machine) -> list[str]:
     """The report for people."""
     device, plural = ("GPU", "s") if job.cuda else ("process", "es")
     plural *= job.ranks > 1
-    base, adapter = job.shape.base, job.adapter.weights(job.shape)
+    base, trained = job.shape.base, job.adapter.weights(job.shape) / 1e6
+    kind = f"full fine-tuning of {trained:,.1f}M" if job.is_full else f"adapter of {trained:.1f}M (r {job.adapter.r})"
     time = step_time(job, machine)
     lines = [
-        f"{job.stage}, {base / 1e9:.2f}B base in {job.dtype}, adapter of {adapter / 1e6:.1f}M (r {job.adapter.r}); "
+        f"{job.stage}, {base / 1e9:.2f}B base in {job.dtype}, {kind}; "
         f"{job.nodes} x {job.gpus} = {job.ranks} {device}{plural}, {job.strategy}",
         f"global batch {job.global_batch}: {job.texts} texts of {job.length} tokens a {device}, in {job.chunks} "
         f"chunk{'s' * (job.chunks > 1)} of {job.chunk} tokens"

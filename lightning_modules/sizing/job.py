@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lightning_modules.includes import merged
-from lightning_modules.sizing.shape import Adapter, Shape, read_shape
+from lightning_modules.sizing.shape import Adapter, Full, Shape, read_shape
 
 Strategy = Literal["ddp", "zero1", "zero2", "zero3", "fsdp2"]
 Stage = Literal["mntp", "simcse", "supervised"]
@@ -26,7 +26,7 @@ class Job:
     Args:
         stage: which.
         shape: of the base model.
-        adapter: what is trained.
+        adapter: what is trained; `Full` where it is the base's own weights.
         global_batch: texts (mntp, simcse) or pairs (supervised) of a batch, all ranks together.
         length: tokens of a text.
         strategy: how weights and optimizer are shared between ranks.
@@ -84,7 +84,7 @@ class Job:
             "--length": self.length,
             "--chunk_tokens": 1 if self.chunk_tokens is None else self.chunk_tokens,
             "--global_batch": self.global_batch,
-            "--lora_r": self.adapter.r,
+            "--lora_r": self.adapter.r if not self.is_full else 1,
             "trainer.accumulate_grad_batches": self.accumulate,
         }
         for name, value in at_least_one.items():
@@ -98,6 +98,11 @@ class Job:
         if self.dtype not in BYTES:
             raise ValueError(f"backbone.dtype must be one of {', '.join(BYTES)}; got {self.dtype!r}")
         self.adapter.of(self.shape)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the base's own weights are trained."""
+        return isinstance(self.adapter, Full)
 
     @property
     def ranks(self) -> int:
@@ -209,7 +214,7 @@ def read_job(config: Path, options: Overrides = Overrides()) -> Job:
     return Job(
         stage=stage,
         shape=shape,
-        adapter=_adapter(_mapping(init, "lora"), options),
+        adapter=_adapter(init, options),
         global_batch=_first(options.global_batch, rows.get("global_batch_size"), name="data.global_batch_size"),
         length=_first(options.length, length, name="data.max_length"),
         chunk_tokens=_first(options.chunk_tokens, init.get("chunk_tokens")),
@@ -227,7 +232,10 @@ def read_job(config: Path, options: Overrides = Overrides()) -> Job:
     )
 
 
-def _adapter(lora: Mapping[str, Any], options: Overrides) -> Adapter:
+def _adapter(init: Mapping[str, Any], options: Overrides) -> Adapter:
+    if init.get("lora", {}) is None and options.lora_r is None:
+        return Full(frozen_layers=init.get("frozen_layers"))
+    lora = _mapping(init, "lora")
     known: dict[str, Any] = {key: value for key, value in lora.items() if key in Adapter.__annotations__}
     known |= {"targets": tuple(known["targets"])} if "targets" in known else {}
     known |= {"r": options.lora_r} if options.lora_r is not None else {}

@@ -26,7 +26,7 @@ def memory(job: Job) -> dict[str, float]:
     """
     rows = {
         "base weights": base_weights(job),
-        "adapter weights": adapter_weights(job),
+        "trained weights": trained_weights(job),
         "gradients": gradients(job),
         "optimizer": optimizer(job),
         "gathered weights": gathered_weights(job),
@@ -60,23 +60,25 @@ def base_weights(job: Job) -> float:
     """The frozen base, or this rank's shard."""
     if job.offload_base:
         return 0
-    return job.shape.base * job.element / (job.ranks if job.strategy in SHARDED else 1)
+    frozen = job.shape.base - job.adapter.of_base(job.shape)
+    return frozen * job.element / (job.ranks if job.strategy in SHARDED else 1)
 
 
-def adapter_weights(job: Job) -> float:
-    """The adapter in float32; DeepSpeed shards large tensors only, and ZeRO keeps a second copy, sharded."""
+def trained_weights(job: Job) -> float:
+    """In float32; DeepSpeed shards large tensors only, and ZeRO keeps a second copy, sharded."""
     weights = job.adapter.weights(job.shape)
     whole = weights
     if job.strategy == "fsdp2":
         whole = 0
     elif job.strategy == "zero3":
-        whole = job.shape.layers * sum(size for size in job.adapter.tensors(job.shape) if size < PERSISTENT)
+        small = sum(size for size in job.adapter.tensors(job.shape) if size < PERSISTENT)
+        whole = job.adapter.layers(job.shape) * small
     copies = weights / job.ranks if job.strategy.startswith("zero") and not job.offload_optimizer else 0
     return FLOAT * (whole + (weights - whole) / job.ranks + copies)
 
 
 def gradients(job: Job) -> float:
-    """Of the adapter, in float32, and the buffers that they are reduced in."""
+    """Of what is trained, in float32, and the buffers that they are reduced in."""
     weights = job.adapter.weights(job.shape)
     if job.ranks == 1 and job.strategy == "ddp":
         return FLOAT * weights
@@ -85,7 +87,7 @@ def gradients(job: Job) -> float:
 
 
 def optimizer(job: Job) -> float:
-    """What the optimizer keeps for each weight of the adapter."""
+    """What the optimizer keeps for each weight that is trained."""
     if job.offload_optimizer:
         return 0
     return FLOAT * job.moments * job.adapter.weights(job.shape) / (1 if job.strategy == "ddp" else job.ranks)
@@ -95,9 +97,10 @@ def gathered_weights(job: Job) -> float:
     """Of a sharded base, what is whole at a time: the layer at work and the next one, or the embeddings."""
     if job.strategy not in SHARDED or job.ranks == 1:
         return 0
-    layer = job.shape.layer * job.element + FLOAT * job.adapter.weights(job.shape) / job.shape.layers
-    live = max(2 * layer, job.shape.embeddings * job.element)
-    return live if job.strategy == "fsdp2" else max(live, min(LIVE, job.shape.base) * job.element)
+    size = FLOAT if job.is_full else job.element
+    beside = 0 if job.is_full else FLOAT * job.adapter.weights(job.shape) / job.shape.layers
+    live = max(2 * (job.shape.layer * size + beside), job.shape.embeddings * size)
+    return live if job.strategy == "fsdp2" else max(live, min(LIVE, job.shape.base) * size)
 
 
 def kept_by_attention(job: Job) -> float:
@@ -115,7 +118,9 @@ def kept_by_attention(job: Job) -> float:
 
 
 def kept_by_adapter(job: Job) -> float:
-    """Kept per token of one layer by the adapter: its inputs, their dropout's masks, and what is between A and B."""
+    """Kept per token of one layer by the adapter: its inputs, their dropout's masks, and what is between A and B. Where
+    the projections' own weights are trained, their inputs alone.
+    """
     targets, dropped = job.adapter.of(job.shape), job.adapter.dropout > 0
     shared = job.adapter.share_dropout and not job.adapter.dora
     total = float(job.element * job.adapter.r * len(targets))
@@ -131,31 +136,42 @@ def kept_by_adapter(job: Job) -> float:
     return total
 
 
+def kept_by_norm(job: Job) -> float:
+    """Kept per token of one norm: float32, and for the gradient of its weights what they are multiplied with."""
+    return FLOAT * (job.shape.hidden + 1) + job.element * job.shape.hidden * job.is_full
+
+
 def kept_by_layer(job: Job) -> float:
     """Kept per token of one layer for backward."""
-    norms = 2 * FLOAT * (job.shape.hidden + 1)  # both in float32
     gated = 3 * job.shape.inner * job.element  # gate, its activation, up
-    return norms + gated + kept_by_attention(job) + kept_by_adapter(job)
+    return 2 * kept_by_norm(job) + gated + kept_by_attention(job) + kept_by_adapter(job)
 
 
 def kept_by_token(job: Job) -> float:
     """Kept per token of the whole model between forward and backward."""
     rotary = 2 * job.shape.head_size * job.element
     if not job.layers_again:
-        return job.shape.layers * kept_by_layer(job) + rotary
-    last_norm = FLOAT * (job.shape.hidden + 1)
-    return job.shape.layers * job.shape.hidden * job.element + last_norm + rotary
+        return job.adapter.layers(job.shape) * kept_by_layer(job) + rotary
+    return job.shape.layers * job.shape.hidden * job.element + kept_by_norm(job) + rotary
 
 
 def activations(job: Job) -> float:
     """Kept for backward at the peak: of one chunk where chunks are computed again, else of the whole batch.
 
-    Where PEFT's own forward runs, in half precision also the adapter's rounded copies, of each run of the model.
+    Where PEFT's own forward runs, in half precision also the adapter's rounded copies, of each run of the model; and so
+    the base's own weights that are trained.
     """
     tokens, runs = (job.chunk, 1) if job.recomputes else (job.tokens, job.chunks)
-    by_peft = job.adapter.dora or job.strategy == "zero3"
-    rounded = job.element * job.adapter.weights(job.shape) if by_peft and job.element < FLOAT else 0
+    by_autocast = job.adapter.dora or job.strategy == "zero3" or job.is_full
+    rounded = job.element * multiplied(job) if by_autocast and job.element < FLOAT else 0
     return tokens * kept_by_token(job) + rounded * runs * (not job.layers_again)
+
+
+def multiplied(job: Job) -> float:
+    """Trained weights of linear layers."""
+    if job.is_full:
+        return job.shape.matrices * job.adapter.layers(job.shape) / job.shape.layers
+    return job.adapter.weights(job.shape)
 
 
 def working(job: Job) -> float:

@@ -193,6 +193,58 @@ class Adapter:
         """All trained weights."""
         return shape.layers * sum(self.tensors(shape))
 
+    def of_base(self, shape: Shape) -> int:
+        """Those that are the base's own."""
+        return 0
+
+    def layers(self, shape: Shape) -> int:
+        """The layers that backward goes through."""
+        return shape.layers
+
+
+@dataclass(frozen=True)
+class Full(Adapter):
+    """No adapter: the base's own weights are trained, in float32 (`otherside.full.Full`).
+
+    Args:
+        frozen_layers: None: no layer is frozen, nor are the embeddings; k: they and the k lowest layers are.
+    """
+
+    r: int = 0
+    dropout: float = 0.0
+    frozen_layers: int | None = None
+
+    def of(self, shape: Shape) -> list[str]:
+        """All projections.
+
+        Raises:
+            ValueError: no layer is left to train.
+        """
+        if self.frozen_layers is not None and not 0 <= self.frozen_layers < shape.layers:
+            raise ValueError(
+                f"model.frozen_layers must leave one of the model's {shape.layers} layers to train; got "
+                f"{self.frozen_layers}"
+            )
+        return list(shape.projections)
+
+    def tensors(self, shape: Shape) -> list[int]:
+        """Sizes of a layer's tensors; biases are taken to be one."""
+        matrices = [n * m for n, m in shape.projections.values()]
+        return [*matrices, shape.hidden, shape.hidden, shape.layer - sum(matrices) - 2 * shape.hidden]
+
+    def weights(self, shape: Shape) -> int:
+        """All trained weights: layers, the last norm, embeddings; never a head of its own."""
+        embeddings = shape.embeddings if self.frozen_layers is None else 0
+        return self.layers(shape) * shape.layer + shape.hidden + embeddings
+
+    def of_base(self, shape: Shape) -> int:
+        """All of them."""
+        return self.weights(shape)
+
+    def layers(self, shape: Shape) -> int:
+        """Those that are trained."""
+        return shape.layers - (self.frozen_layers or 0)
+
 
 def read_shape(model: str, revision: str | None = None) -> Shape:
     """The shape of what `backbone.model` names: of an encoder folder, its base model's.

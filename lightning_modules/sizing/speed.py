@@ -74,16 +74,16 @@ def traffic(job: Job) -> list[Traffic]:
     if job.ranks == 1:
         return []
     others = (job.ranks - 1) / job.ranks
-    adapter = FLOAT * job.adapter.weights(job.shape)
+    trained = FLOAT * job.adapter.weights(job.shape)
     found = []
     if job.strategy in SHARDED:
         unused = 0 if job.stage == "mntp" or job.shape.tied else job.shape.embeddings  # the head
         runs = (2 + job.recomputes) * job.chunks * job.accumulate
-        size = (job.shape.base - unused) * job.element + adapter
+        size = (job.shape.base - job.adapter.of_base(job.shape) - unused) * job.element + trained
         found.append(Traffic("weights, gathered", runs * size * others, runs * (job.shape.layers + 1)))
-        found.append(Traffic("gradients", job.accumulate * adapter * others, job.accumulate * job.shape.layers))
+        found.append(Traffic("gradients", job.accumulate * trained * others, job.accumulate * job.shape.layers))
     else:
-        found.append(Traffic("gradients", 2 * adapter * others, 2 * max(1, round(adapter / 25e6))))
+        found.append(Traffic("gradients", 2 * trained * others, 2 * max(1, round(trained / 25e6))))
     if job.candidates:
         gathered = (job.candidates + job.symmetric * job.global_batch) * job.shape.hidden * FLOAT
         calls = 1 + (job.stage == "supervised") + job.symmetric
@@ -94,12 +94,14 @@ def traffic(job: Job) -> list[Traffic]:
 def operations(job: Job) -> float:
     """Floating-point operations of one rank in one optimizer step.
 
-    Frozen weights have no gradient of their own: backward costs what forward does, not twice.
+    Frozen weights have no gradient of their own: backward costs what forward does, not twice. Through the frozen layers
+    below those that are trained it does not go.
     """
-    adapter = job.adapter.weights(job.shape)
+    beside = 0 if job.is_full else job.adapter.weights(job.shape)
     attention = 4 * job.length * job.shape.queries * job.shape.layers
-    forward = 2 * job.shape.matrices + 2 * adapter + attention
-    backward = 2 * job.shape.matrices + 4 * adapter + 2 * attention
+    forward = 2 * job.shape.matrices + 2 * beside + attention
+    share = job.adapter.layers(job.shape) / job.shape.layers
+    backward = share * ((4 if job.is_full else 2) * job.shape.matrices + 2 * attention) + 4 * beside
     total: float = job.tokens * (forward * passes(job) + backward)
     if job.stage == "mntp":
         positions = job.tokens * job.masked

@@ -95,17 +95,17 @@ def model_meta(
 
     backbone = encoder.backbone
     lineage, lm = backbone.lineage, backbone.lm
-    attached = adapters.is_attached(lm)
-    stages = [adapter.name for adapter in lineage.adapters] + ([stage or "adapter"] if attached else [])
+    is_trained = adapters.is_attached(lm) or backbone.trains_whole
+    stages = [made.name for made in lineage.adapters] + ([stage or "adapter"] if is_trained else [])
     if not stages:
         stages = ["uni" if backbone.attention == "causal" else "bi"]
     settings = {
         "lineage": {**asdict(lineage), "adapters": [adapter.sha256 for adapter in lineage.adapters]},
-        "encoder": [backbone.attention, encoder.pooling, encoder.max_length, str(lm.dtype)],
+        "encoder": [backbone.attention, encoder.pooling, encoder.max_length, str(backbone.dtype)],
         "start": [start_name(encoder.tokenizer), encoder.pool_start],
         "sink": _bytes(backbone.sink.state).hex() if backbone.sink else None,
         "instructions": dict(instructions or {}),
-        "attached": _digest_of_adapter(encoder) if attached and step is None else None,
+        "attached": _digest_of_trained(encoder) if is_trained and step is None else None,
     }
     if encoder.factors is not None:
         settings["rescaled"] = _bytes(encoder.factors).hex()
@@ -122,7 +122,7 @@ def model_meta(
         languages=None,
         n_parameters=parameters,
         n_embedding_parameters=whole_shape(embeddings).numel(),
-        memory_usage_mb=round(parameters * lm.dtype.itemsize / 2**20),
+        memory_usage_mb=round(parameters * backbone.dtype.itemsize / 2**20),
         max_tokens=encoder.max_length,
         embed_dim=backbone.hidden_size,
         license=_license(lineage.base),
@@ -137,10 +137,10 @@ def model_meta(
     )
 
 
-def _digest_of_adapter(encoder: Encoder) -> str:
+def _digest_of_trained(encoder: Encoder) -> str:
     digest = hashlib.sha256()
     for name, parameter in encoder.named_parameters():
-        if "lora_" in name:
+        if "lora_" in name or parameter.requires_grad:
             digest.update(name.encode() + _bytes(parameter))
     return digest.hexdigest()
 

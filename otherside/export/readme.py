@@ -119,8 +119,10 @@ def stages(card: Card) -> list[str]:
     for merged, told in zip(adapters, known[len(known) - len(adapters) :], strict=True):
         read = [path if is_hub_id(path.split(":")[0]) else base_name(path) for path in told.data] if told else []
         steps = str(told.steps) if told else "not noted"
-        rows.append([merged.name, steps, ", ".join(read) or "not noted", f"`{merged.sha256}`"])
-    return ["", "Stages:", "", *table(["stage", "steps", "data", "SHA-256 of its weights"], rows)] if rows else []
+        trained = "an adapter" if merged.kind == "adapter" else "full fine-tuning"
+        rows.append([merged.name, trained, steps, ", ".join(read) or "not noted", f"`{merged.sha256}`"])
+    names = ["stage", "trained", "steps", "data", "SHA-256 of its weights"]
+    return ["", "Stages:", "", *table(names, rows)] if rows else []
 
 
 def measured(scores: Mapping[str, Sequence[EvalResult]]) -> list[str]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from otherside.batching import Packed, tokenise
 from otherside.llama import positions
-from otherside.probing.results import Row
+from otherside.probing.results import OFF, ON, Row
 from otherside.probing.scores import Score, count
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ TEXTS = 100  # read of a file: of differences between variants they tell 1 %
 TOKENS_AT_ONCE = 1024  # logits are (T, V) float32
 LONGEST = 512  # tokens of a text
 PROMPT, NEW_TOKENS = 6, 24  # words that a sample begins with, tokens that it goes on
-OFF, ON = "adapters off", "adapters on"
 
 
 def read_texts(path: Path) -> list[str]:
@@ -47,15 +46,17 @@ def generation(encoder: Encoder, texts: Sequence[str]) -> list[Row]:
     """Perplexity of a token given those in front of it, in causal attention; intervals resample texts.
 
     With the adapters off it is the base model's, bit for bit: nothing of the generator is lost. With the adapters on it
-    is what the encoder itself would be worth as a generator.
+    is what the encoder itself would be worth as a generator; that alone is left of full fine-tuning.
 
     Args:
-        encoder: opened with merge=False.
+        encoder: opened with merge=False, where it can be.
         texts: N texts, of which the first 512 tokens are read.
     """
     backbone, packed = encoder.backbone, _read(encoder, texts)
-    with backbone.as_base():
-        surprise = {OFF: surprisals(encoder, packed)}
+    surprise = {}
+    if not backbone.lineage.trained_whole:
+        with backbone.as_base():
+            surprise[OFF] = surprisals(encoder, packed)
     surprise[ON] = _causal(encoder, packed) if backbone.lineage.adapters else surprise[OFF]
     predicted = (packed.lengths - 1).numpy()
     times = count(len(packed))

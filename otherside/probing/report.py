@@ -8,7 +8,7 @@ from pathlib import Path
 
 from otherside.files import atomic
 from otherside.probing.figures import write_figures
-from otherside.probing.results import Result
+from otherside.probing.results import OFF, ON, Result
 from otherside.probing.scores import Score
 from otherside.probing.tasks import Task
 
@@ -106,11 +106,10 @@ def _words(results: Sequence[Result]) -> Iterator[str]:
 
 def _generation(results: Sequence[Result]) -> Iterator[str]:
     """Perplexity, and how each variant goes on from the same words."""
-    found = [(result, result.find(task="generation")) for result in results]
-    body = [[r.name, *(f"{row.score.value:.2f} ±{half(row.score):.2f}" for row in rows)] for r, rows in found if rows]
+    found = {r.name: {row.input: row.score for row in r.find(task="generation")} for r in results}
+    body = [[name, *(shown(s[i]) if i in s else "–" for i in (OFF, ON))] for name, s in found.items() if s]
     if body:
-        names = [row.input for row in found[0][1]]
-        yield "Generation: perplexity of the next token, causal attention\n\n" + markdown(["variant", *names], body)
+        yield "Generation: perplexity of the next token, causal attention\n\n" + markdown(["variant", OFF, ON], body)
         samples = [f"- {r.name}, {name}: {text!r}" for r in results for name, text in samples_of(r).items()]
         yield "How the first text is gone on with\n\n" + "\n".join(samples)
 

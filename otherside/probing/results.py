@@ -19,6 +19,7 @@ from otherside.files import atomic
 from otherside.probing.scores import Score
 
 FORMAT = 2
+OFF, ON = "adapters off", "adapters on"  # what generates
 KEYS = ("task", "input", "target", "layer", "probe", "condition", "metric")
 
 

@@ -12,7 +12,8 @@ from otherside.backbone import DTypes
 from otherside.encoder import Encoder
 from otherside.files import atomic
 from otherside.probing.features import Store
-from otherside.probing.generation import OFF, ON, completion
+from otherside.probing.generation import completion
+from otherside.probing.results import OFF, ON
 from otherside.probing.variants import Variant
 
 VERSION = 4  # raise it when the same settings would measure something else: it renames what is kept
@@ -42,17 +43,18 @@ class Session:
 
     @cached_property
     def generator(self) -> Encoder:
-        """Opened once more, with the base's own weights; one copy in memory at a time."""
+        """Opened once more, with the base's own weights where it has them; one copy in memory at a time."""
         self.__dict__.pop("encoder", None)
-        return self.variant.open(self._dtype, self._device, merge=False)
+        return self.variant.open(self._dtype, self._device, merge=bool(self.variant.card.lineage.trained_whole))
 
     def completions(self, text: str) -> dict[str, str]:
-        """How the first words of `text` are gone on with, adapters off and on."""
+        """How the first words of `text` are gone on with, adapters off and on; on alone in full fine-tuning."""
         path = self.path("completions", text)
         if not path.exists():
-            backbone = self.generator.backbone
-            with backbone.as_base():
-                found = {OFF: completion(self.generator, text)}
+            backbone, found = self.generator.backbone, {}
+            if not backbone.lineage.trained_whole:
+                with backbone.as_base():
+                    found[OFF] = completion(self.generator, text)
             backbone.attention = "causal"
             found[ON] = completion(self.generator, text)
             with atomic(path) as temporary:

@@ -62,7 +62,7 @@ class TestCard:
         assert adapter.folder == str(tmp_path / "new" / "adapters" / "0-mntp")
 
     @pytest.mark.parametrize(
-        "change", [{"format": 5}, {"lineage": None}, {"pooling": ...}, {"unknown": 1}, {"lineage": {"adapters": [{}]}}]
+        "change", [{"format": 6}, {"lineage": None}, {"pooling": ...}, {"unknown": 1}, {"lineage": {"adapters": [{}]}}]
     )
     def test_a_broken_card(self, tmp_path, change):
         self.write(tmp_path)

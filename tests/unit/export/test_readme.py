@@ -67,7 +67,7 @@ def test_a_card_for_the_hub(tiny_llama: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "LICENSE.txt").read_text() == "Do as you like."
     _, text = said(tmp_path / "out")
     sha256 = card["lineage"]["adapters"][0]["sha256"]
-    assert f"| mntp | 3 | org/pairs:en, texts.jsonl | `{sha256}` |" in text
+    assert f"| mntp | an adapter | 3 | org/pairs:en, texts.jsonl | `{sha256}` |" in text
     for word in (
         "8, 16 dimensions",
         "encode_query",

@@ -23,10 +23,10 @@ from lightning_modules.base import EncoderModule
 from lightning_modules.cli import main
 from lightning_modules.sizing.job import EAGER_UP_TO, Job, Overrides, read_job
 from lightning_modules.sizing.memory import activations, cheapest, gathered_weights, kept_by_token, memory, vectors
-from lightning_modules.sizing.shape import KNOWN, Adapter, Shape, read_shape
+from lightning_modules.sizing.shape import KNOWN, Adapter, Full, Shape, read_shape
 from lightning_modules.sizing.speed import Machine, operations, step_time, traffic
 from lightning_modules.strategies import ZeRO
-from otherside import attention
+from otherside import attention, full
 from otherside.adapters import Lora, attach
 from otherside.backbone import Backbone, BackboneConfig
 from otherside.lineage import Lineage
@@ -59,7 +59,7 @@ def a_job(**changes: Any) -> Job:
     """8B on eight GPUs, supervised."""
     llama = read_shape(str(SHAPES / "llama-3.1-8b"))
     settings: dict[str, Any] = {"gpus": 8, "chunk_tokens": 8192, "global_batch": 512, "length": 512, **changes}
-    return Job("supervised", llama, Adapter(), **settings)
+    return Job("supervised", llama, settings.pop("adapter", Adapter()), **settings)
 
 
 class TestParameters:
@@ -81,6 +81,14 @@ class TestParameters:
         attach(lm, Lora(dora=dora, **settings))
         sized = Adapter(dora=dora, **{k: tuple(v) if k == "targets" else v for k, v in settings.items()})
         assert sized.weights(shape) == sum(p.numel() for p in lm.parameters() if p.requires_grad)
+
+    @pytest.mark.parametrize("frozen", [None, 0, 2])
+    @pytest.mark.parametrize("tied", [True, False])
+    def test_of_full_fine_tuning_are_those_that_train(self, tied: bool, frozen: int | None) -> None:
+        lm = built(WIDE, tie_word_embeddings=tied, attention_bias=True)
+        full.train(lm, full.Full(frozen).names(lm))
+        sized = Full(frozen_layers=frozen)
+        assert sized.weights(shape_of(lm)) == sum(p.numel() for p in lm.parameters() if p.requires_grad)
 
     @pytest.mark.parametrize(
         ("name", "billions"),
@@ -148,6 +156,26 @@ class TestActivations:
             **{"attention_dropout": attention_dropout, "activation_checkpointing": checkpointing},
         )
         assert kept(backbone, lengths, by_python=checkpointing) == pytest.approx(activations(job), rel=0.15)
+
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    @pytest.mark.parametrize("frozen", [None, 2])
+    @pytest.mark.parametrize("checkpointing", [False, True])
+    def test_of_full_fine_tuning_are_what_autograd_keeps(
+        self, dtype: str, frozen: int | None, checkpointing: bool
+    ) -> None:
+        lm, computes = built(WIDE), getattr(torch, dtype)
+        sized, trained = shape_of(lm), full.Full(frozen).names(lm)
+        full.set_types(lm, trained, computes)
+        full.train(lm, trained)
+        if dtype == "bfloat16":
+            full.compute_in(lm, computes)
+        backbone = Backbone(lm, Lineage("a test's"), dtype=computes).train()
+        if checkpointing:
+            lm.gradient_checkpointing_enable({"use_reentrant": False})
+        settings = {"global_batch": 4, "length": 200, "dtype": dtype, "cuda": False}
+        job = Job("mntp", sized, Full(frozen_layers=frozen), activation_checkpointing=checkpointing, **settings)
+        found = kept(backbone, [200, 199, 199, 198], by_python=checkpointing)
+        assert found == pytest.approx(activations(job), rel=0.15)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -220,11 +248,28 @@ class TestMemory:
         rows = memory(a_job(global_batch=65536, nodes=128))
         loss = rows["vectors of all ranks"] + rows["logits of the loss"]
         chunk = rows["activations kept"] + rows["activations at work"]
-        fixed = sum(rows[name] for name in ("base weights", "adapter weights", "gradients", "optimizer"))
+        fixed = sum(rows[name] for name in ("base weights", "trained weights", "gradients", "optimizer"))
         assert sum(rows.values()) == pytest.approx(fixed + max(loss, chunk))
+
+    def test_full_fine_tuning_needs_sixteen_bytes_a_weight(self) -> None:
+        """The weight, its gradient and Adam's two moments, in float32; ranks share them under fsdp2."""
+        whole = memory(a_job(adapter=Full(), strategy="fsdp2"))
+        trained = Full().weights(a_job().shape)
+        shared = sum(whole[name] for name in ("trained weights", "gradients", "optimizer"))
+        assert shared == pytest.approx(16 * trained / 8, rel=0.01)
+        assert whole["base weights"] == 2 * (a_job().shape.base - trained) / 8
+        frozen = memory(a_job(adapter=Full(frozen_layers=16), strategy="fsdp2"))
+        assert frozen["optimizer"] < 0.51 * whole["optimizer"]
 
 
 class TestSpeed:
+    def test_weights_that_are_trained_have_a_gradient(self) -> None:
+        plain = a_job(chunk_tokens=None, gpus=64, adapter=Full())
+        half = a_job(chunk_tokens=None, gpus=64, adapter=Full(frozen_layers=16))
+        once = 2 * plain.shape.matrices * plain.tokens
+        assert operations(plain) == pytest.approx(3 * once, rel=0.1)
+        assert operations(half) == pytest.approx(2 * once, rel=0.1)
+
     def test_frozen_weights_have_no_gradient(self) -> None:
         """Forward and backward cost 2 + 2 operations a weight and token, not 2 + 4; a recomputed chunk 2 more."""
         plain, again = a_job(chunk_tokens=None, gpus=64), a_job(gpus=64)
@@ -277,6 +322,12 @@ class TestSettings:
         job = read_job(stage, options)
         assert (job.ranks, job.strategy, job.global_batch, job.length) == (8, "fsdp2", 64, 16)
         assert (job.chunk, job.chunks, job.adapter.r) == (48, 8, 8)
+
+    def test_lora_null_is_full_fine_tuning(self, tmp_path: Path, tiny_llama: Path) -> None:
+        settings = {"model.init_args.lora": None, "model.init_args.frozen_layers": 1}
+        stage = runs.write_stage(tmp_path, "Supervised", tiny_llama, **settings)
+        assert read_job(stage).adapter == Full(frozen_layers=1)
+        assert read_job(stage, Overrides(lora_r=8)).adapter == Adapter(r=8)
 
     @pytest.mark.parametrize("file", STAGES, ids=lambda f: f"{f.parent.name}/{f.stem}")
     def test_every_recipe_can_be_sized(self, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
