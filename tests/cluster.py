@@ -236,8 +236,9 @@ class Cluster:
         self.client("scontrol", "update", f"NodeName={','.join(self.names)}", "State=RESUME", check=False)
         self._until(lambda: set(self.states().values()) == {"idle"}, "idle nodes", 60)
         # slurmctld may say so before a node's slurmd takes a step
-        step = ("srun", f"--nodes={len(self.names)}", "hostname")
-        self._until(lambda: len(self.client(*step, check=False).split()) == len(self.names), "nodes that run a step", 60)
+        count = len(self.names)
+        step = ("srun", f"--nodes={count}", "hostname")
+        self._until(lambda: len(self.client(*step, check=False).split()) == count, "nodes that run a step", 60)
 
     def states(self) -> dict[str, str]:
         """Each node's state."""
