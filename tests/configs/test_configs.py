@@ -21,7 +21,8 @@ from otherside.evaluation.tasks import check_instructions, find_tasks
 CONFIGS = Path(__file__).parents[2] / "configs"
 FOLDERS = [folder for folder in CONFIGS.iterdir() if folder.is_dir() and folder.name not in ("trainer", "data", "mteb")]
 STAGES = sorted(file for folder in FOLDERS for file in folder.rglob("*.yaml") if recipe.read(file))
-TUNED = ("quickstart", "evening", "controls")  # by us; the others are as published
+TUNED = ("quickstart", "evening", "controls", "llama-3.2-1b", "llama-3.1-8b-hub")  # by us; the others are as published
+MIXTURES = sorted((CONFIGS / "data").glob("*.yaml"))
 TRAINERS = sorted((CONFIGS / "trainer").glob("*.yaml"))
 EVALUATIONS = sorted((CONFIGS / "mteb").glob("*.yaml"))
 
@@ -103,6 +104,41 @@ def test_e5_has_the_published_instructions() -> None:
     used = yaml.safe_load((CONFIGS / "mteb" / "llm2vec-15.yaml").read_text())["mteb"]["instructions"]
     assert used["STS"] == sts  # in use as in training
     assert all(instruction.endswith("; ") for instruction in used.values())
+
+
+@pytest.mark.parametrize("file", MIXTURES, ids=name)
+def test_mixture_trains_two_steps(file: Path, place: Path, tiny_llama: Path) -> None:
+    """On our rows, in columns of its sources' names."""
+    content = yaml.safe_load(file.read_text())
+    rows = [json.loads(line) for line in (place / "pairs.jsonl").read_text().splitlines()]
+    for number, source in enumerate(content["data"]["init_args"]["sources"]):
+        fields = source.get("fields", {})
+        if source.get("labels"):
+            found = [
+                {fields.get("text", "text"): row["query"], fields.get("label", "label"): i % 3}
+                for i, row in enumerate(rows)
+            ]
+        else:
+            columns = {"query": "query", "positive": "positive"} | fields
+            found = [
+                {column: row["positive" if name == "negatives" else name] for name, column in columns.items()}
+                for row in rows
+            ]
+        source["path"] = str(place / f"{file.stem}-{number}.jsonl")
+        Path(source["path"]).write_text("".join(json.dumps(row) + "\n" for row in found))
+    (place / file.name).write_text(yaml.safe_dump(content))
+    stage, root = runs.write_stage(place, "Supervised", tiny_llama), f"mixture-{file.stem}"
+    options = (
+        "--config",
+        place / file.name,
+        "--data.negatives",
+        "1",
+        "--data.max_length",
+        "128",
+        *on_this_machine(place, root),
+    )
+    runs.run("fit", "--config", stage, *options, cwd=place)
+    assert (place / root / "encoder" / "encoder.json").is_file()
 
 
 @pytest.mark.parametrize("file", TRAINERS, ids=name)
