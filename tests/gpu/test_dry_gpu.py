@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 STAGES = ("mntp", "simcse", "supervised")
-SHAPES = {path.parent.name for path in (ROOT / "configs").glob("*/mntp.yaml")} - {"evening", "quickstart"}
+SHAPES = ("smollm2-135m", "sheared-llama-1.3b", "llama-3.1-8b")
 WAITS = 0  # host synchronisations of a step
 LOGS = 2  # of one that logs: the loss and the gradient's norm
 LAYER = {"mntp": 664, "simcse": 988, "supervised": 664}  # kernels of a layer: two chunks (simcse: three), recomputed
@@ -68,7 +68,7 @@ def test_the_device_sees_clashes_and_waits() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_runs_by_every_kernel_and_on_every_shape(stage: str) -> None:
+def test_a_stage_runs_by_every_kernel_and_on_every_kind_of_shape(stage: str) -> None:
     kernels = {"sdpa", "eager"} if stage == "simcse" else {"sdpa", "eager", "varlen"}  # varlen has no dropout
     wanted = {("auto", shape) for shape in SHAPES} | {(kernel, "tiny") for kernel in kernels}
     assert {(row["kernel"], row["shape"]) for row in rows(stage)} == wanted
