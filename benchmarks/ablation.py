@@ -137,12 +137,16 @@ def read(task: str, part: str) -> list[dict[str, Any]]:
 def scored(work: Path, factor: str, seed: int) -> dict[str, float]:
     """Of one run, which is made first if need be."""
     folder = Path(f"{factor.replace(' ', '-').replace(',', '')}-{seed}")
-    file = work / folder / "scores.json"
-    if not file.is_file():
+    if not (work / folder / "scores.json").is_file():
         fit = ("fit", "--config", RECIPE / "supervised.yaml", "--seed_everything", seed)
         run(work, "lightning_modules.cli", *fit, "--trainer.default_root_dir", folder, *FACTORS[factor])
-        found = score(Encoder.load(work / folder / "encoder", dtype="auto"), work / DATA)
-        file.write_text(json.dumps(found))
+    return kept(work / folder / "scores.json", work / folder / "encoder", work / DATA)
+
+
+def kept(file: Path, encoder: Path, data: Path) -> dict[str, float]:
+    """Its scores, computed once."""
+    if not file.is_file():
+        file.write_text(json.dumps(score(Encoder.load(encoder, dtype="auto"), data)))
     return json.loads(file.read_text())  # type: ignore[no-any-return]
 
 
@@ -164,7 +168,7 @@ def main() -> None:
     options = parser.parse_args()
     work = options.work.resolve()
     prepare(work)
-    before = score(Encoder.load(work / START, dtype="auto"), work / DATA)
+    before = kept(work / "start.json", work / START, work / DATA)
     plain = {seed: scored(work, PLAIN, seed) for seed in options.seeds}
     rows = [
         ["where it starts", *(f"{value:.3f}" for value in before.values())],

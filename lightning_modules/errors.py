@@ -149,6 +149,7 @@ def _settings(text: str, command: str) -> str:
 
         said += like(name[1])
     where = ".".join(keys) + (f" ({classes[-1]})" if classes else "")
+    said = said if where else said.replace("has no setting", "there is no setting", 1)
     helpful = (
         keys and classes and keys[0] in HELPFUL and " has no '" not in said
     )  # a class that is not there has no help

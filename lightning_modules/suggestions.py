@@ -31,7 +31,9 @@ def like(path: str) -> str:
     """In words, what the first unknown name of a path of settings, or a class, may mean; "" where there is nothing."""
     names = path.split(".")
     for place, name in enumerate(names):
-        known = settings() if place or len(names) == 1 else {*SECTIONS}
+        known = settings() if place else {*SECTIONS}
+        if len(names) == 1:  # of whatever section
+            known |= settings()
         known = {kind.__name__ for kind in classes()} if name[:1].isupper() else known
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.65)

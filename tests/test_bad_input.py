@@ -142,6 +142,12 @@ case(
     "no setting 'trainer.max_stepz'; did you mean 'max_steps'?",
 )
 case(
+    "misspelled section",
+    lambda bad: bad.yaml("checkpoint: {every_n_steps: 3}"),
+    "there is no setting 'checkpoint",
+    "did you mean 'checkpoints'?",
+)
+case(
     "unknown model setting",
     lambda bad: bad.model(chunk_token=3),
     "'chunk_token'; did you mean 'chunk_tokens'?",
