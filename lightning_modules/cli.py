@@ -38,6 +38,7 @@ Before a large run:
   mine      ENCODER PAIRS --out FILE.jsonl    hard negatives for a file of pairs
   size      configs/R/mntp.yaml --nodes 2 --gpus 8      memory, communication and time of a step; loads no weights
 
+R is a recipe; `otherside:quickstart` in place of `configs/quickstart` works anywhere.
 `lightning COMMAND --help` says more. Errors are one line; OTHERSIDE_DEBUG=1 shows where they arose.
 """
 

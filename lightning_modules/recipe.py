@@ -15,7 +15,7 @@ from typing import NoReturn
 from lightning_modules import finished
 from lightning_modules.finished import ENCODER
 from lightning_modules.identity import adapters, given
-from lightning_modules.includes import merged, with_includes
+from lightning_modules.includes import located, merged, with_includes
 
 DESCRIPTION = "Train all stages of a recipe; skip those that are finished, resume those that were cut."
 
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> None:
         SystemExit: with a stage's exit status, if it fails; the stages behind it are not started.
     """
     parser = Parser("lightning recipe", description=DESCRIPTION, allow_abbrev=False)
-    parser.add_argument("folder", type=Path, help="holds one YAML per stage")
+    parser.add_argument("folder", type=Path, help="holds one YAML per stage; otherside:quickstart is ours")
     parser.add_argument("--dry-run", action="store_true", help="only print the stages in order")
     parser.epilog = "Every other option goes to `lightning fit` of every stage, such as --trainer.max_steps 10."
     settings, overrides = parser.parse_known_args(arguments)
@@ -101,6 +101,7 @@ def stages(folder: Path) -> list[Stage]:
         FileNotFoundError: the folder has no stage.
         ValueError: a YAML is broken, two stages share a run folder, or stages wait for each other.
     """
+    folder = located(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"a recipe must be a folder with a YAML per stage; there is no folder {folder}")
     found = [stage for file in sorted(folder.glob("*.yaml")) if (stage := read(file))]
