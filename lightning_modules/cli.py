@@ -145,7 +145,7 @@ def _plainly(command: str, run: Callable[[], None]) -> None:
         if isinstance(error, BrokenPipeError) and command in FUNCTIONS:  # such as `lightning size CONFIG | head -1`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails once more as it ends
             sys.exit(128 + signal.SIGPIPE)
-        if os.environ.get("OTHERSIDE_DEBUG") or not (said := message(error, command)):
+        if os.environ.get("OTHERSIDE_DEBUG") or not (said := message(error, command, command in TRAINING)):
             raise
         sys.exit(f"error: {said}")
 

@@ -173,6 +173,12 @@ class Backbone(nn.Module):
         self.lm.gradient_checkpointing_enable({"use_reentrant": False})
 
     @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        weight: Any = self.lm.get_input_embeddings().weight
+        return weight.device
+
+    @property
     def hidden_size(self) -> int:
         """D."""
         return self.lm.config.hidden_size
