@@ -28,6 +28,11 @@ class Stage:
     model: str
     root: str
 
+    @property
+    def name(self) -> str:
+        """Of its YAML."""
+        return self.file.stem
+
     def is_finished(self, overrides: Sequence[str] = ()) -> bool:
         """Whether it has run to its end with these settings and on this encoder; said without the seconds of starting a
         process. Where it is in doubt, `lightning fit` finds out, and says what was changed.
@@ -46,7 +51,7 @@ class Parser(argparse.ArgumentParser):
     """argparse's, whose errors are one line as all others."""
 
     def error(self, message: str) -> NoReturn:  # noqa: D102
-        raise ValueError(f"lightning recipe: {message}. Usage: lightning recipe FOLDER [--dry-run]")
+        raise ValueError(f"{self.prog}: {message}. Usage: {self.usage}")
 
 
 def main(arguments: list[str]) -> None:
@@ -55,7 +60,7 @@ def main(arguments: list[str]) -> None:
     Raises:
         SystemExit: with a stage's exit status, if it fails; the stages behind it are not started.
     """
-    parser = Parser("lightning recipe", description=DESCRIPTION, allow_abbrev=False)
+    parser = Parser("lightning recipe", "lightning recipe FOLDER [--dry-run]", DESCRIPTION, allow_abbrev=False)
     parser.add_argument("folder", type=Path, help="holds one YAML per stage; otherside:quickstart is ours")
     parser.add_argument("--dry-run", action="store_true", help="only print the stages in order")
     parser.epilog = "Every other option goes to `lightning fit` of every stage, such as --trainer.max_steps 10."
@@ -67,7 +72,7 @@ def main(arguments: list[str]) -> None:
         if stage.is_finished(overrides):
             print("  is finished", file=sys.stderr)
         elif not settings.dry_run:
-            _fit(stage, overrides)
+            run(fit_command(stage, overrides))
 
 
 def check_overrides(overrides: list[str]) -> None:
@@ -81,10 +86,18 @@ def check_overrides(overrides: list[str]) -> None:
             )
 
 
-def _fit(stage: Stage, overrides: list[str]) -> None:
-    """One stage in a process of its own, so that launchers and memory start afresh; signals go on to it."""
-    command = [sys.executable, "-m", "lightning_modules.cli", "fit", "--config", str(stage.file), *overrides]
-    child = subprocess.Popen(command)
+def fit_command(stage: Stage, overrides: list[str]) -> list[str]:
+    """What Python is to run for a stage."""
+    return ["-m", "lightning_modules.cli", "fit", "--config", str(stage.file), *overrides]
+
+
+def run(command: list[str]) -> None:
+    """Python, in a process of its own, so that launchers and memory start afresh; signals go on to it.
+
+    Raises:
+        SystemExit: with its exit status, if it fails.
+    """
+    child = subprocess.Popen([sys.executable, *command])
     asked = (signal.SIGINT, signal.SIGTERM)
     previous = [signal.signal(number, lambda number, _: child.send_signal(number)) for number in asked]
     status = child.wait()

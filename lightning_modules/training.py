@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import datasets
+import torch
 import transformers
 from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -275,14 +276,17 @@ def is_first() -> bool:
 
 def _quieten() -> None:
     """Leave out what Lightning and transformers say to somebody else: adverts, hints, bars of a second."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    adverts = ("The `srun` command is", "Total length of `list`", "You have overridden `", ".*LeafSpec")
+    for teller in ("pytorch.utilities.rank_zero", "fabric.utilities.seed"):  # adverts; the seed
+        logging.getLogger(f"lightning.{teller}").setLevel(logging.WARNING)
+    if not torch.cuda.device_count():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # what DeepSpeed finds out, and warns of, where it is not used
+    adverts = ("The `srun` command is", "Total length of `list`", ".*LeafSpec")
     for said in adverts:
         warnings.filterwarnings("ignore", message=said)
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor. is deprecated")  # its successor is too new
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # we resume there
+    transformers.utils.logging.disable_progress_bar()  # files are mapped in no time; what takes time says so itself
     if not sys.stderr.isatty():
-        transformers.utils.logging.disable_progress_bar()
         datasets.disable_progress_bars()
 
 

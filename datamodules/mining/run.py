@@ -33,6 +33,7 @@ from otherside.backbone import AnyDType, fast_dtype
 from otherside.encoder import Encoder
 from otherside.files import atomic, make_folder
 from otherside.search import nearest
+from otherside.waits import saying
 from otherside.weights import card_of
 
 DOCUMENTS, ROWS = 1024, 1024
@@ -213,7 +214,8 @@ def run_mine(
         shutil.rmtree(work, ignore_errors=True)  # where it was cut at its very end
         return
     logging.disable_progress_bar()
-    loaded = Encoder.load(encoder, dtype=dtype, device=_device(device))
+    with saying(f"opening {encoder}"):
+        loaded = Encoder.load(encoder, dtype=dtype, device=_device(device))
     make_folder(out.parent, "--out")
     if distributed.rank() == 0:
         _prepare(work, settings)
