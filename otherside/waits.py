@@ -21,3 +21,19 @@ def saying(what: str) -> Iterator[None]:
     finally:
         if shown:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def quiet_libraries() -> None:
+    """No bars of transformers from here on, as files are mapped in no time; on a terminal downloads keep theirs. And
+    no warning of DeepSpeed, which others import, that there is no GPU.
+    """
+    import torch
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging
+
+    downloads = sys.stderr.isatty() and not are_progress_bars_disabled()
+    logging.disable_progress_bar()  # and the hub's
+    if downloads:
+        enable_progress_bars()
+    if not torch.cuda.device_count():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")

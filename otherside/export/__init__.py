@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from transformers.utils import logging
 
 from otherside.backbone import DTypes
 from otherside.encoder import Encoder
@@ -17,7 +16,7 @@ from otherside.export import gguf, onnx, readme, sentence_transformers, transfor
 from otherside.export.parity import OWN_READERS, TEXTS, Kind, ParityError, Reference, check_parity
 from otherside.files import check_out, make_folder, replace_folder
 from otherside.template import template_of
-from otherside.waits import saying
+from otherside.waits import quiet_libraries, saying
 from otherside.weights import card_of
 
 __all__ = ["TEXTS", "DTypes", "Kind", "ParityError", "Reference", "check_parity", "export", "write"]
@@ -64,7 +63,7 @@ def export(
     if kind in TOOLS:
         TOOLS[kind][0].check_installed()
     make_folder(out.parent, "the folder of OUT")
-    logging.disable_progress_bar()  # a line each is enough
+    quiet_libraries()
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent)).resolve()
     try:
         with saying(f"opening {encoder}"):
@@ -74,11 +73,12 @@ def export(
         prompts = card.prompts if prompts is None else prompts
         tool, small = TOOLS.get(kind, (None, ()))
         rounds = dtype not in ("float32", *small)
-        reference = Reference.of(loaded, prompts)  # before the writer makes weights of what is none
+        with saying("encoding texts to compare"):
+            reference = Reference.of(loaded, prompts)  # before the writer makes weights of what is none
         with saying(f"writing for {kind}"):
             write(loaded, work, kind, "float32" if dtype in small else dtype, prompts)  # type: ignore[arg-type]
-        reference = Reference.of(loaded, prompts) if rounds else reference
-        readme.write(loaded, encoder, card, work, kind, reference, out.name)
+            reference = Reference.of(loaded, prompts) if rounds else reference
+            readme.write(loaded, encoder, card, work, kind, reference, out.name)
         del loaded  # one copy in memory at a time
         with saying("comparing its vectors with the encoder's"):
             off = check_parity(work, reference, kind)
