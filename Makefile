@@ -60,24 +60,10 @@ help:
 
 # A recipe line is one simple command: make then starts it without a shell, and stopping make stops it.
 quickstart: $(READY)
-	@echo '== 1/4 texts and pairs from 10,033 Wikipedia summaries'
-	$(BIN)/python -m datamodules.wikipedia --out runs/quickstart/data
-	@echo '== 2/4 three stages: mntp, simcse, supervised'
-	$(BIN)/lightning recipe configs/quickstart
-	@echo '== 3/4 what each stage did to word and sentence meaning'
-	$(BIN)/lightning probe runs/quickstart/mntp/encoder runs/quickstart/simcse/encoder runs/quickstart/supervised/encoder --retrieval runs/quickstart/data/heldout.jsonl --similarity runs/quickstart/data/similarity.jsonl --generation runs/quickstart/data/sentences_heldout.txt --data $(PROBING) --out runs/quickstart
-	@echo '== 4/4 the report'
-	$(BIN)/lightning report runs/quickstart --out runs/quickstart/report
+	@$(BIN)/lightning quickstart --recipe configs/quickstart --data $(PROBING)
 
 evening: $(READY)
-	@echo '== 1/4 texts and pairs from 10,033 Wikipedia summaries'
-	$(BIN)/python -m datamodules.wikipedia --out runs/evening/data
-	@echo '== 2/4 four stages: mntp, simcse, and supervised behind either'
-	$(BIN)/lightning recipe configs/evening
-	@echo '== 3/4 what each stage did to word and sentence meaning'
-	$(BIN)/lightning probe runs/evening/mntp/encoder runs/evening/simcse/encoder runs/evening/supervised/encoder runs/evening/simcse-supervised/encoder --retrieval runs/evening/data/heldout.jsonl --similarity runs/evening/data/similarity.jsonl --generation runs/evening/data/sentences_heldout.txt --data $(PROBING) --out runs/evening
-	@echo '== 4/4 the report'
-	$(BIN)/lightning report runs/evening --out runs/evening/report
+	@$(BIN)/lightning quickstart --recipe configs/evening --data $(PROBING)
 
 install: $(READY)
 

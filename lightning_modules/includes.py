@@ -8,13 +8,38 @@ from typing import Any
 
 import yaml
 
+import otherside
+
+PACKAGED = "otherside:"
+
+
+def located(path: Path) -> Path:
+    """The file or folder that `path` names; `otherside:quickstart/mntp.yaml` is among the recipes that come with us.
+
+    Raises:
+        FileNotFoundError: none of those has this name.
+    """
+    address = str(path)
+    if not address.startswith(PACKAGED):
+        return path
+    package = Path(otherside.__file__).parent
+    inside, beside = package / "configs", package.parent / "configs"  # of a wheel, of a checkout
+    recipes = inside if inside.is_dir() else beside
+    if not (file := recipes / address.removeprefix(PACKAGED)).exists():
+        there = ", ".join(sorted(folder.name for folder in recipes.glob("*/")))
+        raise FileNotFoundError(
+            f"{PACKAGED} must be followed by a recipe or a file of one; got {address}. Those that there are: {there}"
+        )
+    return file
+
 
 def with_includes(arguments: list[str]) -> list[str]:
     """What jsonargparse shall read, so that later settings win over earlier ones, and lists replace lists.
 
     The files that a YAML's `include:` names come before it, as `--config` options of their own; `include` is a path or
-    a list of paths, relative to the YAML that names them. A list of settings that was there before is emptied first:
-    of two lists of the same length, jsonargparse would give the later one's items what only the earlier one's have.
+    a list of paths, relative to the YAML that names them or ours (`otherside:trainer/cpu.yaml`). A list of settings
+    that was there before is emptied first: of two lists of the same length, jsonargparse would give the later one's
+    items what only the earlier one's have.
     """
     expanded: list[str] = []
     seen: set[str] = set()
@@ -62,12 +87,13 @@ def _parsed(text: str) -> Any:
 
 
 def includes(path: Path, above: tuple[Path, ...] = ()) -> list[Path]:
-    """`path` and, before it, the files that it includes.
+    """The file at `path` and, before it, those that it includes.
 
     Raises:
         FileNotFoundError: a file is not there.
         ValueError: a file is no YAML mapping, or includes itself.
     """
+    path = located(path)
     if not path.is_file():
         asked = f", which {above[-1]} includes" if above else ""
         raise FileNotFoundError(f"--config must name a YAML file; there is no file {path}{asked}")
@@ -77,8 +103,8 @@ def includes(path: Path, above: tuple[Path, ...] = ()) -> list[Path]:
     named = [named] if isinstance(named, str) else named
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
         raise ValueError(f"include must be a path or a list of paths; got {named!r} in {path}")
-    inner = [file for name in named for file in includes(Path(os.path.normpath(path.parent / name)), (*above, path))]
-    return [*inner, path]
+    beside = [Path(os.path.normpath(path.parent / located(Path(name)))) for name in named]
+    return [*(inner for file in beside for inner in includes(file, (*above, path))), path]
 
 
 def read_settings(path: Path) -> dict[str, Any]:

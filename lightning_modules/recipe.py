@@ -15,7 +15,7 @@ from typing import NoReturn
 from lightning_modules import finished
 from lightning_modules.finished import ENCODER
 from lightning_modules.identity import adapters, given
-from lightning_modules.includes import merged, with_includes
+from lightning_modules.includes import located, merged, with_includes
 
 DESCRIPTION = "Train all stages of a recipe; skip those that are finished, resume those that were cut."
 
@@ -27,6 +27,11 @@ class Stage:
     file: Path
     model: str
     root: str
+
+    @property
+    def name(self) -> str:
+        """Of its YAML."""
+        return self.file.stem
 
     def is_finished(self, overrides: Sequence[str] = ()) -> bool:
         """Whether it has run to its end with these settings and on this encoder; said without the seconds of starting a
@@ -46,7 +51,7 @@ class Parser(argparse.ArgumentParser):
     """argparse's, whose errors are one line as all others."""
 
     def error(self, message: str) -> NoReturn:  # noqa: D102
-        raise ValueError(f"lightning recipe: {message}. Usage: lightning recipe FOLDER [--dry-run]")
+        raise ValueError(f"{self.prog}: {message}. Usage: {self.usage}")
 
 
 def main(arguments: list[str]) -> None:
@@ -55,8 +60,8 @@ def main(arguments: list[str]) -> None:
     Raises:
         SystemExit: with a stage's exit status, if it fails; the stages behind it are not started.
     """
-    parser = Parser("lightning recipe", description=DESCRIPTION, allow_abbrev=False)
-    parser.add_argument("folder", type=Path, help="holds one YAML per stage")
+    parser = Parser("lightning recipe", "lightning recipe FOLDER [--dry-run]", DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("folder", type=Path, help="holds one YAML per stage; otherside:quickstart is ours")
     parser.add_argument("--dry-run", action="store_true", help="only print the stages in order")
     parser.epilog = "Every other option goes to `lightning fit` of every stage, such as --trainer.max_steps 10."
     settings, overrides = parser.parse_known_args(arguments)
@@ -67,7 +72,7 @@ def main(arguments: list[str]) -> None:
         if stage.is_finished(overrides):
             print("  is finished", file=sys.stderr)
         elif not settings.dry_run:
-            _fit(stage, overrides)
+            run(fit_command(stage, overrides))
 
 
 def check_overrides(overrides: list[str]) -> None:
@@ -81,10 +86,18 @@ def check_overrides(overrides: list[str]) -> None:
             )
 
 
-def _fit(stage: Stage, overrides: list[str]) -> None:
-    """One stage in a process of its own, so that launchers and memory start afresh; signals go on to it."""
-    command = [sys.executable, "-m", "lightning_modules.cli", "fit", "--config", str(stage.file), *overrides]
-    child = subprocess.Popen(command)
+def fit_command(stage: Stage, overrides: list[str]) -> list[str]:
+    """What Python is to run for a stage."""
+    return ["-m", "lightning_modules.cli", "fit", "--config", str(stage.file), *overrides]
+
+
+def run(command: list[str]) -> None:
+    """Python, in a process of its own, so that launchers and memory start afresh; signals go on to it.
+
+    Raises:
+        SystemExit: with its exit status, if it fails.
+    """
+    child = subprocess.Popen([sys.executable, *command])
     asked = (signal.SIGINT, signal.SIGTERM)
     previous = [signal.signal(number, lambda number, _: child.send_signal(number)) for number in asked]
     status = child.wait()
@@ -101,6 +114,7 @@ def stages(folder: Path) -> list[Stage]:
         FileNotFoundError: the folder has no stage.
         ValueError: a YAML is broken, two stages share a run folder, or stages wait for each other.
     """
+    folder = located(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"a recipe must be a folder with a YAML per stage; there is no folder {folder}")
     found = [stage for file in sorted(folder.glob("*.yaml")) if (stage := read(file))]

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import datasets
-import transformers
 from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -54,6 +53,7 @@ from lightning_modules.checkpoints import FolderCheckpointIO, by_step, newest
 from lightning_modules.identity import given, settings
 from lightning_modules.includes import with_includes
 from lightning_modules.options import Exact
+from otherside.waits import quiet_libraries
 
 AFTERLIFE = 60.0  # seconds in which a requeued job's first life may still be ending, on a node that SLURM gave up
 USAGE = "lightning {} --config STAGE.yaml [OPTIONS]"
@@ -275,14 +275,15 @@ def is_first() -> bool:
 
 def _quieten() -> None:
     """Leave out what Lightning and transformers say to somebody else: adverts, hints, bars of a second."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    adverts = ("The `srun` command is", "Total length of `list`", "You have overridden `", ".*LeafSpec")
+    for teller in ("pytorch.utilities.rank_zero", "fabric.utilities.seed"):  # adverts; the seed
+        logging.getLogger(f"lightning.{teller}").setLevel(logging.WARNING)
+    adverts = ("The `srun` command is", "Total length of `list`", ".*LeafSpec")
     for said in adverts:
         warnings.filterwarnings("ignore", message=said)
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor. is deprecated")  # its successor is too new
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # we resume there
+    quiet_libraries()
     if not sys.stderr.isatty():
-        transformers.utils.logging.disable_progress_bar()
         datasets.disable_progress_bars()
 
 

@@ -196,6 +196,12 @@ class Backbone(nn.Module):
         return self._dtype is not None
 
     @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        weight: Any = self.lm.get_input_embeddings().weight
+        return weight.device
+
+    @property
     def hidden_size(self) -> int:
         """D."""
         return self.lm.config.hidden_size

@@ -7,6 +7,7 @@ import json
 import pickle
 import re
 import shutil
+import sys
 import zipfile
 from functools import cache
 from pathlib import Path
@@ -87,6 +88,7 @@ def converted(folder: Path, name: str, key: str) -> Path:
 
 def convert(folder: Path, work: Path) -> None:
     """Write the weights of `folder` into `work`, one file after the other: no more than one is in memory."""
+    print(f"turning .bin files of {folder} into safetensors, once", file=sys.stderr, flush=True)
     index: dict[str, str] = {}
     size = 0
     for file in shards(folder):

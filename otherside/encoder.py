@@ -142,8 +142,7 @@ class Encoder(Cosine, nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        weight: Any = self.backbone.lm.get_input_embeddings().weight
-        return weight.device
+        return self.backbone.device
 
     def forward(self, texts: Packed) -> Tensor:
         """(N, D) float32 vectors of packed texts, with gradients."""

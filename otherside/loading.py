@@ -93,7 +93,9 @@ def base(lineage: Lineage, dtype: torch.dtype, model: str) -> PreTrainedModel:
             f"backbone.model must be a folder with a model or an encoder; {place} has no config.json or encoder.json"
         )
     try:
-        lm = AutoModelForCausalLM.from_pretrained(place, revision=lineage.revision, dtype=dtype, use_safetensors=True)
+        lm = AutoModelForCausalLM.from_pretrained(
+            place, revision=lineage.revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
     except (OSError, ValueError, SafetensorError) as error:
         raise FileNotFoundError(
             f"backbone.model must be a folder here or a model on the hub, with safetensors weights; {lineage.base} "

@@ -31,7 +31,7 @@ class MaskError(RuntimeError):
 def self_test(backbone: Backbone) -> None:
     """See `Backbone.self_test`. All ranks must call it where weights are shared between them."""
     training, kernel = backbone.training, backbone.kernel
-    on_cpu = _device(backbone).type == "cpu"
+    on_cpu = backbone.device.type == "cpu"
     if on_cpu and kernel in ("varlen", "flash_attention_2"):
         raise ValueError(f"backbone.kernel: {kernel} must run on a CUDA device; this is a CPU. Use kernel: auto.")
     kernels: tuple[Kernel, ...] = ("eager", "sdpa") if kernel == "auto" and on_cpu else (kernel,)
@@ -66,7 +66,7 @@ def short_windows(lm: Any) -> Iterator[None]:
 
 
 def _test_mask(backbone: Backbone) -> None:
-    device = _device(backbone)
+    device = backbone.device
     ids = _ids(backbone)
     none = torch.tensor([0, 0])
     texts = Packed(ids, lengths=torch.tensor(LENGTHS), skip=none, start=none)
@@ -155,15 +155,11 @@ def _ids(backbone: Backbone) -> Tensor:
     end, so that two correct kernels in bfloat16 differ by as much as there is.
     """
     size, sink = backbone.lm.config.vocab_size, backbone.sink
-    ids = torch.arange(size // 2, size // 2 + sum(LENGTHS), device=_device(backbone)) % size
+    ids = torch.arange(size // 2, size // 2 + sum(LENGTHS), device=backbone.device) % size
     if sink is not None:
         ids[0] = sink.token
     return ids
 
 
-def _device(backbone: Backbone) -> Any:
-    return backbone.lm.get_input_embeddings().weight.device
-
-
 def _where(backbone: Backbone) -> str:
-    return f"kernel {backbone.kernel}, {_device(backbone).type}, {backbone.dtype}"
+    return f"kernel {backbone.kernel}, {backbone.device.type}, {backbone.dtype}"

@@ -61,7 +61,7 @@ def whole_shape(parameter: nn.Parameter) -> torch.Size:
 
 def empty(place: str | Path, revision: str | None, dtype: torch.dtype) -> PreTrainedModel:
     """The model without weights: its parameters are on the meta device, its buffers are real."""
-    config = AutoConfig.from_pretrained(place, revision=revision)
+    config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
     check_decoder(config)
     with no_init_weights(), init_empty_weights():
         lm = AutoModelForCausalLM.from_config(config, dtype=dtype)

@@ -26,6 +26,7 @@ from transformers.utils import logging
 from otherside import weights
 from otherside.conversion import fetch
 from otherside.lineage import SINK, Card, Lineage, sha256
+from otherside.waits import quiet_libraries
 
 LAYERS = 8  # that are looked at; published Llamas, Mistrals and Qwens have a sink behind their fourth
 COMPANY = 31  # tokens that the start token is compared with
@@ -131,7 +132,7 @@ def silent() -> Iterator[None]:
     """No word and no bar from transformers inside the block."""
     said, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    quiet_libraries()
     try:
         yield
     finally:

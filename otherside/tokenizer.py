@@ -51,8 +51,9 @@ def load_tokenizer(
         raise FileNotFoundError(f"backbone.model must be a folder with a model and its tokenizer; {place} has none")
     # LLM2Vec read tokenizer.json as it stands; a LlamaTokenizer of transformers 5 sets a rule for spaces of its own
     reader: Any = AutoTokenizer if card.template is None else PreTrainedTokenizerFast
+    options: dict[str, Any] = {"trust_remote_code": False} if reader is AutoTokenizer else {}
     try:
-        tokenizer = reader.from_pretrained(place, revision=revision if is_base else None)
+        tokenizer = reader.from_pretrained(place, revision=revision if is_base else None, **options)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"backbone.model must be a folder here or a model on the hub, with a tokenizer; that of {model} "

@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import sys
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 
 from otherside import llm2vec
@@ -106,13 +109,15 @@ def _convert(file: Path, work: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    print(f"reading {file.name}, once; from then on it is in {cache_folder()}", file=sys.stderr, flush=True)
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            file.parent,
-            gguf_file=file.name,
-            dtype=torch.bfloat16,
-            quantization_config=GgufConfig(dequantize=True),
-        )
+        with redirect_stderr(sys.stderr if sys.stderr.isatty() else StringIO()):  # its bar would fill a log
+            loaded = AutoModelForCausalLM.from_pretrained(
+                file.parent,
+                gguf_file=file.name,
+                dtype=torch.bfloat16,
+                quantization_config=GgufConfig(dequantize=True),
+            )
     except Exception as error:  # the readers check little: a file cut short fails anywhere
         raise ValueError(
             f"backbone.model must be a whole .gguf file of a Llama; {file} cannot be read "

@@ -7,20 +7,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from otherside.backbone import Backbone
 from otherside.batching import Packed, Tokens, tokens_at_once
 
 if TYPE_CHECKING:
-    from otherside.encoder import Encoder
+    from transformers import PreTrainedTokenizerBase
 
 Span = tuple[int, int]
 TOKENS_AT_ONCE = 4096  # at most: the states of all layers may be asked for
+
+
+class Reads(Protocol):
+    """What of an `Encoder` plays a part."""
+
+    backbone: Backbone
+    tokenizer: PreTrainedTokenizerBase
 
 
 def span_of(text: str, word: str) -> Span:
@@ -40,7 +48,7 @@ def span_of(text: str, word: str) -> Span:
 
 @torch.no_grad()
 def layer_vectors(
-    encoder: Encoder,
+    encoder: Reads,
     texts: Sequence[str],
     words: Sequence[Sequence[Span]],
     layers: Sequence[int],
@@ -56,25 +64,26 @@ def layer_vectors(
         encoder: its pooling and `max_length` play no part; what the model itself can read is the limit.
         texts: N texts.
         words: per text, first and last + 1 character of each word.
-        layers: numbers from 0 (embeddings) to `encoder.backbone.layers`.
+        layers: numbers from 0 (embeddings) to `backbone.layers`.
         progress: advanced by one per text.
 
     Raises:
         ValueError: a word has no token, a text is too long for the model, or there is no such layer.
     """
-    last = encoder.backbone.layers
+    backbone = encoder.backbone
+    last = backbone.layers
     if wrong := [layer for layer in layers if not 0 <= layer <= last]:
         raise ValueError(f"layers must lie in 0 … {last}, the model's last; got {', '.join(map(str, wrong))}")
     if not layers:
         raise ValueError("layers must name one layer or more; got none")
     if not any(words):
-        nothing = np.zeros((0, len(layers), encoder.backbone.hidden_size), np.float32)
+        nothing = np.zeros((0, len(layers), backbone.hidden_size), np.float32)
         yield from ((i, nothing) for i in range(len(texts)))
         return
     encoded = encoder.tokenizer(
         list(texts), return_offsets_mapping=True, return_attention_mask=False, truncation=False, verbose=False
     )
-    longest = getattr(encoder.backbone.lm.config, "max_position_embeddings", None) or 10**9
+    longest = getattr(backbone.lm.config, "max_position_embeddings", None) or 10**9
     tokens: list[list[list[int]]] = []
     for text, offsets, spans in zip(texts, encoded["offset_mapping"], words, strict=True):
         if len(offsets) > longest:
@@ -83,21 +92,20 @@ def layer_vectors(
             )
         tokens.append([tokens_of(text, span, offsets) for span in spans])
     packed = Packed.from_tokens([Tokens(ids) for ids in encoded["input_ids"]])  # start tokens included
-    training = encoder.training
-    encoder.eval()
+    device, training = backbone.device, backbone.training
+    backbone.eval()
     try:
-        for chunk in packed.chunks(min(TOKENS_AT_ONCE, tokens_at_once(encoder.device))):
-            states = _states(encoder, packed.select(chunk).to(encoder.device), layers)
+        for chunk in packed.chunks(min(TOKENS_AT_ONCE, tokens_at_once(device))):
+            states = _states(backbone, packed.select(chunk).to(device), layers)
             rows = _means(states, packed.lengths[chunk], [tokens[i] for i in chunk.tolist()])
             yield from zip(chunk.tolist(), rows, strict=True)
             if progress is not None:
                 progress.update(len(chunk))
     finally:
-        encoder.train(training)
+        backbone.train(training)
 
 
-def _states(encoder: Encoder, texts: Packed, layers: Sequence[int]) -> list[Tensor]:
-    backbone = encoder.backbone
+def _states(backbone: Backbone, texts: Packed, layers: Sequence[int]) -> list[Tensor]:
     if list(layers) == [backbone.layers]:
         return [backbone(texts)]
     states = backbone.hidden_states(texts)

@@ -580,6 +580,8 @@ def one_folder(bad: Bad) -> Arguments:
 
 case("recipe: no folder named", lambda bad: ["recipe"], "required: folder", "lightning recipe FOLDER")
 case("recipe: no such folder", lambda bad: ["recipe", "no"], "there is no folder no")
+case("recipe: not one of ours", lambda bad: ["recipe", "otherside:no"], "followed by a recipe", "quickstart")
+case("quickstart: no such recipe", lambda bad: ["quickstart", "--recipe", "no"], "there is no folder no")
 case("recipe: no stages", lambda bad: bad.recipe("trainer: {}"), "a folder with a YAML per stage; recipe has none")
 
 # One's own data

@@ -22,7 +22,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
-from transformers.utils import logging
 
 from datamodules.mining.documents import Documents
 from datamodules.mining.quality import Quality, told
@@ -33,6 +32,7 @@ from otherside.backbone import AnyDType, fast_dtype
 from otherside.encoder import Encoder
 from otherside.files import atomic, make_folder
 from otherside.search import nearest
+from otherside.waits import quiet_libraries, saying
 from otherside.weights import card_of
 
 DOCUMENTS, ROWS = 1024, 1024
@@ -212,8 +212,9 @@ def run_mine(
         _say(_finished(out, report, settings))
         shutil.rmtree(work, ignore_errors=True)  # where it was cut at its very end
         return
-    logging.disable_progress_bar()
-    loaded = Encoder.load(encoder, dtype=dtype, device=_device(device))
+    quiet_libraries()
+    with saying(f"opening {encoder}"):
+        loaded = Encoder.load(encoder, dtype=dtype, device=_device(device))
     make_folder(out.parent, "--out")
     if distributed.rank() == 0:
         _prepare(work, settings)

@@ -8,7 +8,7 @@ from typing import Any
 
 import settings
 
-from lightning_modules import cli, recipe
+from lightning_modules import cli, quickstart, recipe
 
 TEXT = """# Commands
 
@@ -31,12 +31,19 @@ Settings come from YAML files, later ones over earlier ones; any [setting](setti
 `lightning recipe FOLDER [--dry-run] [OPTIONS OF lightning fit]`
 
 {recipe}
+
+## quickstart
+
+`{usage} [OPTIONS OF lightning fit]`
+
+{quickstart}
 """
 
 
 def page() -> str:
     """Markdown of the whole page."""
-    parts = [TEXT.format(help=cli.HELP.strip(), recipe=recipe.DESCRIPTION)]
+    words = {"recipe": recipe.DESCRIPTION, "quickstart": quickstart.DESCRIPTION, "usage": quickstart.USAGE}
+    parts = [TEXT.format(help=cli.HELP.strip(), **words)]
     return "\n\n".join([*parts, *(command(name, *home) for name, home in cli.FUNCTIONS.items())]) + "\n"
 
 

@@ -9,11 +9,26 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 from typing_extensions import override
+
+SHOWN = ("train/loss", "tokens_per_second")  # on a terminal's one line
 
 
 class RunProgressBar(RichProgressBar):
     """Lightning's bar, counted to the end of the run where `max_steps` ends it inside an epoch."""
+
+    def __init__(self) -> None:
+        super().__init__(theme=RichProgressBarTheme(metrics_format=".4g"))
+
+    @override
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
+        found = super().get_metrics(trainer, pl_module)
+        return {name.rpartition("/")[2].replace("_per_second", "/s"): found[name] for name in SHOWN if name in found}
+
+    @override
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "step" if self.trainer.max_steps > 0 else super()._get_train_description(current_epoch)
 
     @property
     @override

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -18,15 +18,27 @@ from torch import Tensor
 from torch.nn import functional
 
 from otherside import adapters
+from otherside.backbone import Backbone
+from otherside.pooling import Pooling
 from otherside.sharding import whole_shape
 from otherside.tokenizer import start_name
 
 if TYPE_CHECKING:
     from mteb.models import ModelMeta
-
-    from otherside.encoder import Encoder
+    from transformers import PreTrainedTokenizerBase
 
 ORGANISATION = "otherside"
+
+
+class Encodes(Protocol):
+    """What decides the vectors of an `Encoder`."""
+
+    backbone: Backbone
+    tokenizer: PreTrainedTokenizerBase
+    pooling: Pooling
+    max_length: int
+    pool_start: bool | None
+    factors: Tensor | None
 
 
 class Cosine:
@@ -72,7 +84,7 @@ def _unit(vectors: Any) -> Tensor:
 
 
 def model_meta(
-    encoder: Encoder,
+    encoder: Encodes,
     instructions: Mapping[str, str] | None = None,
     stage: str | None = None,
     step: int | None = None,
@@ -105,7 +117,7 @@ def model_meta(
         "start": [start_name(encoder.tokenizer), encoder.pool_start],
         "sink": _bytes(backbone.sink.state).hex() if backbone.sink else None,
         "instructions": dict(instructions or {}),
-        "attached": _digest_of_trained(encoder) if is_trained and step is None else None,
+        "attached": _digest_of_trained(backbone) if is_trained and step is None else None,
     }
     if encoder.factors is not None:
         settings["rescaled"] = _bytes(encoder.factors).hex()
@@ -137,9 +149,9 @@ def model_meta(
     )
 
 
-def _digest_of_trained(encoder: Encoder) -> str:
+def _digest_of_trained(backbone: Backbone) -> str:
     digest = hashlib.sha256()
-    for name, parameter in encoder.named_parameters():
+    for name, parameter in backbone.named_parameters("backbone"):
         if "lora_" in name or parameter.requires_grad:
             digest.update(name.encode() + _bytes(parameter))
     return digest.hexdigest()

@@ -16,6 +16,7 @@ from otherside.export import gguf, onnx, readme, sentence_transformers, transfor
 from otherside.export.parity import OWN_READERS, TEXTS, Kind, ParityError, Reference, check_parity
 from otherside.files import check_out, make_folder, replace_folder
 from otherside.template import template_of
+from otherside.waits import quiet_libraries, saying
 from otherside.weights import card_of
 
 __all__ = ["TEXTS", "DTypes", "Kind", "ParityError", "Reference", "check_parity", "export", "write"]
@@ -62,20 +63,26 @@ def export(
     if kind in TOOLS:
         TOOLS[kind][0].check_installed()
     make_folder(out.parent, "the folder of OUT")
+    quiet_libraries()
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent)).resolve()
     try:
-        loaded = Encoder.load(encoder)
+        with saying(f"opening {encoder}"):
+            loaded = Encoder.load(encoder)
         _check_template(loaded, kind)
         card = card_of(encoder)
         prompts = card.prompts if prompts is None else prompts
         tool, small = TOOLS.get(kind, (None, ()))
         rounds = dtype not in ("float32", *small)
-        reference = Reference.of(loaded, prompts)  # before the writer makes weights of what is none
-        write(loaded, work, kind, "float32" if dtype in small else dtype, prompts)  # type: ignore[arg-type]
-        reference = Reference.of(loaded, prompts) if rounds else reference
-        readme.write(loaded, encoder, card, work, kind, reference, out.name)
+        with saying("encoding texts to compare"):
+            reference = Reference.of(loaded, prompts)  # before the writer makes weights of what is none
+        with saying(f"writing for {kind}"):
+            write(loaded, work, kind, "float32" if dtype in small else dtype, prompts)  # type: ignore[arg-type]
+            reference = Reference.of(loaded, prompts) if rounds else reference
+            readme.write(loaded, encoder, card, work, kind, reference, out.name)
         del loaded  # one copy in memory at a time
-        said = f"vectors equal the encoder's, largest relative difference {check_parity(work, reference, kind):.0e}"
+        with saying("comparing its vectors with the encoder's"):
+            off = check_parity(work, reference, kind)
+        said = f"vectors equal the encoder's, largest relative difference {off:.0e}"
         if tool and dtype in small:
             tool.quantise(work, dtype)
             said = f"vectors have a mean cosine of {closeness(work, reference, kind, dtype):.4f} with the encoder's"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from otherside.waits import LIBRARIES, saying
+
 
 def probe(
     encoders: list[str],
@@ -67,8 +69,9 @@ def probe(
             well within the intervals.
         device: auto (a GPU if there is one), cpu, cuda, cuda:1, …
     """
-    from otherside.probing.measure import Protocol
-    from otherside.probing.run import run_probe
+    with saying(LIBRARIES):
+        from otherside.probing.measure import Protocol
+        from otherside.probing.run import run_probe
 
     run_probe(
         encoders,

@@ -51,7 +51,7 @@ def is_bert(model: str) -> bool:
     if isinstance(place, Path) and place.suffix == ".gguf":
         return False
     try:
-        config = AutoConfig.from_pretrained(place)
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise FileNotFoundError(

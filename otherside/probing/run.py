@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers.utils import logging
 
 from otherside.backbone import AnyDType, DTypes, fast_dtype
 from otherside.encoder import Encoder
@@ -34,6 +33,7 @@ from otherside.probing.tasks import Condition, Mention, Task
 from otherside.probing.templates import template_tasks
 from otherside.probing.variants import Variant, find_variants
 from otherside.probing.wordsim import WordList, mentions_of, read_contexts, read_lists, texts_of, wordsim
+from otherside.waits import quiet_libraries
 
 Measure = Callable[[Encoder, Any], list[Row]]
 Split = Literal["published", "random"]
@@ -280,7 +280,7 @@ def run_probe(
     dtype = fast_dtype() if dtype == "auto" else dtype
     probing = Probing(found, random, material, protocol, layers, dtype, device, out)
     make_folder(out / VARIANTS, "--out")
-    logging.disable_progress_bar()  # one bar at a time
+    quiet_libraries()  # but one, of all texts
     results = []
     with tqdm(total=probing.work * len(variants), unit="text", smoothing=0) as bar:
         for variant in variants:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +134,17 @@ def test_checkpoints_hold_trainable_weights_only(tiny_llama: Path) -> None:
     checkpoint["state_dict"].popitem()
     with pytest.raises(ValueError, match=r"28 trainable tensors; 1 differ.*missing instead of"):
         module.on_load_checkpoint(checkpoint)
+
+
+def test_hooks_of_batches_are_no_warning_in_plain_python() -> None:
+    """Lightning tells users that the module's are used, which is meant."""
+    script = """
+from lightning.pytorch.trainer.connectors.data_connector import _DataHookSelector
+from lightning.pytorch import LightningDataModule
+from lightning_modules import MNTP
+hooks = _DataHookSelector(MNTP.__new__(MNTP), LightningDataModule())
+for name in ("on_before_batch_transfer", "transfer_batch_to_device"):
+    hooks.get_instance(name)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "overridden" not in done.stderr

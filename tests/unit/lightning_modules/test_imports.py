@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).parents[3]
+PACKAGES = ("otherside", "lightning_modules", "datamodules")
 
 
 def findings(folder: str, imported: str) -> str:
@@ -53,3 +56,36 @@ except SystemExit as end:
 """
     said = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True).stdout
     assert said.startswith("error: there is no option --epochs") and said.endswith(" []\n")
+
+
+def imports(file: Path, modules: set[str]) -> set[str]:
+    """Modules of ours that a file imports, wherever in it; with the packages that they lie in."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            found |= {".".join(parts[:n]) for n in range(1, len(parts) + 1)} & modules
+    return found
+
+
+# Both only name a type: these functions are methods of the one class that they take, in a file of their own
+METHODS = {("otherside.self_test", "otherside.backbone"), ("lightning_modules.automatic", "lightning_modules.base")}
+
+
+def test_imports_lead_in_no_circle() -> None:
+    """Not even those of types, or inside functions."""
+    files = {path: path.relative_to(REPOSITORY) for name in PACKAGES for path in (REPOSITORY / name).rglob("*.py")}
+    modules = {path: ".".join(name.with_suffix("").parts).removesuffix(".__init__") for path, name in files.items()}
+    graph = {
+        name: {other for other in imports(path, set(modules.values())) if not f"{name}.".startswith(f"{other}.")}
+        for path, name in modules.items()
+    }
+    for one, other in METHODS:
+        graph[one].remove(other)
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names them

@@ -30,6 +30,14 @@ def test_options_keep_their_place(option: list[str], tmp_path: Path, monkeypatch
     assert found == ["--first", "1", "--config", "b.yaml", "--config", "a.yaml", "--last=2"]
 
 
+def test_our_recipes_have_an_address(tmp_path: Path) -> None:
+    configs = Path(__file__).parents[3] / "configs"
+    (tmp_path / "a.yaml").write_text("include: otherside:trainer/cpu.yaml")
+    assert includes(tmp_path / "a.yaml") == [configs / "trainer/cpu.yaml", tmp_path / "a.yaml"]
+    ours = includes(Path("otherside:quickstart/mntp.yaml"))
+    assert ours == [configs / "trainer/cpu.yaml", configs / "quickstart/mntp.yaml"]
+
+
 def test_later_settings_win(tmp_path: Path) -> None:
     write(tmp_path, a="include: b.yaml\ntrainer: {max_steps: 5}", b="trainer: {max_steps: 3, devices: 2}\nx: 1")
     found = merged(tmp_path / "a.yaml")

@@ -27,6 +27,7 @@ def test_a_line_per_log_interval_and_one_for_the_last_step(accumulate: int, tiny
     output = runs.run("fit", "--config", config, cwd=tmp_path)
     assert steps_shown(output) == ["2/5", "4/5", "5/5"]
     assert output.rstrip().splitlines()[-1].endswith("left 0:00:00")
+    assert "Seed set" not in output and "WARNING" not in output  # nor anything else that a library says to nobody
 
 
 def test_after_a_resume_lines_go_on(tiny_llama: Path, tmp_path: Path) -> None:
@@ -64,3 +65,6 @@ def test_the_bar_ends_where_the_run_ends(
     trainer = stages.trainer(tmp_path, bar, totals, enable_progress_bar=True, **settings)
     trainer.fit(module, stages.data(module, tmp_path / "sentences.txt"))
     assert totals.found == expected
+    shown = bar.get_metrics(trainer, module)  # short enough for a line; Lightning's version number is not among them
+    assert "loss" in shown and set(shown) <= {"loss", "tokens/s"}
+    assert bar._get_train_description(0).strip() == ("step" if "max_steps" in settings else "Epoch 0/1")
