@@ -2,21 +2,23 @@
 
     python llm2vec_encodes.py CASES FOLDER TEXTS
 
-For each case a base model, `X-mntp` upon it and `X-mntp-supervised` upon both are written into FOLDER; vectors of TEXTS
-(a JSON list), with each instruction, go into FOLDER/vectors.safetensors. Published adapters have a `config.json` beside
-them, uploaded by hand: the base's, with the base's name.
+For each case a base model, `X-mntp` upon it, `X-mntp-supervised` and `X-mntp-unsup-simcse` upon both are written into
+FOLDER; vectors of TEXTS (a JSON list), with each instruction, go into FOLDER/vectors.safetensors. Published adapters
+have a `config.json` beside them, uploaded by hand: the base's, with the base's name.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from llm2vec import LLM2Vec
-from llm2vec.models import LlamaBiForMNTP, MistralBiForMNTP
+from llm2vec.models import LlamaBiForMNTP, MistralBiForMNTP, Qwen2BiForMNTP
+from llm2vec.models.bidirectional_qwen2 import Qwen2BiModel
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -27,6 +29,8 @@ from transformers import (
     MistralConfig,
     MistralForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "bias": "none", "task_type": None}
@@ -34,12 +38,14 @@ PROJECTIONS = ["q_proj", "v_proj", "k_proj", "o_proj", "gate_proj", "up_proj", "
 KINDS = {
     "llama": (LlamaConfig, LlamaForCausalLM, LlamaBiForMNTP),
     "mistral": (MistralConfig, MistralForCausalLM, MistralBiForMNTP),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, Qwen2BiForMNTP),
 }
-MARKS = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+STAGES = ("mntp", "mntp-supervised", "mntp-unsup-simcse")
+MARKS = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|im_start|>", "<|im_end|>"]
 
 
-def byte_level(texts: list[str]) -> PreTrainedTokenizerFast:
-    """As Llama 3's: bytes, special tokens of a chat, a beginning of text."""
+def byte_level(texts: list[str], start: bool = True) -> PreTrainedTokenizerFast:
+    """As Llama 3's: bytes, special tokens of a chat, a beginning of text; without the last as Qwen 2's."""
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
@@ -49,12 +55,13 @@ def byte_level(texts: list[str]) -> PreTrainedTokenizerFast:
         vocab_size=600, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     raw.train_from_iterator(texts, trainer)
-    raw.post_processor = processors.TemplateProcessing(
-        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", 0)]
-    )
+    if start:
+        raw.post_processor = processors.TemplateProcessing(
+            single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", 0)]
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=raw,
-        bos_token="<|begin_of_text|>",
+        bos_token="<|begin_of_text|>" if start else None,
         eos_token="<|end_of_text|>",
         model_input_names=["input_ids", "attention_mask"],
     )
@@ -72,6 +79,13 @@ def sentence_pieces(texts: list[str]) -> LlamaTokenizerFast:
     return LlamaTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(content)), legacy=True)
 
 
+TOKENIZERS = {
+    "bytes": byte_level,
+    "bytes, no start": partial(byte_level, start=False),
+    "sentence pieces": sentence_pieces,
+}
+
+
 def shaken(model: torch.nn.Module, seed: int) -> None:
     """Random adapters, as after training."""
     random = torch.Generator().manual_seed(seed)
@@ -80,10 +94,20 @@ def shaken(model: torch.nn.Module, seed: int) -> None:
             parameter.data.copy_(torch.randn(parameter.shape, generator=random) * 0.1)
 
 
+def open_mask(_: Any, attention_mask: torch.Tensor, inputs: torch.Tensor, *__: Any) -> torch.Tensor:
+    """What flash attention makes of `is_causal = False`. With other kernels the package leaves Qwen 2 causal: it turns
+    masks of Llama and Mistral only.
+    """
+    return (1 - attention_mask[:, None, None].to(inputs.dtype)) * torch.finfo(inputs.dtype).min
+
+
+Qwen2BiModel._update_causal_mask = open_mask
+
+
 def write(case: dict[str, Any], folder: Path, texts: list[str]) -> dict[str, torch.Tensor]:
-    """A case's three folders; vectors by stage and number of the instruction."""
+    """A case's folders; vectors by stage and number of the instruction."""
     config_class, lm_class, mntp_class = KINDS[case["kind"]]
-    tokenizer = sentence_pieces(texts) if case["tokenizer"] == "sentence pieces" else byte_level(texts)
+    tokenizer = TOKENIZERS[case["tokenizer"]](texts)
     base, mntp = folder / f"{case['name']}-base", folder / f"LLM2Vec-{case['name']}-mntp"
     torch.manual_seed(0)
     config = config_class(
@@ -113,14 +137,16 @@ def write(case: dict[str, Any], folder: Path, texts: list[str]) -> dict[str, tor
     uploaded["auto_map"] = {"AutoModel": "modeling_encoder.EncoderModel"}  # remote code, which is not there
     (mntp / "config.json").write_text(json.dumps(uploaded))
 
-    # as experiments/run_supervised.py does
-    encoder = LLM2Vec.from_pretrained(str(base), peft_model_name_or_path=str(mntp), merge_peft=True)
-    encoder.model = get_peft_model(encoder.model, LoraConfig(target_modules=PROJECTIONS, **LORA))
-    shaken(encoder.model, 2)
-    encoder.save(str(folder / f"{mntp.name}-supervised"))
+    # as experiments/run_supervised.py and run_simcse.py do
+    for seed, ending in enumerate(("supervised", "unsup-simcse"), 2):
+        encoder = LLM2Vec.from_pretrained(str(base), peft_model_name_or_path=str(mntp), merge_peft=True)
+        encoder.model = get_peft_model(encoder.model, LoraConfig(target_modules=PROJECTIONS, **LORA))
+        shaken(encoder.model, seed)
+        encoder.save(f"{mntp}-{ending}")
 
     found = {}
-    for stage, adapter in {"mntp": None, "supervised": f"{mntp}-supervised"}.items():
+    for stage in STAGES:
+        adapter = None if stage == "mntp" else str(folder / f"LLM2Vec-{case['name']}-{stage}")
         encoder = LLM2Vec.from_pretrained(str(mntp), peft_model_name_or_path=adapter)
         for i, instruction in enumerate(case["instructions"]):
             pairs = [[instruction, text] for text in texts]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -79,10 +80,13 @@ def export(
             write(loaded, work, kind, "float32" if dtype in small else dtype, prompts)  # type: ignore[arg-type]
             reference = Reference.of(loaded, prompts) if rounds else reference
             readme.write(loaded, encoder, card, work, kind, reference, out.name)
-        del loaded  # one copy in memory at a time
+        del loaded
+        gc.collect()  # modules hold each other; one copy in memory at a time
         with saying("comparing its vectors with the encoder's"):
-            off = check_parity(work, reference, kind)
-        said = f"vectors equal the encoder's, largest relative difference {off:.0e}"
+            median, largest = check_parity(work, reference, kind)
+        said = (
+            f"vectors equal the encoder's; they differ by {median:.0e} in the median, {largest:.0e} at most (relative)"
+        )
         if tool and dtype in small:
             tool.quantise(work, dtype)
             said = f"vectors have a mean cosine of {closeness(work, reference, kind, dtype):.4f} with the encoder's"

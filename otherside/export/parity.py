@@ -18,6 +18,7 @@ import torch
 from otherside import pooling
 from otherside.batching import Packed, Tokens, tokenise
 from otherside.encoder import Encoder
+from otherside.sink import silent
 from otherside.template import Template, set_template, template_of
 from otherside.tokenizer import start_id
 
@@ -26,8 +27,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Kind = Literal["sentence-transformers", "merged", "onnx", "gguf"]
-TOLERANCE = 1e-5  # largest relative difference of a vector in float32; padded and packed kernels differ by less
-LOOSE = 1e-4  # other kernels (ONNX, llama.cpp) add up in other orders, and a Llama's few huge states make more of it
+# Relative differences of vectors in float32. What is wrong for all texts shows in the median, however small it is; what
+# is wrong for some, in the largest: a text cut a token early differs by 6e-3. Rounding alone is 1e-6, but up to 7e-5 in
+# texts of a few words, in any order of sums and in the encoder itself (SmolLM2-135M, against float64): the state of a
+# Llama's start token is 13,000 long, the last layers take that away again, and its rounding stays.
+MEDIAN, LARGEST = 1e-5, 1e-3
 BATCH = 8
 
 # Mixed lengths, so that batches are padded; scripts, emoji, code, spaces; one longer than max_length. None begins with
@@ -121,41 +125,43 @@ class Reference:
         return self.pooling == "mean" and self.pool_start is False
 
 
-def check_parity(folder: Path, reference: Reference, kind: Kind) -> float:
+def check_parity(folder: Path, reference: Reference, kind: Kind) -> tuple[float, float]:
     """Open an exported folder as its user will and compare vectors, in float32, with and without a prompt.
 
     Where sentence-transformers cannot give equal vectors behind a prompt (`Reference.unequal_prompts`, `counted`),
     those are not compared; nor where llama.cpp pools the prompt, too.
 
     Returns:
-        The largest relative difference of a vector.
+        Median and largest relative difference of a vector.
 
     Raises:
-        ParityError: it exceeds `TOLERANCE`, or `LOOSE`.
+        ParityError: they exceed `MEDIAN` or `LARGEST`.
     """
-    tolerance = LOOSE if kind in ("onnx", "gguf") else TOLERANCE
     as_user = kind == "sentence-transformers" and importlib.util.find_spec("sentence_transformers") is not None
     vectors = by_sentence_transformers if as_user else OWN_READERS.get(kind, by_transformers)
     prompts = {"": reference.plain, reference.prompt: reference.prompted}
     if (as_user and reference.unequal_prompts) or (kind == "gguf" and reference.pooling == "mean"):
         del prompts[reference.prompt]
-    worst = 0.0
+    worst = (0.0, 0.0)
     for prompt, found in zip(prompts, vectors(folder, list(prompts), reference), strict=True):
         expected = prompts[prompt]
         if as_user and reference.unit:
             expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
         if found.shape != expected.shape:
             raise ParityError(f"exported vectors must have shape {expected.shape}; got {found.shape}")
-        rows = reference.counted if as_user and prompt else np.full(len(TEXTS), True)
-        differences = rows * np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
-        i = int(np.nan_to_num(differences, nan=np.inf).argmax())
-        worst = max(worst, float(np.nan_to_num(differences[i], nan=np.inf)))
-        if worst > tolerance:
+        rows = np.flatnonzero(reference.counted) if as_user and prompt else np.arange(len(TEXTS))
+        differences = np.linalg.norm(found - expected, axis=1)[rows] / np.linalg.norm(expected, axis=1)[rows]
+        differences = np.nan_to_num(differences, nan=np.inf)
+        median, largest = float(np.median(differences)), float(differences.max())
+        if median > MEDIAN or largest > LARGEST:
+            text = TEXTS[rows[differences.argmax()]]
             raise ParityError(
-                f"exported vectors must equal the encoder's to {tolerance:.0e}; with prompt {prompt!r} that of "
-                f"{TEXTS[i][:40]!r} differs by {worst:.1e} (relative). Nothing was exported. Use the tested versions "
-                "(constraints.txt); if they are in use, please report it."
+                f"exported vectors must equal the encoder's to {MEDIAN:.0e} in the median and {LARGEST:.0e} each "
+                f"(relative); with prompt {prompt!r} the median is {median:.1e}, and that of {text[:40]!r} differs by "
+                f"{largest:.1e}. Nothing was exported. Use the tested versions (constraints.txt); if they are in use, "
+                "please report it."
             )
+        worst = max(worst[0], median), max(worst[1], largest)
     return worst
 
 
@@ -172,7 +178,8 @@ def by_transformers(folder: Path, prompts: Sequence[str], reference: Reference) 
     """(N, D) vectors of `TEXTS` behind each prompt: padded, with the attention that config.json asks for."""
     from transformers import AutoModel, AutoTokenizer
 
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    with silent():  # about a head that is not read
+        model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     set_template(tokenizer, reference.template)
     found = []

@@ -89,7 +89,7 @@ def write(encoder: Encoder, source: str, card: Card, folder: Path, kind: Kind, r
         "```python",
         USE[kind].format(folder=name, length=encoder.max_length),
         "```\n",
-        *(f"- {said}" for said in [*notes(kind, encoder), *differences(kind, reference)]),
+        *(f"- {said}" for said in [*notes(kind, encoder, reference), *differences(kind, reference)]),
         *prompts(kind, card.prompts if kind != "sentence-transformers" else reference.prompts),
         *stages(card),
         *measured(scores),
@@ -132,7 +132,7 @@ def measured(scores: Mapping[str, Sequence[EvalResult]]) -> list[str]:
     return ["", "MTEB, measured by the run:", "", *table(["task", "measure", "score"], rows)] if rows else []
 
 
-def notes(kind: Kind, encoder: Encoder) -> list[str]:
+def notes(kind: Kind, encoder: Encoder, reference: Reference) -> list[str]:
     """What its users must know in any case."""
     said = []
     if kind == "gguf":
@@ -142,10 +142,23 @@ def notes(kind: Kind, encoder: Encoder) -> list[str]:
         said.append("The server reads what spells a special token as that token; llama-cpp-python reads it as text.")
     if kind in ("sentence-transformers", "merged") and encoder.backbone.attention == "bidirectional":
         said.append("Only transformers 5.2 and newer run it with its bidirectional attention; earlier ones are causal.")
+    if kind == "sentence-transformers" and (commands := servers(encoder, reference)):
+        said.append(f"In servers: {'; '.join(commands)}.")
     if kind == "onnx":
         said.append("Texts are padded on the right. The tokenizer cuts long ones, and puts the start token first.")
         said.append("`token_embeddings` are the tokens' vectors, to pool behind an instruction, for instance.")
     return said
+
+
+def servers(encoder: Encoder, reference: Reference) -> list[str]:
+    """What starts the servers that compute what the encoder does: Llamas only, as far as was read (docs/serving.md)."""
+    config = encoder.backbone.lm.config
+    if config.model_type != "llama" or encoder.pooling == "weighted_mean" or reference.unit:
+        return []
+    commands = ["`vllm serve FOLDER --runner pooling`"]
+    if config.rope_parameters["rope_type"] == "default":
+        commands.append("`text-embeddings-router --model-id FOLDER`")
+    return commands
 
 
 def differences(kind: Kind, reference: Reference) -> list[str]:

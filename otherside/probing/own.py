@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections import Counter
@@ -20,6 +21,7 @@ CLASS = Mlp((20, 10), 16, 1e-3)
 FORMATS = {".tsv": "\t", ".csv": ","}
 NEEDS = "sentence; word, or start and end (characters); label or rating; and, if you like, split (train, test)"
 FEWEST = 20
+MORE = "more cells"
 
 
 def is_own(data: str) -> bool:
@@ -39,13 +41,13 @@ def read_own(path: Path) -> Task:
         ValueError: a row is malformed (it is named by its line); there are too few rows, or only one class.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"--data must be builtin, published, a folder or a table; there is no file {path}")
+        raise FileNotFoundError(f"--data must be builtin, published, a folder, or a table; there is no file {path}")
     rows = []
     for number, row in _rows(path):
         try:
             rows.append((_mention(row), _target(row), _split(row)))
         except (ValueError, KeyError, TypeError) as error:
-            reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            reason = f"it has no {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
             raise ValueError(
                 f"--data: {path}, line {number}, must have {NEEDS}; {reason}. Correct the line."
             ) from error
@@ -59,15 +61,27 @@ def read_own(path: Path) -> Task:
         raise ValueError(
             f"--data: {path} must have a split of train or test in every row, or in none; got {dict(marked)}"
         )
+    if repeated := [mention for mention, count in Counter(mentions).items() if count > 1]:
+        raise ValueError(
+            f"--data: {path} must have each word of a sentence once, as a test set must not repeat what was learned; "
+            f"{len(repeated)} stand there more often, such as {repeated[0].alone().text!r} in {repeated[0].text[:60]!r}"
+        )
     words = np.array([mention.text[mention.start : mention.end].lower() for mention in mentions])
     test = None if "" in marked else np.array([split == "test" for split in splits])
     items = [(mention,) for mention in mentions]
     if float in kinds:
+        if len(set(targets)) < 2:
+            raise ValueError(f"--data: {path} must have ratings that differ; all are {targets[0]}")
         ratings = np.array(targets)[:, None]
         return Task(name_of(path), items, ratings, words, the_word(RATING), test, aspects=("rating",))
     classes = sorted(set(targets))
     if len(classes) < 2:
         raise ValueError(f"--data: {path} must have at least two labels; it has {', '.join(classes)}")
+    if alone := [label for label, count in Counter(targets).items() if count == 1]:
+        raise ValueError(
+            f"--data: {path} must have every label in two rows or more, to learn it and to test it; {len(alone)} stand "
+            f"in one, such as {alone[0]}. Numbers that rate words go into a column named rating."
+        )
     labels = np.array([classes.index(target) for target in targets])
     if test is not None:
         taught = set(labels[~test])
@@ -88,23 +102,30 @@ def name_of(path: Path) -> str:
 
 def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Number of its line, and each row."""
-    with path.open(encoding="utf-8-sig", newline="") as file:  # Excel puts a mark first
-        if path.suffix in FORMATS:
-            options: dict[str, Any] = {"quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
-            reader = csv.DictReader(file, delimiter=FORMATS[path.suffix], **options)
-            for row in reader:
-                yield reader.line_num, {name: value for name, value in row.items() if value not in (None, "")}
-            return
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                try:
-                    found = json.loads(line)
-                except ValueError:
-                    found = None
-                yield number, found if isinstance(found, dict) else {}
+    try:
+        file = io.StringIO(path.read_text(encoding="utf-8-sig"))  # Excel puts a mark first
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--data: {path} must be text in UTF-8; {error}. Save it as UTF-8.") from error
+    if path.suffix in FORMATS:
+        options: dict[str, Any] = {"quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
+        reader = csv.DictReader(file, delimiter=FORMATS[path.suffix], restkey=MORE, **options)
+        if "sentence" not in (columns := reader.fieldnames or []):
+            raise ValueError(f"--data: the first line of {path} must name columns: {NEEDS}; got {', '.join(columns)!r}")
+        for row in reader:
+            yield reader.line_num, {name: value for name, value in row.items() if value not in (None, "")}
+        return
+    for number, line in enumerate(file, start=1):
+        if line.strip():
+            try:
+                found = json.loads(line)
+            except ValueError:
+                found = None
+            yield number, found if isinstance(found, dict) else {}
 
 
 def _mention(row: Mapping[str, Any]) -> Mention:
+    if MORE in row:
+        raise ValueError(f"it has more cells than there are columns: {', '.join(row[MORE])}")
     text = str(row["sentence"])
     if "start" in row:
         start, end = int(row["start"]), int(row["end"])

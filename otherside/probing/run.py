@@ -72,7 +72,9 @@ def load_tasks(data: str, names: list[str] | None = None) -> tuple[list[Task], l
         return [task], [mention for item in task.mentions for mention in item]
     folder = fetch(PROBING) if data == "published" else Path(data).expanduser()
     if not folder.is_dir():
-        raise FileNotFoundError(f"--data must be builtin, published or a folder; there is no folder {folder}")
+        raise FileNotFoundError(
+            f"--data must be builtin, published, a folder, or a .tsv, .csv or .jsonl; there is no folder {folder}"
+        )
     [wic] = read_tasks(folder, ["wic"])
     return read_tasks(folder, names), [mention for item in wic.mentions for mention in item]
 

@@ -1,5 +1,6 @@
 import json
 import stat
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ import sentence_transformers
 import torch
 from exports import TEXTS, relative, trained
 from safetensors.torch import load_file, save_file
+from tiny import SMOLLM2
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from otherside import export as module
@@ -116,32 +118,38 @@ def test_tokenizer_without_padding(tiny_llama: Path, encoder: str, tmp_path: Pat
     write(loaded, tmp_path, "sentence-transformers")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert (tokenizer.pad_token, tokenizer.padding_side) == ("</s>", "right")
-    assert check_parity(tmp_path, reference, "sentence-transformers") < 1e-5
+    assert max(check_parity(tmp_path, reference, "sentence-transformers")) < 1e-5
 
 
-def nudge_weight(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    weights = load_file(path)
-    name = next(name for name in weights if name.endswith("layers.1.mlp.down_proj.weight"))
-    weights[name][0, 0] += 0.01
-    save_file(weights, path, metadata={"format": "pt"})
+def edit_weight(ending: str, change: Callable[[torch.Tensor], object]) -> Callable[[Path], None]:
+    def sabotage(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        weights = load_file(path)
+        [name] = [name for name in weights if f".{name}".endswith(ending)]
+        change(weights[name])
+        save_file(weights, path, metadata={"format": "pt"})
+
+    return sabotage
 
 
 def edit(file: str, key: str, value: object) -> Callable[[Path], None]:
     def sabotage(folder: Path) -> None:
         content = json.loads((folder / file).read_text())
-        assert key in content
+        assert content[key] != value
         (folder / file).write_text(json.dumps({**content, key: value}))
 
     return sabotage
 
 
+nudge_weight = edit_weight(".layers.1.mlp.down_proj.weight", lambda weight: weight[0, 0].add_(0.01))
 SABOTAGE = {
     "one weight": nudge_weight,
     "attention": edit("config.json", "is_causal", True),
-    "length": edit("sentence_bert_config.json", "max_seq_length", 32),
+    "length": edit("sentence_bert_config.json", "max_seq_length", 63),
     "pooling": edit("1_Pooling/config.json", "pooling_mode_mean_tokens", False),
-    "norm": edit("config.json", "rms_norm_eps", 1e-2),
+    "norms": edit("config.json", "rms_norm_eps", 2e-6),
+    "last norm": edit_weight(".norm.weight", lambda weight: weight.fill_(0.9)),
+    "start token": edit("tokenizer.json", "post_processor", None),
 }
 
 
@@ -163,6 +171,51 @@ def test_refuses_what_is_not_equal(what: str, encoder: str, tmp_path: Path, monk
     with pytest.raises(ParityError, match="must equal the encoder's"):
         export(encoder, tmp_path / "out")
     assert not list(tmp_path.iterdir()), "nothing may stay behind"
+
+
+@pytest.mark.parametrize(
+    ("rows", "off", "equal"), [(9, 7e-5, True), (1, 2e-3, False), (26, 2e-5, False), (1, float("nan"), False)]
+)
+def test_rounding_is_no_error(rows: int, off: float, equal: bool, encoder: str, tmp_path: Path) -> None:
+    """In float32 a few vectors of large Llamas are known to 7e-5 only; an error shows in all, or much in one."""
+    loaded = Encoder.load(encoder)
+    reference = Reference.of(loaded, {})
+    write(loaded, tmp_path, "merged")
+    reference.plain[:rows] *= 1 + off
+    if equal:
+        median, largest = check_parity(tmp_path, reference, "merged")
+        assert median < 1e-6 < largest == pytest.approx(off, rel=0.1)
+        return
+    with pytest.raises(ParityError, match="must equal the encoder's"):
+        check_parity(tmp_path, reference, "merged")
+
+
+def test_the_encoder_is_gone_before_its_export_is_opened(
+    encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else two copies of its weights would have to fit into memory."""
+    kept: list[weakref.ref[object]] = []
+    loads = Encoder.load
+
+    def load(model: str) -> Encoder:
+        loaded = loads(model)
+        kept.append(weakref.ref(loaded.backbone.lm))
+        return loaded
+
+    def check(*_: object) -> tuple[float, float]:
+        assert [there() for there in kept] == [None]
+        return 0.0, 0.0
+
+    monkeypatch.setattr(Encoder, "load", load)
+    monkeypatch.setattr(module, "check_parity", check)
+    export(encoder, tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_a_real_llama(tmp_path: Path) -> None:
+    export(SMOLLM2, tmp_path / "out")
+    model = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    assert relative(model.encode(TEXTS), Encoder.load(SMOLLM2).encode(TEXTS)) < 1e-4
 
 
 def test_refuses_a_pooled_prompt(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Graphs, run by ONNX Runtime and the tokenizers library alone."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -93,7 +94,7 @@ def test_eight_bits_are_close_and_small(tiny_llama: Path, tmp_path: Path, capsys
     folder = trained(tiny_llama, tmp_path / "encoder")
     for dtype in ("float32", "int8"):
         export(folder, tmp_path / dtype, kind="onnx", dtype=dtype)  # type: ignore[arg-type]
-    assert "mean cosine of 0.99" in capsys.readouterr().out or "mean cosine of 1.0" in capsys.readouterr().out
+    assert re.search(r"mean cosine of (0\.99|1\.00)", capsys.readouterr().out)
     assert 1e-5 < relative(vectors(tmp_path / "int8", TEXTS), Encoder.load(folder).encode(TEXTS)) < 0.1
     small, large = (sum(f.stat().st_size for f in (tmp_path / d).glob("model.*")) for d in ("int8", "float32"))
     assert small < 0.7 * large

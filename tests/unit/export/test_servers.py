@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel
 
 from otherside.encoder import Encoder
-from otherside.export import export, transformers
+from otherside.export import Reference, export, transformers
+from otherside.export.readme import servers
 from otherside.pooling import Pooling
 
 
@@ -78,6 +79,8 @@ def test_both_compute_what_the_encoder_does(pooling: Pooling, attention: str, ti
     assert (other["causal"], other["pooling"], other["length"]) == (causal, pooling, 64)
     assert other["architecture"] == "LlamaModel"
     assert there["theta"] == other["rope"]["rope_theta"]
+    said = (tmp_path / "out" / "README.md").read_text()
+    assert "vllm serve FOLDER" in said and "text-embeddings-router" in said
 
 
 def test_llama_3_positions_do_not_start_where_they_are_ignored(tiny_llama: Path, tmp_path: Path) -> None:
@@ -88,6 +91,7 @@ def test_llama_3_positions_do_not_start_where_they_are_ignored(tiny_llama: Path,
     transformers.write(encoder, tmp_path, head=False)
     with pytest.raises(ValueError, match="Rope scaling is not supported"):
         tei(tmp_path)
+    assert servers(encoder, Reference.of(encoder, {})) == ["`vllm serve FOLDER --runner pooling`"]
     again = AutoModel.from_pretrained(tmp_path)  # transformers, and vLLM with it, read it all the same
     assert again.config.rope_parameters == rope
 
@@ -98,4 +102,5 @@ def test_a_start_token_that_is_not_pooled(tiny_llama: Path, tmp_path: Path) -> N
     with pytest.raises(ValueError, match="could not find a pooling configuration"):
         tei(tmp_path / "out")
     assert vllm(tmp_path / "out")["pooling"] == "mean"
-    assert "vLLM pools the start token" in (tmp_path / "out" / "README.md").read_text()
+    said = (tmp_path / "out" / "README.md").read_text()
+    assert "vLLM pools the start token" in said and "vllm serve" not in said

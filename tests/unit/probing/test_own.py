@@ -77,12 +77,16 @@ MORE: list[dict[str, Any]] = [
         ([{**row, "start": 4, "end": 400} for row in RATED], "line 2, .*characters 4 to 400 are not inside"),
         ([{**row, "start": -1, "end": 4} for row in RATED], "line 2, .*characters -1 to 4 are not inside"),
         ([{**row, "rating": "nan"} for row in RATED], "its rating is nan"),
+        ([{**row, "rating": 3} for row in RAIN], "must have ratings that differ; all are 3.0"),
+        ([{**row, "label": i / 10} for i, row in enumerate(RAIN)], "24 stand in one, such as 0.0. .*named rating"),
+        ([*LABELLED, LABELLED[0]], "1 stand there more often, such as 'rain' in 'The rain fell on day 0.'"),
         (
             [{**row, "split": "test" if row["label"] == "thing" else "train"} for row in LABELLED],
             "two labels in the rows of split train",
         ),
         (
-            [{**row, "split": "train"} for row in LABELLED] + [{**LABELLED[0], "label": "new", "split": "test"}],
+            [{**row, "split": "train"} for row in LABELLED]
+            + [{**row, "sentence": f"Now {row['sentence']}", "label": "new", "split": "test"} for row in LABELLED[:2]],
             "every label in rows of split train; of new all are test",
         ),
     ],
@@ -114,3 +118,22 @@ def test_what_else_it_refuses(tmp_path: Path) -> None:
         read_own(tmp_path / "t.jsonl")
     with pytest.raises(FileNotFoundError, match=r"there is no file .*none\.csv"):
         read_own(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "t.csv",
+            b"sentence;word;label\nIt rains.;rains;x\n",
+            "must name columns: sentence; .*got 'sentence;word;label'",
+        ),
+        ("t.tsv", b"", "the first line of .* must name columns"),
+        ("t.tsv", b"sentence\tword\tlabel\nIt rains.\trains\tx\ty\n", "line 2, .*more cells than there are columns: y"),
+        ("t.tsv", "sentence\tword\tlabel\n".encode("utf-16"), "must be text in UTF-8; .*Save it as UTF-8"),
+    ],
+)
+def test_what_is_no_such_table(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_own(tmp_path / name)

@@ -122,7 +122,7 @@ def test_a_failure_names_the_callback(tiny_llama: Path, tmp_path: Path) -> None:
     runs.write_data(tmp_path)
     config = runs.write_stage(tmp_path, "MNTP", tiny_llama, root="run", steps=2, **probing(data="nowhere"))
     status, output = runs.start("fit", "--config", config, cwd=tmp_path).wait()
-    assert status == 1 and "error: --data must be builtin, published or a folder" in output
+    assert status == 1 and "error: --data must be builtin, published, a folder, or a .tsv" in output
     long = tmp_path / "long.yaml"
     content = yaml.safe_load(
         runs.write_stage(tmp_path, "MNTP", tiny_llama, root="run2", steps=2, **probing()).read_text()
