@@ -159,7 +159,7 @@ class Backbone(nn.Module):
                 base inside; it cannot be rounded to four bits.
         """
         if not merge and (new is not None or shard is not None or config.quantized):
-            raise ValueError("merge=False is for encoders in use; what is trained, shards and four bits need merge=True")
+            raise ValueError("merge=False is for encoders in use; what is trained, shards and nf4 need merge=True")
         if config.quantized:
             quantized.check(new, shard)
         card = weights.card_of(config.model, config.revision)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from otherside.sharding import Shard
 
 Quantized = Literal["nf4"]
+MOST = 0.9  # of a layer's weights; norms are the rest
 
 
 def check(new: Lora | Full | None, shard: Shard | None = None) -> None:
@@ -50,21 +51,21 @@ def quantize(layer: nn.Module, dtype: torch.dtype) -> None:
     """Round the matrices of a decoder's layer, where it is; PEFT finds out by itself how to adapt them.
 
     Args:
-        layer: with all of its matrices in torch's own linear layers.
+        layer: with its matrices in torch's own linear layers.
         dtype: that they are multiplied in.
 
     Raises:
-        ValueError: it has others.
+        ValueError: it has most of its weights elsewhere, as experts of a mixture are.
     """
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     linear = {name: part for name, part in layer.named_modules() if type(part) is nn.Linear}
-    matrices = [name for name, parameter in layer.named_parameters() if parameter.dim() > 1]
-    if others := [name for name in matrices if name.removesuffix(".weight") not in linear]:
+    inside = sum(part.weight.numel() for part in linear.values())
+    total = sum(parameter.numel() for parameter in layer.parameters())
+    if inside < MOST * total:
         raise ValueError(
-            "backbone.quantized needs layers whose matrices are all in torch's nn.Linear; of a "
-            f"{type(layer).__name__} {', '.join(others)} {'is' if len(others) == 1 else 'are'} not. Set quantized: "
-            "null, or use another backbone.model."
+            f"backbone.quantized needs layers with their weights in torch's nn.Linear; of a {type(layer).__name__}'s "
+            f"{inside / total:.0%} are. Set quantized: null, or use another backbone.model."
         )
     for name, part in linear.items():
         rounded: Any = Linear4bit(

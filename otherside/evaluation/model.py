@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from otherside import adapters
+from otherside.quantized import is_quantized
 from otherside.sharding import whole_shape
 from otherside.tokenizer import start_name
 
@@ -107,6 +108,8 @@ def model_meta(
         "instructions": dict(instructions or {}),
         "attached": _digest_of_trained(encoder) if is_trained and step is None else None,
     }
+    if is_quantized(lm):
+        settings["quantized"] = True
     if encoder.factors is not None:
         settings["rescaled"] = _bytes(encoder.factors).hex()
     revision = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

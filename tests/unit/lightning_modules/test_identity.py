@@ -162,6 +162,7 @@ CHANGES: list[tuple[str, dict[str, tuple[Any, str]]]] = [
             "model.init_args.loss": ({"scale": 50}, "model.loss.scale 20.0 -> 50.0"),
             "model.init_args.backbone.attention_dropout": (0.3, "model.backbone.attention_dropout 0.1 -> 0.3"),
             "model.init_args.backbone.keep_sink": (False, "model.backbone.keep_sink true -> false"),
+            "model.init_args.backbone.quantized": ("nf4", "model.backbone.quantized none -> nf4"),
         },
     ),
 ]
