@@ -71,7 +71,7 @@ def quantize(layer: nn.Module, dtype: torch.dtype) -> None:
         rounded: Any = Linear4bit(
             part.in_features, part.out_features, bias=False, compute_dtype=dtype, quant_type="nf4", device="meta"
         )
-        weight = Params4bit(part.weight.data, requires_grad=False, quant_type="nf4", module=rounded)
+        weight: Any = Params4bit(part.weight.data, requires_grad=False, quant_type="nf4", module=rounded)
         rounded.weight, rounded.bias = weight.to(part.weight.device), part.bias
         # Else a CPU's first forward without gradient would round the constants again, for good, and a later one with
         # a gradient would have none

@@ -100,7 +100,7 @@ def model_meta(
     stages = [made.name for made in lineage.adapters] + ([stage or "adapter"] if is_trained else [])
     if not stages:
         stages = ["uni" if backbone.attention == "causal" else "bi"]
-    settings = {
+    settings: dict[str, Any] = {
         "lineage": {**asdict(lineage), "adapters": [adapter.sha256 for adapter in lineage.adapters]},
         "encoder": [backbone.attention, encoder.pooling, encoder.max_length, str(backbone.dtype)],
         "start": [start_name(encoder.tokenizer), encoder.pool_start],

@@ -13,7 +13,7 @@ import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Params4bit
 from families import FAMILIES
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear4bit as AdaptedLinear4bit
 from tiny import adapter_gradients, distance, load, nothing, random_texts, some_loss, train_a_little
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
@@ -85,7 +85,7 @@ class TestRounded:
         backbone = rounded(tiny_llama, dtype="bfloat16")
         assert all(state.dtype == torch.bfloat16 for state in backbone.hidden_states(random_texts([5, 9])))
         assert {p.dtype for p in backbone.parameters() if p.requires_grad} == {torch.float32}
-        assert sum(isinstance(layer, LoraLayer) for layer in backbone.lm.modules()) == 14
+        assert sum(isinstance(layer, AdaptedLinear4bit) for layer in backbone.lm.modules()) == 14
         backbone.self_test()
 
     def test_stages_before_are_merged_first(self, tiny_llama: Path, tmp_path: Path) -> None:

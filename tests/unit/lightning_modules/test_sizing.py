@@ -264,7 +264,7 @@ class TestMemory:
         states = [p.quant_state for p in lm.parameters() if hasattr(p, "quant_state")]
         constants = [tensor for state in states for tensor in (state.absmax, state.state2.absmax)]
         held = sum(tensor.nbytes for tensor in (*lm.parameters(), *constants))
-        assert base_weights(job) == pytest.approx(held, rel=0.001)
+        assert base_weights(job) == pytest.approx(held)
 
     def test_four_bits_leave_an_8b_base_a_third_of_its_size(self) -> None:
         half, four = (memory(a_job(quantized=how))["base weights"] for how in (None, "nf4"))
