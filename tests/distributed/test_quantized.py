@@ -10,6 +10,8 @@ import pytest
 import runs
 from strategies import ADAMW, assert_same_training, differences, train
 
+from otherside.lineage import Card
+
 NF4 = {"model.init_args.backbone.quantized": "nf4"}
 CUT = {"model.init_args.chunk_tokens": 40, "trainer.accumulate_grad_batches": 2, "trainer.gradient_clip_val": 0.05}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -57,6 +59,18 @@ def test_goes_on_with_the_same_ranks_bit_for_bit(strategy: str, place: Path, tin
     cut = train(place, tiny_llama, f"{strategy}-cut", "Supervised", strategy, 2, 6, **settings)
     runs.assert_equal(runs.adapter(cut), runs.adapter(whole))
     assert all("lora_" in name for name in runs.adapter(whole))
+
+
+def test_a_stage_is_watched_while_it_trains(place: Path, tiny_llama_sink: Path) -> None:
+    """With its sink, rescaled vectors and dropout; and the next stage starts from it."""
+    probing = {"every_n_steps": 2, "generation": str(place / "sentences.txt"), "items": 20}
+    callbacks = [{"class_path": "lightning_modules.callbacks.Probing", "init_args": probing}]
+    found = train(place, tiny_llama_sink, "watched", "SimCSE", "auto", 1, **NF4, **{"trainer.callbacks": callbacks})
+    assert min(runs.metrics(found, "probe/perplexity").values()) > 1
+    card = Card.read(found / "encoder")
+    assert card.sink and card.rescale
+    later = train(place, found / "encoder", "later", "Supervised", "auto", 1, **NF4)
+    assert [stage.kind for stage in Card.read(later / "encoder").lineage.adapters] == ["adapter", "adapter"]
 
 
 def test_goes_on_with_other_ranks(place: Path, tiny_llama: Path) -> None:
