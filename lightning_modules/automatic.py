@@ -53,6 +53,7 @@ def job_of(module: EncoderModule) -> Job:
         nodes=trainer.num_nodes,
         gpus=trainer.num_devices,
         dtype=str(module.encoder.backbone.dtype).removeprefix("torch."),
+        quantized=backbone.quantized,
         kernel=backbone.kernel,
         attention_dropout=backbone.attention_dropout,
         activation_checkpointing=backbone.activation_checkpointing,

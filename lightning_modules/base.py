@@ -25,7 +25,7 @@ from lightning_modules.automatic import settle
 from lightning_modules.identity import told
 from lightning_modules.schedules import Schedule, set_rates
 from lightning_modules.waiting import LOADING
-from otherside import distributed, loading
+from otherside import distributed, loading, quantized
 from otherside.adapters import Lora
 from otherside.backbone import Backbone, BackboneConfig, keeps_sink
 from otherside.batching import Chunks, Packed, TextBatch, tokens_at_once
@@ -120,6 +120,8 @@ class EncoderModule(pl.LightningModule, ABC):
                 "model.lora: null, or leave it out."
             )
         self.trained: Lora | Full = lora or Full(frozen_layers)
+        if backbone.quantized:
+            quantized.check(self.trained)
         self.frozen_layers = frozen_layers
         card = card_of(backbone.model, backbone.revision)
         self.lora, self.pooling, self.max_length = lora, pooling or card.pooling, max_length or card.max_length

@@ -71,6 +71,7 @@ OLDER = {
     "model.rescaled": False,
     "trained": "lora",
     "model.frozen_layers": None,
+    "model.backbone.quantized": None,
 }
 SHOWN = 5  # differences in one message
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from otherside import adapters, distributed, full, loading, norms, sharding, weights
+from otherside import adapters, distributed, full, loading, norms, quantized, sharding, weights
 from otherside.adapters import Lora
 from otherside.attention import ATTENTION, HALF, UNPADDED, Borders, Kernel, best_kernel, check_kernel
 from otherside.batching import Packed, rounded
@@ -22,6 +22,7 @@ from otherside.full import Full
 from otherside.lineage import AUTO, Card, Lineage
 from otherside.llama import check_length
 from otherside.loading import check_fingerprint
+from otherside.quantized import Quantized
 from otherside.self_test import MaskError as MaskError
 from otherside.self_test import self_test
 from otherside.sharding import Shard
@@ -62,6 +63,8 @@ class BackboneConfig:
             base model, what its tokenizer puts first, else its document boundary. A token by name; null: none.
         keep_sink: in bidirectional attention, let the start token enter with the state that attention rests on, which
             would not form there (`otherside.sink`). null: as the encoder folder; true on a base model.
+        quantized: nf4: train an adapter on a base whose layers' matrices are rounded to four bits a weight (QLoRA;
+            `otherside.quantized`). Its encoder opens in the usual types.
     """
 
     model: str
@@ -73,6 +76,7 @@ class BackboneConfig:
     activation_checkpointing: bool | Literal["auto"] = "auto"
     start_token: str | None = AUTO
     keep_sink: bool | None = None
+    quantized: Quantized | None = None
 
     def __post_init__(self) -> None:
         check_kernel(self.kernel)
@@ -80,6 +84,8 @@ class BackboneConfig:
             raise ValueError(f"backbone.attention must be bidirectional or causal; got {self.attention!r}")
         if self.dtype not in get_args(AnyDType):
             raise ValueError(f"backbone.dtype must be one of {', '.join(get_args(AnyDType))}; got {self.dtype!r}")
+        if self.quantized not in (None, *get_args(Quantized)):
+            raise ValueError(f"backbone.quantized must be nf4 or null; got {self.quantized!r}")
         self.dtype = fast_dtype() if self.dtype == "auto" else self.dtype
         if not 0 <= self.attention_dropout < 1:
             raise ValueError(f"backbone.attention_dropout must lie in [0, 1); got {self.attention_dropout}")
@@ -150,10 +156,12 @@ class Backbone(nn.Module):
             FileNotFoundError: there is no such model or adapter.
             ValueError: a stage's file was changed or does not fit; a LoRA target matches nothing; no layer is left to
                 train; the model knows no dropout of attention, and some is asked for; with merge=False, there is no
-                base inside.
+                base inside; it cannot be rounded to four bits.
         """
-        if not merge and (new is not None or shard is not None):
-            raise ValueError("merge=False is for encoders in use; what is trained and shards need merge=True")
+        if not merge and (new is not None or shard is not None or config.quantized):
+            raise ValueError("merge=False is for encoders in use; what is trained, shards and nf4 need merge=True")
+        if config.quantized:
+            quantized.check(new, shard)
         card = weights.card_of(config.model, config.revision)
         lineage, attention = card.lineage, config.attention or card.attention
         dtype = getattr(torch, config.dtype)
@@ -162,7 +170,7 @@ class Backbone(nn.Module):
                 f"merge=False needs stages that are adapters; {', '.join(lineage.trained_whole)} of {config.model} is "
                 f"full fine-tuning, with no base inside. Open the base beside it: {lineage.base}."
             )
-        if shard is not None:
+        if shard is not None or config.quantized:
             lm, found = sharding.load(lineage, dtype, new, shard)
             check_fingerprint(found, lineage, config.model)
         else:
@@ -313,8 +321,13 @@ class Backbone(nn.Module):
         """Inside the block the base model as it was: attention causal, all adapters off; it can `generate`.
 
         Raises:
-            ValueError: adapters are merged into its weights, or they were trained.
+            ValueError: adapters are merged into its weights, or they were trained, or rounded.
         """
+        if quantized.is_quantized(self.lm):
+            raise ValueError(
+                "as_base needs the base's own weights; backbone.quantized rounded them. Open it beside this one: "
+                f"{self.lineage.base}."
+            )
         if self.trains_whole or self.lineage.trained_whole:
             raise ValueError(
                 "as_base needs the base's own weights; full fine-tuning changed them, and there is no base inside. "

@@ -1,7 +1,8 @@
-"""Loading a base that no rank ever holds whole: piece by piece, each merged, adapted and sharded before the next.
+"""Loading a base that no rank ever holds whole in its own type: piece by piece, each merged, adapted, and sharded or
+rounded to four bits before the next.
 
 A strategy that shards weights (ZeRO-3, FSDP2) passes a function `shard(modules)`. Only rank 0 reads the checkpoint, and
-its values count. The most that a rank holds are its shards and one piece.
+its values count. The most that a rank holds are its shards and one piece. Where nothing is sharded each rank reads.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from otherside import adapters, conversion, distributed, full, stages, weights
+from otherside import adapters, conversion, distributed, full, quantized, stages, weights
 from otherside.adapters import Lora
 from otherside.conversion import SAFE
 from otherside.full import Full
@@ -47,16 +48,16 @@ class Tensors:
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._files:
             raise ValueError(
-                f"a checkpoint must name its tensors as the model does to be loaded in shards; {name} is missing. "
-                "Load it once without sharding and save it again, or use trainer.strategy: ddp."
+                f"a checkpoint must name its tensors as the model does to be loaded in shards or four bits; {name} is "
+                "missing. Load it once as a whole and save it again, or use trainer.strategy: ddp and quantized: null."
             )
         with safe_open(self._files[name], "pt") as file:
             return file.get_tensor(name)
 
 
 def whole_shape(parameter: nn.Parameter) -> torch.Size:
-    """Of all shards together."""
-    return getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3's own attribute
+    """Of all shards together, and as if it had not been rounded."""
+    return getattr(parameter, "ds_shape", quantized.matrix_shape(parameter))  # ZeRO-3's own attribute
 
 
 def empty(place: str | Path, revision: str | None, dtype: torch.dtype) -> PreTrainedModel:
@@ -80,9 +81,15 @@ def pieces(lm: PreTrainedModel) -> list[list[nn.Module]]:
 
 
 def load(
-    lineage: Lineage, dtype: torch.dtype, new: Lora | Full | None, shard: Shard
+    lineage: Lineage, dtype: torch.dtype, new: Lora | Full | None, shard: Shard | None
 ) -> tuple[PreTrainedModel, str | None]:
-    """The base, its lineage merged, and what is to be trained, in shards; to be called on all ranks.
+    """The base, its lineage merged, and what is to be trained; to be called on all ranks.
+
+    Args:
+        lineage: what to load.
+        dtype: of the frozen weights.
+        new: what is to be trained; None: nothing.
+        shard: how weights are shared between ranks; None: all hold all layers' matrices, in four bits.
 
     Returns:
         The model, and the fingerprint of the base.
@@ -90,7 +97,7 @@ def load(
     Raises:
         FileNotFoundError: there is no such model or adapter.
         ValueError: a stage's file was changed or does not fit; a LoRA target matches nothing; no layer is left to
-            train.
+            train; a layer cannot be rounded to four bits.
     """
     place = weights.resolve(lineage.base)
     lm = empty(place, lineage.revision, dtype)
@@ -99,7 +106,8 @@ def load(
     trained = new.names(lm) if isinstance(new, Full) else []
     if trained:
         full.set_types(lm, trained, dtype)
-    reads = distributed.rank() == 0
+    layers = full.layers(lm)
+    reads = shard is None or distributed.rank() == 0
     tensors = Tensors(conversion.fetch(lineage.base, lineage.revision), lineage.revision) if reads else None
     merged = stages.opened(lineage, lm) if reads else []
     found = {}
@@ -109,12 +117,16 @@ def load(
             lm.tie_weights()
             for stage in merged:
                 stage.merge(module, f"{names[module]}.")
+            if shard is None and module in layers:
+                quantized.quantize(module, dtype)
             if isinstance(new, Lora) and config:
                 adapters.attach_to_piece(module, new, config)
             if trained:
                 full.train(module, trained, f"{names[module]}.")
-        shard(modules)
-    shard([lm.base_model])  # nothing is left to share, but FSDP2 wants to know the module that is called
+        if shard:
+            shard(modules)
+    if shard:
+        shard([lm.base_model])  # nothing is left to share, but FSDP2 wants to know the module that is called
     if config:
         lm.peft_config = {adapters.NAME: config}  # type: ignore[dict-item]
     return lm, distributed.from_first(adapters.digest(found) if reads else None)

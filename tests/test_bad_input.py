@@ -280,6 +280,29 @@ case(
     "Use trainer.strategy: fsdp2",
 )
 case(
+    "four bits without an adapter",
+    lambda bad: bad.model(**{"backbone.quantized": "nf4", "lora": None}),
+    "model.backbone.quantized needs an adapter to train",
+    "got model.lora: null. Set model.lora, or quantized: null",
+)
+case(
+    "four bits in shards",
+    lambda bad: bad.fit(**{"trainer.strategy": "fsdp2", "model.init_args.backbone.quantized": "nf4"}),
+    "model.backbone.quantized needs ranks that hold the whole base",
+    "Use trainer.strategy: ddp, zero1 or zero2",
+)
+case(
+    "other bits",
+    lambda bad: bad.model(**{"backbone.quantized": "int8"}),
+    "backbone.quantized",
+    "int8",
+)
+case(
+    "size: four bits in shards",
+    lambda bad: ["size", bad.stage(**{"model.init_args.backbone.quantized": "nf4"}), "--strategy", "zero3"],
+    "backbone.quantized needs an adapter, and ranks that hold the whole base; got --strategy zero3",
+)
+case(
     "too much accumulation",
     lambda bad: bad.fit(**{"trainer.accumulate_grad_batches": 1000}),
     "trainer.accumulate_grad_batches must not be more than",

@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from lightning_modules.finished import ENVIRONMENT, starts
 from otherside.files import atomic
+from otherside.sharding import whole_shape
 
 PACKAGES = ("otherside", "torch", "lightning", "transformers", "peft", "deepspeed", "datasets", "mteb", "scikit-learn")
 
@@ -108,5 +109,5 @@ def device_name(device: torch.device) -> str:
 
 def sizes(module: torch.nn.Module) -> dict[str, int]:
     """Numbers of parameters, also of sharded ones."""
-    counts = [(int(getattr(p, "ds_numel", p.numel())), p.requires_grad) for p in module.parameters()]
+    counts = [(whole_shape(p).numel(), p.requires_grad) for p in module.parameters()]
     return {"all": sum(n for n, _ in counts), "trained": sum(n for n, trained in counts if trained)}

@@ -106,7 +106,7 @@ def table(job: Job, machine: Machine) -> list[str]:
     kind = f"full fine-tuning of {trained:,.1f}M" if job.is_full else f"adapter of {trained:.1f}M (r {job.adapter.r})"
     time = step_time(job, machine)
     lines = [
-        f"{job.stage}, {base / 1e9:.2f}B base in {job.dtype}, {kind}; "
+        f"{job.stage}, {base / 1e9:.2f}B base in {job.quantized or job.dtype}, {kind}; "
         f"{job.nodes} x {job.gpus} = {job.ranks} {device}{plural}, {job.strategy}",
         f"global batch {job.global_batch}: {job.texts} texts of {job.length} tokens a {device}, in {job.chunks} "
         f"chunk{'s' * (job.chunks > 1)} of {job.chunk} tokens"
@@ -165,7 +165,8 @@ def fitting(job: Job, machine: Machine) -> tuple[list[str], Job] | None:
 
 def variants(job: Job) -> Iterator[tuple[list[str], Job]]:
     """The job with less memory: smaller chunks, activation checkpointing, a sharded base, and all of them together."""
-    strategies = [job.strategy] if job.ranks == 1 or job.strategy in SHARDED else [job.strategy, "fsdp2"]
+    whole = job.ranks == 1 or job.strategy in SHARDED or job.quantized
+    strategies = [job.strategy] if whole else [job.strategy, "fsdp2"]
     for strategy in strategies:
         for checkpointing in {job.layers_again, True}:
             chunk = job.chunk

@@ -33,6 +33,7 @@ class Job:
         nodes: machines.
         gpus: processes of each, one a device.
         dtype: of the frozen base.
+        quantized: nf4: its layers' matrices have four bits a weight instead.
         kernel: of attention, as in `BackboneConfig`.
         attention_dropout: on attention probabilities.
         activation_checkpointing: whether each layer is computed again in backward; "auto", not decided: no.
@@ -60,6 +61,7 @@ class Job:
     nodes: int = 1
     gpus: int = 1
     dtype: str = "bfloat16"
+    quantized: str | None = None
     kernel: str = "auto"
     attention_dropout: float = 0.0
     activation_checkpointing: bool | Literal["auto"] = "auto"
@@ -97,6 +99,12 @@ class Job:
             )
         if self.dtype not in BYTES:
             raise ValueError(f"backbone.dtype must be one of {', '.join(BYTES)}; got {self.dtype!r}")
+        if self.quantized and (self.is_full or self.strategy in SHARDED):
+            raise ValueError(
+                "backbone.quantized needs an adapter, and ranks that hold the whole base; got "
+                f"{'model.lora: null' if self.is_full else f'--strategy {self.strategy}'}. Use an adapter with ddp, "
+                "zero1 or zero2, or quantized: null."
+            )
         self.adapter.of(self.shape)
 
     @property
@@ -207,7 +215,7 @@ def read_job(config: Path, options: Overrides = Overrides()) -> Job:
     shape = read_shape(base, None if options.model else backbone.get("revision"))
     blocks = str(data.get("class_path")).endswith(".Blocks")
     length = (rows.get("block_size", 512) or rows.get("max_length")) if blocks else rows.get("max_length")
-    taken = {key: backbone[key] for key in ("dtype", "kernel", "attention_dropout") if key in backbone}
+    taken = {key: backbone[key] for key in ("dtype", "quantized", "kernel", "attention_dropout") if key in backbone}
     if taken.get("dtype") == "auto":  # of the machine in question, not of this one
         del taken["dtype"]
     taken |= {key: init[key] for key in ("recompute",) if key in init}

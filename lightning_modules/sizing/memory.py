@@ -16,6 +16,7 @@ FLOAT = 4
 LOGITS = 1024  # positions that MNTP's head runs on at once; see otherside.mntp.loss
 PERSISTENT = 100_000  # elements; DeepSpeed keeps smaller parameters on every rank
 LIVE = 1_000_000_000  # elements of the base that DeepSpeed keeps gathered at most
+NF4 = 1 / 2 + 1 / 64 + FLOAT / (64 * 256)  # bytes of a weight, with its part of the constants of its blocks
 
 
 def memory(job: Job) -> dict[str, float]:
@@ -61,6 +62,8 @@ def base_weights(job: Job) -> float:
     if job.offload_base:
         return 0
     frozen = job.shape.base - job.adapter.of_base(job.shape)
+    if job.quantized:
+        return NF4 * job.shape.matrices + job.element * (frozen - job.shape.matrices)
     return frozen * job.element / (job.ranks if job.strategy in SHARDED else 1)
 
 
@@ -162,7 +165,7 @@ def activations(job: Job) -> float:
     the base's own weights that are trained.
     """
     tokens, runs = (job.chunk, 1) if job.recomputes else (job.tokens, job.chunks)
-    by_autocast = job.adapter.dora or job.strategy == "zero3" or job.is_full
+    by_autocast = job.adapter.dora or job.strategy == "zero3" or job.is_full or job.quantized
     rounded = job.element * multiplied(job) if by_autocast and job.element < FLOAT else 0
     return tokens * kept_by_token(job) + rounded * runs * (not job.layers_again)
 
@@ -175,9 +178,12 @@ def multiplied(job: Job) -> float:
 
 
 def working(job: Job) -> float:
-    """Passing through: gradients of one layer's largest tensors, and a layer that is computed again; of one chunk."""
+    """Passing through: gradients of one layer's largest tensors, and a layer that is computed again; of one chunk. A
+    matrix of four bits is written out.
+    """
     again = kept_by_layer(job) if job.layers_again else 0
-    return job.chunk * (4 * job.shape.inner * job.element + 4 * job.shape.hidden * FLOAT + again)
+    written = job.element * max(n * m for n, m in job.shape.projections.values()) if job.quantized else 0
+    return written + job.chunk * (4 * job.shape.inner * job.element + 4 * job.shape.hidden * FLOAT + again)
 
 
 def vectors(job: Job) -> float:

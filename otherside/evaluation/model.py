@@ -20,6 +20,7 @@ from torch.nn import functional
 from otherside import adapters
 from otherside.backbone import Backbone
 from otherside.pooling import Pooling
+from otherside.quantized import is_quantized
 from otherside.sharding import whole_shape
 from otherside.tokenizer import start_name
 
@@ -111,7 +112,7 @@ def model_meta(
     stages = [made.name for made in lineage.adapters] + ([stage or "adapter"] if is_trained else [])
     if not stages:
         stages = ["uni" if backbone.attention == "causal" else "bi"]
-    settings = {
+    settings: dict[str, Any] = {
         "lineage": {**asdict(lineage), "adapters": [adapter.sha256 for adapter in lineage.adapters]},
         "encoder": [backbone.attention, encoder.pooling, encoder.max_length, str(backbone.dtype)],
         "start": [start_name(encoder.tokenizer), encoder.pool_start],
@@ -119,6 +120,8 @@ def model_meta(
         "instructions": dict(instructions or {}),
         "attached": _digest_of_trained(backbone) if is_trained and step is None else None,
     }
+    if is_quantized(lm):
+        settings["quantized"] = True
     if encoder.factors is not None:
         settings["rescaled"] = _bytes(encoder.factors).hex()
     revision = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

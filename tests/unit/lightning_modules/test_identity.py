@@ -55,6 +55,12 @@ class TestValues:
         assert identity.refused(changed) == {"b": (2, None)} == identity.untrained(changed)
         assert identity.told(changed) == "b 2 -> none, c not noted -> none"
 
+    @pytest.mark.parametrize(("name", "value"), [("model.frozen_layers", 1), ("model.backbone.quantized", "nf4")])
+    def test_a_run_of_an_older_version_did_without_and_goes_on_so(self, name: str, value: object) -> None:
+        before = identity.noted({"base": "a"})
+        assert not identity.differences(before, {**before, name: None})
+        assert identity.refused(identity.differences(before, {**before, name: value})) == {name: (None, value)}
+
     def test_a_line_shows_the_first_differences_and_short_digests(self) -> None:
         changed = {f"s{i}": (f"mntp {'ab' * 32}", None) for i in range(7)}
         assert identity.told(changed).startswith("s0 mntp abababababab… -> none, s1")
@@ -162,6 +168,7 @@ CHANGES: list[tuple[str, dict[str, tuple[Any, str]]]] = [
             "model.init_args.loss": ({"scale": 50}, "model.loss.scale 20.0 -> 50.0"),
             "model.init_args.backbone.attention_dropout": (0.3, "model.backbone.attention_dropout 0.1 -> 0.3"),
             "model.init_args.backbone.keep_sink": (False, "model.backbone.keep_sink true -> false"),
+            "model.init_args.backbone.quantized": ("nf4", "model.backbone.quantized none -> nf4"),
         },
     ),
 ]

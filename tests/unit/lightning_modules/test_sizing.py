@@ -21,8 +21,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 
 from lightning_modules.base import EncoderModule
 from lightning_modules.cli import main
+from lightning_modules.sizing.command import table
 from lightning_modules.sizing.job import EAGER_UP_TO, Job, Overrides, read_job
-from lightning_modules.sizing.memory import activations, cheapest, gathered_weights, kept_by_token, memory, vectors
+from lightning_modules.sizing.memory import (
+    activations,
+    base_weights,
+    cheapest,
+    gathered_weights,
+    kept_by_token,
+    memory,
+    vectors,
+)
 from lightning_modules.sizing.shape import KNOWN, Adapter, Full, Shape, read_shape
 from lightning_modules.sizing.speed import Machine, operations, step_time, traffic
 from lightning_modules.strategies import ZeRO
@@ -32,6 +41,7 @@ from otherside.backbone import Backbone, BackboneConfig
 from otherside.lineage import Lineage
 from otherside.losses import InfoNCE
 from otherside.mntp import Masking
+from otherside.quantized import quantize
 
 REPOSITORY = Path(__file__).parents[3]
 SHAPES = REPOSITORY / "benchmarks" / "shapes"
@@ -53,6 +63,12 @@ def built(shape: dict[str, Any], **options: Any) -> LlamaForCausalLM:
 
 def shape_of(lm: LlamaForCausalLM) -> Shape:
     return Shape.from_config(lm.config.to_dict(), "config.json")
+
+
+def four_bits(lm: LlamaForCausalLM) -> None:
+    for layer in lm.model.layers:
+        quantize(layer, lm.dtype)
+    lm.is_loaded_in_4bit = True  # PEFT looks for it where an adapter is attached to all layers at once
 
 
 def a_job(**changes: Any) -> Job:
@@ -177,6 +193,20 @@ class TestActivations:
         found = kept(backbone, [200, 199, 199, 198], by_python=checkpointing)
         assert found == pytest.approx(activations(job), rel=0.15)
 
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    @pytest.mark.parametrize("settings", [{"dropout": 0.0}, {"dropout": 0.05}], ids=str)
+    def test_of_qlora_are_what_autograd_keeps(self, dtype: str, settings: dict[str, Any]) -> None:
+        lm = built(WIDE).to(getattr(torch, dtype))
+        sized = shape_of(lm)
+        four_bits(lm)
+        attach(lm, Lora(r=128, **settings))  # so large that its rounded copies count
+        job = Job(
+            *("mntp", sized, Adapter(r=128, **settings)),
+            **{"global_batch": 4, "length": 40, "dtype": dtype, "quantized": "nf4", "cuda": False},
+        )
+        found = kept(Backbone(lm, Lineage("a test's")).train(), [40, 39, 39, 38], by_python=False)
+        assert found == pytest.approx(activations(job), rel=0.15)
+
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if family.kind in KNOWN])
@@ -225,6 +255,26 @@ class TestMemory:
         for layers, chunks in itertools.product((False, True), repeat=2):
             asked = a_job(chunk_tokens=2048, recompute=chunks, activation_checkpointing=layers)
             assert cheapest(asked, 0) == cheapest(asked, 1e15) == asked
+
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    def test_four_bits_are_what_a_model_holds(self, dtype: str) -> None:
+        lm = built(WIDE).to(getattr(torch, dtype))
+        job = replace(a_job(gpus=1, dtype=dtype, quantized="nf4"), shape=shape_of(lm))
+        four_bits(lm)
+        states = [p.quant_state for p in lm.parameters() if hasattr(p, "quant_state")]
+        constants = [tensor for state in states for tensor in (state.absmax, state.state2.absmax)]
+        held = sum(tensor.nbytes for tensor in (*lm.parameters(), *constants))
+        assert base_weights(job) == pytest.approx(held)
+
+    def test_four_bits_leave_an_8b_base_a_third_of_its_size(self) -> None:
+        half, four = (memory(a_job(quantized=how))["base weights"] for how in (None, "nf4"))
+        assert half == 2 * a_job().shape.base
+        assert four == pytest.approx(5.70e9, rel=0.01)
+
+    @pytest.mark.parametrize("changes", [{"strategy": "zero3"}, {"adapter": Full()}])
+    def test_four_bits_are_refused_where_training_refuses_them(self, changes: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match=r"backbone.quantized needs an adapter, and ranks that hold"):
+            a_job(quantized="nf4", **changes)
 
     @pytest.mark.parametrize("strategy", ["zero3", "fsdp2"])
     def test_shards_of_the_base_divide_by_the_ranks(self, strategy: str) -> None:
@@ -322,6 +372,11 @@ class TestSettings:
         job = read_job(stage, options)
         assert (job.ranks, job.strategy, job.global_batch, job.length) == (8, "fsdp2", 64, 16)
         assert (job.chunk, job.chunks, job.adapter.r) == (48, 8, 8)
+
+    def test_four_bits_are_read(self, tmp_path: Path, tiny_llama: Path) -> None:
+        stage = runs.write_stage(tmp_path, "MNTP", tiny_llama, **{"model.init_args.backbone.quantized": "nf4"})
+        assert read_job(stage).quantized == "nf4"
+        assert "base in nf4" in table(read_job(stage), Machine())[0]
 
     def test_lora_null_is_full_fine_tuning(self, tmp_path: Path, tiny_llama: Path) -> None:
         settings = {"model.init_args.lora": None, "model.init_args.frozen_layers": 1}
