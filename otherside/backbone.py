@@ -161,7 +161,7 @@ class Backbone(nn.Module):
         if not merge and (new is not None or shard is not None or config.quantized):
             raise ValueError("merge=False is for encoders in use; what is trained, shards and nf4 need merge=True")
         if config.quantized:
-            quantized.check(new, shard)
+            quantized.check(new, shard is not None)
         card = weights.card_of(config.model, config.revision)
         lineage, attention = card.lineage, config.attention or card.attention
         dtype = getattr(torch, config.dtype)

@@ -17,25 +17,24 @@ from otherside.full import Full
 
 if TYPE_CHECKING:
     from otherside.adapters import Lora
-    from otherside.sharding import Shard
 
 Quantized = Literal["nf4"]
 MOST = 0.9  # of a layer's weights; norms are the rest
 
 
-def check(new: Lora | Full | None, shard: Shard | None = None) -> None:
+def check(new: Lora | Full | None, is_sharded: bool = False) -> None:
     """Raise a ValueError where this cannot be trained on a base in four bits, or none can be made here.
 
     Args:
         new: what is to be trained.
-        shard: how weights are shared between ranks.
+        is_sharded: whether ranks share the base's weights out.
     """
     if isinstance(new, Full):
         raise ValueError(
             "model.backbone.quantized needs an adapter to train, as rounded weights cannot be; got model.lora: null. "
             "Set model.lora, or quantized: null."
         )
-    if shard is not None:
+    if is_sharded:
         raise ValueError(
             "model.backbone.quantized needs ranks that hold the whole base, four bits a weight; got a strategy that "
             "shares it out (zero3, fsdp2). Use trainer.strategy: ddp, zero1 or zero2, or quantized: null."

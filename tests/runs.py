@@ -59,7 +59,7 @@ class Run:
                 os.kill(self.pid, signal.SIGUSR2)  # where it hangs
                 time.sleep(0.5)
                 self.kill()
-                raise AssertionError(f"the command did not end in {timeout} s:\n{self.output.read_text()[-6000:]}")
+                raise AssertionError(f"the command did not end in {timeout} s:\n{self.output.read_text()[-20000:]}")
             time.sleep(0.005)
 
     def kill(self) -> None:

@@ -29,6 +29,12 @@ class BertBackbone(nn.Module):
         self.layers: int = model.config.num_hidden_layers
         self.hidden_size: int = model.config.hidden_size
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        found: torch.device = self.lm.device
+        return found
+
     def forward(self, texts: Packed) -> Tensor:
         """Last hidden states (T, D) of packed texts."""
         return self.hidden_states(texts)[-1]

@@ -45,7 +45,8 @@ from otherside.quantized import quantize
 
 REPOSITORY = Path(__file__).parents[3]
 SHAPES = REPOSITORY / "benchmarks" / "shapes"
-SMALL = {"quickstart": "smollm2-135m", "evening": "smollm2-135m"}  # recipes that are not named after their base
+# Recipes that are not named after their base
+BASES = {"quickstart": "smollm2-135m", "evening": "smollm2-135m", "llama-3.1-8b-hub": "llama-3.1-8b"}
 STAGES = sorted(file for file in REPOSITORY.glob("configs/*/*.yaml") if "\nmodel:" in file.read_text())
 TINY: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
 WIDE: dict[str, Any] = {
@@ -391,7 +392,7 @@ class TestSettings:
 
     @pytest.mark.parametrize("file", STAGES, ids=lambda f: f"{f.parent.name}/{f.stem}")
     def test_every_recipe_fits_where_its_header_says(self, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        shape = SMALL.get(file.parent.name, file.parent.name)
+        shape = BASES.get(file.parent.name, file.parent.name)
         [header] = re.findall("^# Hardware: .*", file.read_text(), re.MULTILINE)
         gpus, memory_of_each = re.findall(r"(\d+) (?:GPUs|GB)", f"1 GPUs {header}")[-2:]
         main(["size", str(file), "--model", str(SHAPES / shape), "--gpus", gpus, "--gpu_memory", memory_of_each])
@@ -433,7 +434,7 @@ class TestCommand:
     @pytest.mark.parametrize("file", STAGES, ids=lambda f: f"{f.parent.name}/{f.stem}")
     def test_every_recipe_keeps_its_gpus_busy(self, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """On as many as its header names."""
-        shape = SMALL.get(file.parent.name, file.parent.name)
+        shape = BASES.get(file.parent.name, file.parent.name)
         [header] = re.findall("^# Hardware: .*", file.read_text(), re.MULTILINE)
         gpus = re.findall(r"(\d+) GPUs", f"1 GPUs {header}")[-1]
         main(["size", str(file), "--model", str(SHAPES / shape), "--gpus", gpus])
