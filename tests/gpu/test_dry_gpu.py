@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("dry_gpu")  # a stage's rows are computed once
+
 ROOT = Path(__file__).parents[2]
 STAGES = ("mntp", "simcse", "supervised")
 SHAPES = ("smollm2-135m", "sheared-llama-1.3b", "llama-3.1-8b")
