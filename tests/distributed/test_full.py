@@ -1,9 +1,8 @@
-"""Full fine-tuning on several ranks: as by one process, whatever shards it; cut and gone on with; killed."""
+"""Full fine-tuning in whole runs: behind other stages, tied weights; cut and gone on with; killed."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +10,10 @@ import pytest
 import runs
 import torch
 from conftest import build_tiny_llama
-from strategies import ADAMW, STRATEGIES, assert_same_training, train
+from strategies import ADAMW, FROZEN, FULL, STRATEGIES, assert_same_training, train
 
 from lightning_modules.checkpoints import newest
 from otherside.lineage import SINK, Card
-
-FULL = {"model.init_args.lora": None}
-CUT = {"model.init_args.chunk_tokens": 40, "trainer.accumulate_grad_batches": 2, "trainer.gradient_clip_val": 0.05}
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "mntp": ("MNTP", {**FULL, **CUT}),
-    "supervised": ("Supervised", {**FULL, **CUT}),
-    "frozen": ("Supervised", {**FULL, "model.init_args.frozen_layers": 1}),
-}
-SHARED = [name for name in STRATEGIES if name != "auto"]
 
 
 @pytest.fixture(scope="module")
@@ -33,39 +23,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def one_process(place: Path, tiny_llama: Path) -> Callable[[str], Path]:
-    """Runs on one process, made when they are asked for."""
-
-    def get(case: str) -> Path:
-        stage, settings = CASES[case]
-        root = f"{case}-one"
-        return place / root if (place / root).exists() else train(place, tiny_llama, root, stage, "auto", 1, **settings)
-
-    return get
-
-
-@pytest.mark.parametrize("strategy", SHARED)
-@pytest.mark.parametrize("case", CASES)
-def test_two_ranks_train_as_one_process(
-    strategy: str, case: str, place: Path, tiny_llama: Path, one_process: Callable[[str], Path]
-) -> None:
-    stage, settings = CASES[case]
-    found = train(place, tiny_llama, f"{case}-{strategy}", stage, strategy, 2, **settings)
-    assert_same_training(found, one_process(case))
-
-
 @pytest.mark.parametrize("strategy", ["zero3", "fsdp2"])
 @pytest.mark.parametrize("later", ["full", "frozen", "lora"])
-def test_stages_before_are_merged_into_shards(
-    later: str, strategy: str, place: Path, tiny_llama: Path, one_process: Callable[[str], Path]
-) -> None:
+def test_stages_before_are_merged_into_shards(later: str, strategy: str, place: Path, tiny_llama: Path) -> None:
     """An adapter, then all weights, then a stage on top of both."""
     first, second = place / "first", place / "second"
     if not second.exists():
         train(place, tiny_llama, "first", "MNTP", "auto", 1)
         train(place, first / "encoder", "second", "Supervised", "auto", 1, **FULL)
-    settings = {"full": FULL, "frozen": CASES["frozen"][1], "lora": {}}[later]
+    settings = {"full": FULL, "frozen": FROZEN, "lora": {}}[later]
     one = place / f"{later}-third-one"
     if not one.exists():
         train(place, second / "encoder", one.name, "Supervised", "auto", 1, **settings)
@@ -118,7 +84,7 @@ def test_goes_on_with_other_ranks(parts: list[tuple[str, int]], place: Path, tin
     assert_same_training(found, whole)
 
 
-@pytest.mark.parametrize("strategy", SHARED)
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "auto"])
 def test_goes_on_with_the_same_ranks_bit_for_bit(strategy: str, place: Path, tiny_llama: Path) -> None:
     settings = {**FULL, "model.init_args.optimizer": ADAMW, "model.init_args.backbone.attention_dropout": 0.1}
     whole = train(place, tiny_llama, f"{strategy}-whole", "Supervised", strategy, 2, 6, **settings)

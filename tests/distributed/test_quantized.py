@@ -1,24 +1,14 @@
-"""QLoRA on several ranks: as by one process; cut and gone on with; refused where weights are shared."""
+"""QLoRA in whole runs: cut and gone on with; refused where weights are shared."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import runs
-from strategies import ADAMW, assert_same_training, differences, train
+from strategies import ADAMW, NF4, assert_same_training, differences, train
 
 from otherside.lineage import Card
-
-NF4 = {"model.init_args.backbone.quantized": "nf4"}
-CUT = {"model.init_args.chunk_tokens": 40, "trainer.accumulate_grad_batches": 2, "trainer.gradient_clip_val": 0.05}
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "mntp": ("MNTP", {**NF4, **CUT}),
-    "supervised": ("Supervised", {**NF4, **CUT, "model.init_args.backbone.activation_checkpointing": True}),
-}
-STRATEGIES = ["ddp", "zero1", "zero2"]
 
 
 @pytest.fixture(scope="module")
@@ -28,29 +18,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def one_process(place: Path, tiny_llama: Path) -> Callable[[str], Path]:
-    """Runs on one process, made when they are asked for."""
-
-    def get(case: str) -> Path:
-        stage, settings = CASES[case]
-        root = f"{case}-one"
-        return place / root if (place / root).exists() else train(place, tiny_llama, root, stage, "auto", 1, **settings)
-
-    return get
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("case", CASES)
-def test_two_ranks_train_as_one_process(
-    strategy: str, case: str, place: Path, tiny_llama: Path, one_process: Callable[[str], Path]
-) -> None:
-    stage, settings = CASES[case]
-    found = train(place, tiny_llama, f"{case}-{strategy}", stage, strategy, 2, **settings)
-    assert_same_training(found, one_process(case))
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero2"])
 def test_goes_on_with_the_same_ranks_bit_for_bit(strategy: str, place: Path, tiny_llama: Path) -> None:
     """With dropout; a checkpoint holds the adapter alone."""
     settings = {**NF4, "model.init_args.optimizer": ADAMW, "model.init_args.lora": {"r": 4, "dropout": 0.1}}

@@ -11,16 +11,21 @@ import pytest
 import runs
 from conftest import build_tiny_llama
 from families import FAMILIES
-from strategies import STRATEGIES, assert_same_training, train
+from strategies import CUT, FROZEN, FULL, NF4, SHARING, STRATEGIES, assert_same_training, train
 
 from otherside.lineage import SINK
 
-CUT = {"model.init_args.chunk_tokens": 40, "trainer.accumulate_grad_batches": 2, "trainer.gradient_clip_val": 0.05}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "supervised": ("Supervised", {}),
     "supervised-cut": ("Supervised", CUT),
     "mntp-cut": ("MNTP", CUT),
+    "supervised-full": ("Supervised", {**FULL, **CUT}),
+    "supervised-frozen": ("Supervised", FROZEN),
+    "mntp-full": ("MNTP", {**FULL, **CUT}),
+    "supervised-nf4": ("Supervised", {**NF4, **CUT, "model.init_args.backbone.activation_checkpointing": True}),
+    "mntp-nf4": ("MNTP", {**NF4, **CUT}),
 }
+BOTH = [(case, name) for case in CASES for name in STRATEGIES if name != "auto"]
 ALONE = {"data.init_args.negatives": 2, **CUT}
 
 
@@ -43,10 +48,11 @@ def one_process(place: Path, tiny_llama: Path) -> Callable[[str], Path]:
     return get
 
 
-@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "auto"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "strategy"), [both for both in BOTH if not (both[0].endswith("nf4") and both[1] in SHARING)]
+)
 def test_two_ranks_train_as_one_process(
-    strategy: str, case: str, place: Path, tiny_llama: Path, one_process: Callable[[str], Path]
+    case: str, strategy: str, place: Path, tiny_llama: Path, one_process: Callable[[str], Path]
 ) -> None:
     stage, settings = CASES[case]
     found = train(place, tiny_llama, f"{case}-{strategy}", stage, strategy, 2, **settings)
