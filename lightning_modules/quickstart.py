@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lightning_modules.identity import given
 from lightning_modules.includes import with_includes
-from lightning_modules.recipe import Parser, Stage, check_overrides, fit_command, run, stages
+from lightning_modules.recipe import Parser, Stage, check_overrides, fit_command, needs_nothing, run, stages
 
 DESCRIPTION = (
     "Texts and pairs from 10,033 Wikipedia summaries, all stages of a recipe upon them, what each stage did to words "
@@ -84,7 +84,7 @@ def planned(order: Sequence[Stage], root: Path, data: str, overrides: list[str])
 
 def minutes(stage: Stage, overrides: list[str]) -> float:
     """That a stage may take; none if it is finished."""
-    if stage.is_finished(overrides):
+    if needs_nothing(stage, overrides):
         return 0
     now = given(with_includes(["--config", str(stage.file), *overrides]))
     views = 1 if now["model.class_path"].endswith("MNTP") else 2

@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> None:
     order = stages(settings.folder)
     for number, stage in enumerate(order, 1):
         print(f"stage {number}/{len(order)}: {stage.file} ({stage.model} -> {stage.root})", file=sys.stderr, flush=True)
-        if stage.is_finished(overrides):
+        if needs_nothing(stage, overrides):
             print("  is finished", file=sys.stderr)
         elif not settings.dry_run:
             run(fit_command(stage, overrides))
@@ -84,6 +84,14 @@ def check_overrides(overrides: list[str]) -> None:
                 f"{option} must be each stage's own, and a recipe's options go to all of them. Set it in the stages' "
                 "YAMLs, or use `lightning fit` for one stage."
             )
+
+
+def needs_nothing(stage: Stage, overrides: Sequence[str]) -> bool:
+    """Whether a stage is finished, and that was asked of every option. Others, misspelled ones among them, are for
+    `lightning fit` to judge.
+    """
+    options = [override.partition("=")[0] for override in overrides if override.startswith("--")]
+    return stage.is_finished(overrides) and all(o != "--config" and given([o, "null"]) for o in options)
 
 
 def fit_command(stage: Stage, overrides: list[str]) -> list[str]:

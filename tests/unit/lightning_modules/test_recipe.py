@@ -13,7 +13,7 @@ import runs
 from lightning_modules import finished
 from lightning_modules.cli import main
 from lightning_modules.identity import adapters, given
-from lightning_modules.recipe import stages
+from lightning_modules.recipe import needs_nothing, stages
 from otherside.lineage import Card, Lineage, Merged
 
 
@@ -83,6 +83,28 @@ def test_what_is_finished_is_said_without_a_process(change: str, answer: bool, t
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "b.yaml").write_text(change)
     assert stage.is_finished(["--config", str(tmp_path / "b" / "b.yaml")]) is answer
+
+
+@pytest.mark.parametrize(
+    ("options", "answer"),
+    [
+        ([], True),
+        (["--trainer.max_steps", "2"], True),
+        (["--trainer.max_steps=1"], True),
+        (["--trainer.max_stepz", "2"], False),
+        (["--trianer.max_steps=2"], False),
+        (["--config", "a.yaml"], False),
+    ],
+)
+def test_a_finished_stage_hides_no_misspelled_option(
+    options: list[str], answer: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "a", "base", "run")
+    end(Path("a.yaml"), Path("run"))
+    [stage] = stages(tmp_path)
+    assert stage.is_finished(options)
+    assert needs_nothing(stage, options) is answer
 
 
 def test_a_stage_on_an_encoder_that_was_trained_again_is_in_doubt(tmp_path: Path) -> None:
