@@ -64,7 +64,7 @@ def fit(config: str) -> None:
         return step(*args, **kwargs)
 
     base.EncoderModule.training_step = first  # type: ignore[method-assign]
-    training.TrainingCLI.run(["fit", "--config", config])
+    training.TrainingCLI("fit", ["--config", config])
 
 
 def age() -> float:

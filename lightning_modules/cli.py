@@ -91,7 +91,7 @@ def _train(command: str, arguments: list[str]) -> None:
     with saying(LIBRARIES):
         from lightning_modules.training import TrainingCLI
 
-    TrainingCLI.run([command, *arguments])
+    TrainingCLI(command, arguments)
 
 
 def _recipe(command: str, arguments: list[str]) -> None:

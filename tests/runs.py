@@ -18,12 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import deepspeed  # noqa: F401  # what runs need is imported once, for all forks
 import torch
+import torch.utils.tensorboard
 import yaml
 from lightning_utilities.core.rank_zero import rank_zero_only
 from ranks import free_port
 
-import lightning_modules.training  # noqa: F401  # imported once, for all forks
+import lightning_modules.contrastive
+import lightning_modules.mntp
+import lightning_modules.training  # noqa: F401
 from lightning_modules.cli import main
 from otherside.lineage import Card
 
