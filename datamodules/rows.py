@@ -161,7 +161,7 @@ def _scores(values: Mapping[str, Any], columns: Mapping[str, str], negatives: in
         got = len(others) if isinstance(others, list) else type(others).__name__
         raise Fault(
             f"field {columns['scores']!r} must be a list of numbers, one for each of the {negatives} negatives; got "
-            f"{got}. Score all of them, or leave out scores: true"
+            f"{got}. Score all of them"
         )
     places = [columns["positive_score"], *(f"{columns['scores']}[{i}]" for i in range(negatives))]
     for place, score in zip(places, [positive, *others], strict=True):
