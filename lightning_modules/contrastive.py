@@ -29,7 +29,8 @@ def check_candidates(data: Any, loss: InfoNCE) -> None:
             "data.global_batch_size must be at least 2 for a contrastive stage without hard negatives, whose negatives "
             f"are the other texts of the batch; got {data.global_batch_size}. Raise data.global_batch_size."
         )
-    if loss.teacher and not any(source.scores for source in getattr(data, "sources", [])):
+    trained = getattr(data, "sources", [])  # none where someone's own loader has the batches
+    if loss.teacher and trained and not any(source.scores for source in trained):
         raise ValueError(
             "loss.teacher must have scores to learn; got no training source with scores: true. Set it where rows have "
             "scores (`lightning mine` writes them), or loss.teacher: null."
