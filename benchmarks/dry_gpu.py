@@ -55,10 +55,12 @@ from otherside.backbone import Backbone, BackboneConfig, set_attention_dropout
 from otherside.batching import PairBatch, TextBatch
 from otherside.encoder import Encoder
 from otherside.lineage import Lineage
+from otherside.losses import Distillation, InfoNCE
 
 LARGE = 700e12  # operations a second of one large product, of which utilisation is a share
 STEPS = 3  # the first makes what later ones keep, the last logs
 KINDS = ("smollm2-135m", "sheared-llama-1.3b", "llama-3.1-8b")  # heads grouped and embeddings tied, neither, grouped
+TEACHERS = {"sdpa": "kl", "eager": "margin"}  # that the supervised stage is checked with, by kernel
 SHOWN = 12  # kinds of kernel in a table
 
 
@@ -145,7 +147,9 @@ def build(job: Job, layers: int, gpu: FakeGPU, folder: Path) -> EncoderModule:
     """The stage, as `configure_model` builds it, with weights that are not there."""
     config = base(folder, job.shape, layers)
     settings = BackboneConfig(str(folder), **{"dtype": "bfloat16", "keep_sink": False, **job.backbone})
-    module = STAGES[job.stage](backbone=settings, lora=Lora(), chunk_tokens=job.chunk_tokens, recompute=job.recompute)
+    loss = {"loss": InfoNCE(teacher=Distillation(kind=job.teacher))} if job.teacher else {}
+    more = {"chunk_tokens": job.chunk_tokens, "recompute": job.recompute, **loss}
+    module = STAGES[job.stage](backbone=settings, lora=Lora(), **more)
     with torch.device("meta"):
         lm = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, settings.dtype))
         adapters.attach(lm, module.lora)
@@ -260,7 +264,9 @@ def checks(stages: list[str]) -> Iterator[dict[str, Any]]:
         dropout = 0.3 if stage == "simcse" else 0.0
         kernels = ("sdpa", "eager") if dropout else ("sdpa", "eager", "varlen")
         for shape, kernel in [*((shape, "auto") for shape in KINDS), *(("tiny", kernel) for kernel in kernels)]:
-            job = Job(stage, shape, lengths, 120, backbone={"attention_dropout": dropout, "kernel": kernel})
+            teacher = TEACHERS.get(kernel) if stage == "supervised" else None
+            backbone = {"attention_dropout": dropout, "kernel": kernel}
+            job = Job(stage, shape, lengths, 120, backbone=backbone, teacher=teacher)
             ordinary, logs = run(job, 1)
             row = {"stage": stage, "shape": shape, "kernel": kernel, "waits": ordinary.waits, "logs": logs.waits}
             if shape == REFERENCE:

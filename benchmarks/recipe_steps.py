@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -36,6 +36,7 @@ class Job:
         chunk_tokens: see `EncoderModule`.
         recompute: see `EncoderModule`.
         backbone: settings of `BackboneConfig`.
+        teacher: supervised: kind of loss by a teacher's scores, if any.
     """
 
     stage: str
@@ -44,6 +45,7 @@ class Job:
     chunk_tokens: int | None = None
     recompute: bool = True
     backbone: dict[str, Any] = field(default_factory=dict)
+    teacher: Literal["kl", "margin"] | None = None
 
     def batch(self, step: int, vocabulary: int) -> TextBatch | PairBatch:
         """As a loader's worker makes it. Supervised: a third queries, a third positives, a third negatives."""
@@ -53,7 +55,8 @@ class Job:
         if self.stage == "supervised":
             pairs, names = len(tokens) // 3, [str(i) for i in range(len(tokens))]
             hard = [[name] for name in names[2 * pairs :]]
-            marks = Marks.of(names[:pairs], names[pairs : 2 * pairs], hard)
+            scores = [[draw.random() for _ in range(2)] for _ in hard] if self.teacher else None
+            marks = Marks.of(names[:pairs], names[pairs : 2 * pairs], hard, scores=scores)
             return PairBatch(step, texts, pairs, marks)
         return TextBatch(step, texts, torch.arange(len(tokens)) + step * len(tokens))
 

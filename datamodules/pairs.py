@@ -87,16 +87,20 @@ class PairMaker:
 
     def __call__(self, step: int, source: int, rows: dict[str, list[Any]], ids: NDArray[np.int64]) -> PairBatch:
         """See `datamodules.loading.MakeBatch`."""
-        negatives = [self._draw(texts, int(row)) for texts, row in zip(rows["negatives"], ids, strict=True)]
+        drawn = [self._draw(len(texts), int(row)) for texts, row in zip(rows["negatives"], ids, strict=True)]
+        negatives = [[texts[i] for i in which] for texts, which in zip(rows["negatives"], drawn, strict=True)]
+        if scores := rows.get("scores"):
+            scores = [[row[0], *(row[1 + i] for i in which)] for row, which in zip(scores, drawn, strict=True)]
         settings = self.sources[source]
         queries = tokenise(self.tokenizer, rows["query"], self.max_length, settings.instruction)
         texts = [text for texts in (rows["positive"], *negatives) for text in texts]
         documents = tokenise(self.tokenizer, texts, self.max_length, settings.document_instruction)
-        marks = Marks.of(rows["query"], rows["positive"], negatives, settings.in_batch)
+        marks = Marks.of(rows["query"], rows["positive"], negatives, settings.in_batch, scores)
         return PairBatch(step, Packed.from_tokens(queries + documents), len(queries), marks)
 
-    def _draw(self, texts: list[str], row: int) -> list[str]:
-        if self.negatives is None or len(texts) <= self.negatives:
-            return texts
-        draws = np.random.default_rng((self.seed, row)).random(len(texts))
-        return [texts[i] for i in np.argsort(draws)[: self.negatives]]
+    def _draw(self, count: int, row: int) -> list[int]:
+        """Which of a row's negatives."""
+        if self.negatives is None or count <= self.negatives:
+            return list(range(count))
+        draws = np.random.default_rng((self.seed, row)).random(count)
+        return [int(i) for i in np.argsort(draws)[: self.negatives]]

@@ -105,7 +105,8 @@ def check_text(values: Mapping[str, Any], columns: Mapping[str, str], blank_ok: 
 
 
 def check_pair(values: Mapping[str, Any], columns: Mapping[str, str], alone: bool = False) -> dict[str, Any]:
-    """`{"query": str, "positive": str, "negatives": list of str}`; absent or null negatives are an empty list.
+    """`{"query": str, "positive": str, "negatives": list of str}`; absent or null negatives are an empty list. With a
+    column for scores also `"scores"`, a list of floats: the positive's, then each negative's.
 
     Args:
         values: of the row.
@@ -113,7 +114,8 @@ def check_pair(values: Mapping[str, Any], columns: Mapping[str, str], alone: boo
         alone: its negatives are all that the query is told from: there must be one, and none that is query or positive.
 
     Raises:
-        Fault: one of the texts is missing, no string, blank, or no valid Unicode; `alone`, and there is no negative.
+        Fault: one of the texts is missing, no string, blank, or no valid Unicode; `alone`, and there is no negative; a
+            score is missing or no finite number.
     """
     pair = {role: _text(_value(values, columns[role], role), columns[role]) for role in ("query", "positive")}
     column = columns.get("negatives", "negatives")
@@ -127,12 +129,17 @@ def check_pair(values: Mapping[str, Any], columns: Mapping[str, str], alone: boo
             f"field {column!r} must be a list of strings; got {type(negatives).__name__}. Put the texts in a list"
         )
     texts = [_text(text, f"{column}[{i}]") for i, text in enumerate(negatives)]
-    if alone and not (texts := [text for text in texts if text not in pair.values()]):
+    kept = [i for i, text in enumerate(texts) if not alone or text not in pair.values()]
+    if alone and not kept:
         raise Fault(
             f"field {column!r} must hold a text other than query and positive, as in_batch: false leaves no other "
             f"negatives; got {len(negatives)}. Add hard negatives (`lightning mine`), set in_batch: true"
         )
-    return {**pair, "negatives": texts}
+    row = {**pair, "negatives": [texts[i] for i in kept]}
+    if "scores" not in columns:
+        return row
+    positive, *others = _scores(values, columns, len(texts))
+    return {**row, "scores": [positive, *(others[i] for i in kept)]}
 
 
 def check_labelled(values: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -144,6 +151,24 @@ def check_labelled(values: Mapping[str, Any], columns: Mapping[str, str]) -> dic
     text, label = (_value(values, columns[role], role) for role in ("text", "label"))
     label = str(label) if isinstance(label, int) else label
     return {"text": _text(text, columns["text"]), "label": _text(label, columns["label"])}
+
+
+def _scores(values: Mapping[str, Any], columns: Mapping[str, str], negatives: int) -> list[float]:
+    """The positive's, then each negative's."""
+    positive, others = (_value(values, columns[role], role) for role in ("positive_score", "scores"))
+    others = [] if others is None else others
+    if not isinstance(others, list) or len(others) != negatives:
+        got = len(others) if isinstance(others, list) else type(others).__name__
+        raise Fault(
+            f"field {columns['scores']!r} must be a list of numbers, one for each of the {negatives} negatives; got "
+            f"{got}. Score all of them"
+        )
+    places = [columns["positive_score"], *(f"{columns['scores']}[{i}]" for i in range(negatives))]
+    for place, score in zip(places, [positive, *others], strict=True):
+        if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) < 1e38:  # in float32
+            got = "null" if score is None else repr(score)[:20]
+            raise Fault(f"field {place!r} must be a finite number; got {got}. Score the text again, or correct fields")
+    return [float(score) for score in (positive, *others)]
 
 
 def _value(values: Mapping[str, Any], column: str, role: str) -> Any:

@@ -51,19 +51,20 @@ BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 HUB_ID = re.compile(r"(?P<path>[\w.-]+/[\w.-]+)(:(?P<name>[\w.-]+))?")
 
-Kind = Literal["text", "blank_ok", "pair", "labelled"]
+Kind = Literal["text", "blank_ok", "pair", "scored", "labelled"]
 ROLES: dict[Kind, tuple[str, ...]] = {
     "text": ("text",),
     "blank_ok": ("text",),
     "pair": ("query", "positive", "negatives"),
+    "scored": ("query", "positive", "negatives", "scores", "positive_score"),
     "labelled": ("text", "label"),
 }
+_PAIR = {"query": Value("string"), "positive": Value("string"), "negatives": datasets.List(Value("string"))}
 FEATURES: dict[Kind, Features] = {
     "text": Features({"text": Value("string")}),
     "blank_ok": Features({"text": Value("string")}),
-    "pair": Features(
-        {"query": Value("string"), "positive": Value("string"), "negatives": datasets.List(Value("string"))}
-    ),
+    "pair": Features(_PAIR),
+    "scored": Features({**_PAIR, "scores": datasets.List(Value("float32"))}),  # the positive's, then the negatives'
     "labelled": Features({"text": Value("string"), "label": Value("string")}),
 }
 
@@ -76,13 +77,16 @@ class Source:
         path: a file, a glob, a list of these, a URL, or a hub dataset ("org/name" or "org/name:config"). Files are JSON
             lines, Parquet, CSV or TSV with a header, or plain text with one text a line; .gz and .zst are unpacked.
         fields: our name of a field -> its column, where they differ. Ours are `text`, or `query`, `positive` and
-            `negatives` (a list of texts, one text, null or left out) for pairs; with labels `text` and `label`.
+            `negatives` (a list of texts, one text, null or left out) for pairs; with scores also `scores` and
+            `positive_score`; with labels `text` and `label`.
         instruction: put before queries, and before texts.
         document_instruction: put before positives and negatives.
         in_batch: whether other rows' texts are negatives of a pair, too. False: only its own hard negatives, of which
             every row must have one; for data in which other rows' texts are often positives, such as classes.
         labels: rows are a `text` and its `label`, and become pairs, drawn anew in each epoch: another text of the label
             is the positive, `data.negatives` texts of other labels are the negatives, and the only ones.
+        scores: read a teacher's scores for `loss.teacher`, too, which every row must have: `scores`, a list of numbers,
+            one for each of its negatives, and `positive_score`. `lightning mine` writes them.
         weight: how often this source is drawn against the others; null in all: an epoch holds each of their rows once.
         split: split of a hub dataset.
         name: configuration of a hub dataset, as after the colon in `path`.
@@ -95,6 +99,7 @@ class Source:
     document_instruction: str = ""
     in_batch: bool = True
     labels: bool = False
+    scores: bool = False
     weight: float | None = None
     split: str = "train"
     name: str | None = None
@@ -234,28 +239,35 @@ def cached(
 
 
 def kind_of(source: Source, kind: Kind) -> Kind:
-    """What rows of `source` are where rows of `kind` are read: pairs may be made of texts with labels."""
-    return "labelled" if kind == "pair" and source.labels else kind
+    """What rows of `source` are where rows of `kind` are read: pairs may have scores, or be texts with labels."""
+    if kind != "pair":
+        return kind
+    return "labelled" if source.labels else "scored" if source.scores else "pair"
 
 
 def row_check(source: Source, kind: Kind) -> Check:
     """The check for rows of `source`.
 
     Raises:
-        ValueError: `fields` has a key that is none of our fields, or rows that are no pairs have `in_batch: false`.
+        ValueError: `fields` has a key that is none of our fields, or rows that are no pairs have settings of pairs.
     """
     kind = kind_of(source, kind)
     roles = ROLES[kind]
     if unknown := set(source.fields) - set(roles):
         raise ValueError(f"fields must map {', '.join(roles)} to columns; got {sorted(unknown)} for {source}")
-    if kind == "pair":
-        columns = {"query": "query", "positive": "positive", **source.fields}
+    if kind in ("pair", "scored"):
+        columns = {role: role for role in roles if role != "negatives"} | source.fields
         return partial(check_pair, columns=columns, alone=not source.in_batch)
     if kind == "labelled":
+        if source.scores:
+            raise ValueError(
+                f"scores and labels must not both be true, as pairs of labels are drawn; got {source}. Remove one."
+            )
         return partial(check_labelled, columns={"text": "text", "label": "label", **source.fields})
-    if not source.in_batch:
+    if source.scores or not source.in_batch:
         raise ValueError(
-            f"in_batch and labels must be for datamodules.Pairs; got {source}, which is read as texts. Remove them."
+            f"in_batch, labels and scores must be for datamodules.Pairs; got {source}, which is read as texts. Remove "
+            "them."
         )
     return partial(check_text, columns={"text": "text", **source.fields}, blank_ok=kind == "blank_ok")
 

@@ -17,7 +17,7 @@ from otherside.losses import InfoNCE
 
 
 def check_candidates(data: Any, loss: InfoNCE) -> None:
-    """Raise a ValueError if there is nothing to tell a positive from, so that the loss would be 0 at every step."""
+    """Raise a ValueError if a loss would be 0 at every step: there is nothing to tell a positive from, or to distil."""
     sources = [*getattr(data, "sources", []), *getattr(data, "val_sources", [])]
     if loss.symmetric and (alone := [str(source) for source in sources if not source.in_batch]):
         raise ValueError(
@@ -28,6 +28,17 @@ def check_candidates(data: Any, loss: InfoNCE) -> None:
         raise ValueError(
             "data.global_batch_size must be at least 2 for a contrastive stage without hard negatives, whose negatives "
             f"are the other texts of the batch; got {data.global_batch_size}. Raise data.global_batch_size."
+        )
+    trained = getattr(data, "sources", [])  # none where someone's own loader has the batches
+    if loss.teacher and trained and not any(source.scores for source in trained):
+        raise ValueError(
+            "loss.teacher must have scores to learn; got no training source with scores: true. Set it where rows have "
+            "scores (`lightning mine` writes them), or loss.teacher: null."
+        )
+    if loss.teacher and getattr(data, "negatives", None) == 0:
+        raise ValueError(
+            "data.negatives must be at least 1, or null for all, with loss.teacher, which is about a row's hard "
+            "negatives; got 0. Raise it, or set loss.teacher: null."
         )
 
 

@@ -35,6 +35,7 @@ SILENT = (
     "data.sources.*.name",
     "data.sources.*.split",
     "data.sources.*.revision",
+    "data.sources.*.scores",
 )
 # What may be another when a run goes on: it is in force from there, and a finished run was trained without it
 APPLIED = ("model.optimizer.lr", "model.schedule.*", "base", "revision")
@@ -72,6 +73,8 @@ OLDER = {
     "trained": "lora",
     "model.frozen_layers": None,
     "model.backbone.quantized": None,
+    "model.loss.teacher": None,
+    "model.loss.teacher.kind": None,  # of a run without: or setting it would go unnoticed
 }
 SHOWN = 5  # differences in one message
 

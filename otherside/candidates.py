@@ -6,7 +6,7 @@ Shapes: Q queries of this rank, K hard negatives of this rank, C candidates, D h
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,31 +28,44 @@ class Marks:
         keys: (2 Q + K,) int64, the `key` of each query, positive and hard negative, in this order.
         owners: (K,) int64, number of the query that each hard negative belongs to.
         in_batch: whether a query is told from all texts of the batch; False: from its own hard negatives only.
+        scores: (Q + K,) float32, a teacher's, of each positive and hard negative with its query; None: there are none.
     """
 
     keys: Tensor
     owners: Tensor
     in_batch: bool = True
+    scores: Tensor | None = None
 
     @classmethod
     def of(
-        cls, queries: Sequence[str], positives: Sequence[str], negatives: Sequence[Sequence[str]], in_batch: bool = True
+        cls,
+        queries: Sequence[str],
+        positives: Sequence[str],
+        negatives: Sequence[Sequence[str]],
+        in_batch: bool = True,
+        scores: Sequence[Sequence[float]] | None = None,
     ) -> Marks:
-        """Of texts without their instructions."""
+        """Of texts without their instructions; `scores` are of each row's positive, then of its negatives."""
         keys = [key(text) for texts in (queries, positives, *negatives) for text in texts]
         counts = torch.tensor([len(texts) for texts in negatives], dtype=torch.int64)
-        return cls(
-            torch.tensor(keys, dtype=torch.int64), torch.arange(len(queries)).repeat_interleave(counts), in_batch
-        )
+        owners = torch.arange(len(queries)).repeat_interleave(counts)
+        marks = cls(torch.tensor(keys, dtype=torch.int64), owners, in_batch)
+        if scores is not None:
+            ordered = [row[0] for row in scores] + [score for row in scores for score in row[1:]]
+            marks.scores = torch.tensor(ordered, dtype=torch.float32)
+        return marks
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Marks:
         """On another device."""
-        keys, owners = (x.to(device, non_blocking=non_blocking) for x in (self.keys, self.owners))
-        return replace(self, keys=keys, owners=owners)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Marks:
         """Where copies to a GPU need no waiting."""
-        return replace(self, keys=self.keys.pin_memory(), owners=self.owners.pin_memory())
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, moved: Callable[[Tensor], Tensor]) -> Marks:
+        tensors = {name: moved(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ Shapes: Q queries and K hard negatives of this rank, D hidden size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,47 @@ from torch import Tensor
 
 from otherside import distributed
 from otherside.candidates import Candidates, Marks, documents, queries_of_all
+
+
+@dataclass
+class Distillation:
+    """A teacher's scores of each query's own positive and hard negatives, which cosines shall follow.
+
+    A row without hard negatives adds 0, and false_negative_margin leaves out none of them.
+
+    Args:
+        weight: of this loss beside InfoNCE, to which it is added.
+        kind: "kl" is the divergence of the softmax of cosines times loss.scale from the softmax of scores (as in
+            FlagEmbedding). "margin" is the squared error of how much nearer than each negative the positive is, in
+            cosines against scores as they are, which must be like cosines (Hofstätter et al., 2020).
+        temperature: of "kl", which divides the teacher's scores. 0.05 is for cosines; a cross-encoder's logits want 1.
+    """
+
+    weight: float = 1.0
+    kind: Literal["kl", "margin"] = "kl"
+    temperature: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "temperature"):
+            if (value := getattr(self, name)) <= 0:
+                raise ValueError(f"loss.teacher.{name} must be positive; got {value}")
+
+    def __call__(self, cosines: Tensor, scores: Tensor, left_out: Tensor, scale: float) -> Tensor:
+        """Summed loss of Q rows, of which row i's positive is candidate i.
+
+        Args:
+            cosines: (Q, C) float32.
+            scores: (C,) the teacher's, of each candidate with the one query whose it is.
+            left_out: (Q, C) bool, what is neither a row's positive nor its own negative.
+            scale: of cosines.
+        """
+        if self.kind == "kl":
+            logits = (cosines * scale, scores / self.temperature)
+            student, teacher = (F.log_softmax(x.masked_fill(left_out, float("-inf")), dim=1) for x in logits)
+            return (teacher.exp() * (teacher - student).masked_fill(left_out, 0)).sum()
+        margins, wanted = (x.diagonal()[:, None] - x for x in (cosines, scores.expand_as(cosines)))
+        negatives = (~left_out).sum(1) - 1  # all but the positive, whose error is 0
+        return ((margins - wanted).square().masked_fill(left_out, 0).sum(1) / negatives.clamp(min=1)).sum()
 
 
 @dataclass
@@ -26,12 +68,14 @@ class InfoNCE:
             (Kusupati et al., 2022). Empty: full vectors only.
         false_negative_margin: leave out candidates that are closer to the query than its positive's cosine minus this
             margin: probably unlabelled positives. None: keep all.
+        teacher: also learn the scores of a teacher, in batches of sources with `scores: true`. None: learn none.
     """
 
     scale: float = 20.0
     symmetric: bool = False
     matryoshka: tuple[int, ...] = ()
     false_negative_margin: float | None = None
+    teacher: Distillation | None = None
 
     def __post_init__(self) -> None:
         if self.scale <= 0:
@@ -46,8 +90,8 @@ class InfoNCE:
             queries: (Q, D).
             positives: (Q, D), row i belongs to query i.
             negatives: (K, D) hard negatives of this rank's queries. K may be 0.
-            marks: which texts are the same, and whether only a query's own hard negatives count. None: all texts
-                differ, and all of the global batch are candidates of every query.
+            marks: which texts are the same, whether only a query's own hard negatives count, and a teacher's scores.
+                None: all texts differ, and all of the global batch are candidates of every query.
 
         Returns:
             A float32 scalar.
@@ -65,17 +109,19 @@ class InfoNCE:
         if self.symmetric:
             directions.append((positives, queries_of_all(queries, marks)))
         widths = [k for k in self.matryoshka if k < queries.shape[1]] + [queries.shape[1]]
-        losses = [self._rows(*direction, width) for width in widths for direction in directions]
+        loss = torch.stack([self._rows(*direction, width) for width in widths for direction in directions]).mean()
+        if self.teacher and marks and marks.scores is not None:
+            own = documents(positives, negatives, replace(marks, in_batch=False))
+            assert own.left_out is not None
+            found = [_cosines(queries, own.vectors, width) for width in widths]
+            taught = [self.teacher(cosines, marks.scores, own.left_out, self.scale) for cosines in found]
+            loss = loss + self.teacher.weight * torch.stack(taught).mean()
         share = distributed.world_size() / distributed.total(len(queries), queries.device)  # DDP takes ranks' mean
-        return torch.stack(losses).mean() * share
+        return loss * share
 
     def _rows(self, rows: Tensor, candidates: Candidates, width: int) -> Tensor:
         """Summed loss of this rank's rows, first `width` dimensions."""
-        vectors, targets = candidates.vectors, candidates.targets
-        if width < rows.shape[1]:
-            rows, vectors = _normalised(rows[:, :width]), _normalised(vectors[:, :width])
-        with torch.autocast(rows.device.type, enabled=False):
-            cosines = rows @ vectors.T
+        cosines, targets = _cosines(rows, candidates.vectors, width), candidates.targets
         logits = cosines * self.scale
         if candidates.left_out is not None:
             logits.masked_fill_(candidates.left_out, float("-inf"))
@@ -84,6 +130,14 @@ class InfoNCE:
             suspect = (cosines > limit).scatter(1, targets[:, None], False)
             logits.masked_fill_(suspect, float("-inf"))
         return F.cross_entropy(logits, targets, reduction="sum")
+
+
+def _cosines(rows: Tensor, others: Tensor, width: int) -> Tensor:
+    """(Q, C) of vectors of unit length, by their first `width` dimensions."""
+    if width < rows.shape[1]:
+        rows, others = _normalised(rows[:, :width]), _normalised(others[:, :width])
+    with torch.autocast(rows.device.type, enabled=False):
+        return rows @ others.T
 
 
 def _normalised(vectors: Tensor) -> Tensor:

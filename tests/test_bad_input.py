@@ -451,8 +451,37 @@ case(
 case(
     "data: own negatives only, of texts",
     lambda bad: bad.source(in_batch=False),
-    "in_batch and labels must be for datamodules.Pairs",
+    "in_batch, labels and scores must be for datamodules.Pairs",
     "Remove them",
+)
+case(
+    "data: a teacher's scores are missing",
+    lambda bad: bad.source("Supervised", "pairs.jsonl", scores=True),
+    "line 1: field 'positive_score' is missing; the row has 'query', 'positive', 'negatives'",
+    "Name the right one under fields: positive_score, or leave such rows out",
+)
+case(
+    "data: a teacher's score is no number",
+    lambda bad: bad.source("Supervised", scored(bad, float("nan")), scores=True),
+    "line 3: field 'scores[0]' must be a finite number; got nan. Score the text again, or correct fields, or leave",
+)
+case(
+    "loss.teacher without scores",
+    lambda bad: bad.model("Supervised", **{"loss.teacher": {"kind": "margin"}}),
+    "loss.teacher must have scores to learn; got no training source with scores: true. Set it where rows have scores",
+)
+case(
+    "loss.teacher without negatives",
+    lambda bad: bad.fit(
+        "Supervised",
+        **{
+            "model.init_args.loss.teacher": {},
+            "data.init_args.negatives": 0,
+            "data.init_args.sources": [{"path": str(scored(bad, 0.5)), "scores": True}],
+        },
+    ),
+    "data.negatives must be at least 1, or null for all, with loss.teacher",
+    "got 0. Raise it",
 )
 case(
     "data: labels without a number of negatives",
@@ -468,6 +497,13 @@ def negative_free(bad: Bad) -> Path:
     lines[2] = json.dumps({**json.loads(lines[2]), "negatives": []})
     (bad.folder / "free.jsonl").write_text("\n".join(lines))
     return bad.folder / "free.jsonl"
+
+
+def scored(bad: Bad, third: float) -> Path:
+    rows = [json.loads(line) for line in (bad.folder / "pairs.jsonl").read_text().splitlines()]
+    rows = [{**row, "scores": [third if i == 2 else 0.5], "positive_score": 0.9} for i, row in enumerate(rows)]
+    (bad.folder / "scored.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return bad.folder / "scored.jsonl"
 
 
 def in_a_worker(bad: Bad) -> Arguments:

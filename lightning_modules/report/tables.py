@@ -32,6 +32,7 @@ SETTINGS = {
     "model.init_args.masking.probability": "masked",
     "model.init_args.backbone.attention_dropout": "attention dropout",
     "model.init_args.loss.scale": "loss scale",
+    "model.init_args.loss.teacher.kind": "distillation",
     "model.init_args.pooling": "pooling",
     "data.init_args.sources": "texts",
     "seed_everything": "seed",

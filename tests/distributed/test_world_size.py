@@ -60,25 +60,32 @@ def test_two_ranks_train_as_one_process(
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-@pytest.mark.parametrize("labels", [False, True])
-def test_own_negatives_only_train_as_one_process(ranks: int, labels: bool, place: Path, tiny_llama: Path) -> None:
-    """Rows with one, two or three negatives, of which two are drawn; or texts with labels."""
+@pytest.mark.parametrize("kind", ["alone", "labels", "scores"])
+def test_own_negatives_only_train_as_one_process(ranks: int, kind: str, place: Path, tiny_llama: Path) -> None:
+    """Rows with one, two or three negatives, of which two are drawn, with a teacher's scores or not; or texts with
+    labels.
+    """
     rows = [json.loads(line) for line in (place / "pairs.jsonl").read_text().splitlines()]
-    file = place / f"alone-{labels}.jsonl"
+    file = place / f"{kind}.jsonl"
     more = [
         {"text": row["positive"], "label": i % 4}
-        if labels
+        if kind == "labels"
         else {**row, "negatives": [other["positive"] for other in rows[i - 1 - i % 3 : i]] or ["Rain."]}
         for i, row in enumerate(rows)
     ]
+    source: dict[str, Any] = {"path": str(file), "in_batch": False}
+    settings: dict[str, Any] = {"data.init_args.sources": [source], **ALONE}
+    if kind != "alone":
+        source[kind] = True
+    if kind == "scores":
+        more = [{**row, "scores": [i % 5 / 10, 0.2, 0.4][: len(row["negatives"])]} for i, row in enumerate(more)]
+        more = [{**row, "positive_score": 0.7 + i % 3 / 10} for i, row in enumerate(more)]
+        settings["model.init_args.loss"] = {"scale": 2, "teacher": {"temperature": 0.5}}
     file.write_text("".join(json.dumps(row) + "\n" for row in more))
-    source = {"path": str(file), "labels": labels, "in_batch": False}
-    settings = {"data.init_args.sources": [source], **ALONE}
-    name = f"alone-{labels}"
-    one = place / f"{name}-1"
+    one = place / f"{kind}-1"
     if not one.exists():
         train(place, tiny_llama, one.name, "Supervised", "auto", 1, **settings)
-    assert_same_training(train(place, tiny_llama, f"{name}-{ranks}", "Supervised", "ddp", ranks, **settings), one)
+    assert_same_training(train(place, tiny_llama, f"{kind}-{ranks}", "Supervised", "ddp", ranks, **settings), one)
 
 
 @pytest.mark.parametrize("strategy", ["zero3", "fsdp2"])

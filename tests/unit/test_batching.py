@@ -86,6 +86,7 @@ class TestPacked:
     [
         TextBatch(7, random_texts([2, 3]), torch.tensor([4, 9])),
         PairBatch(7, random_texts([2, 3]), 1, Marks.of(["q"], ["p"], [[]], in_batch=False)),
+        PairBatch(7, random_texts([2, 3]), 1, Marks.of(["q"], ["p"], [[]], in_batch=False, scores=[[0.5]])),
     ],
 )
 def test_moving_a_batch_keeps_the_rest(batch):
@@ -98,6 +99,8 @@ def test_moving_a_batch_keeps_the_rest(batch):
     assert moved.cut(1) is moved
     if isinstance(batch, PairBatch):
         assert moved.marks.keys.device.type == "meta" and not moved.marks.in_batch
+        assert (moved.marks.scores is None) == (batch.marks.scores is None)
+        assert moved.marks.scores is None or moved.marks.scores.device.type == "meta"
 
 
 def test_chunks_find_their_way_back():

@@ -11,7 +11,7 @@ from ranks import run_ranks
 from tiny import distance
 
 from otherside.candidates import Marks
-from otherside.losses import InfoNCE
+from otherside.losses import Distillation, InfoNCE
 
 WIDTH = 16
 
@@ -181,6 +181,100 @@ class TestDuplicates:
         assert loss.item() == 0 and all(torch.isfinite(x.grad).all() for x in found)
 
 
+def scores(negatives, seed=5):
+    """Of each row's positive, then of so many negatives, like cosines."""
+    numbers = iter(torch.rand(sum(map(len, negatives)) + len(negatives), generator=torch.Generator().manual_seed(seed)))
+    return [[next(numbers).item() for _ in range(1 + len(row))] for row in negatives]
+
+
+def taught(cosines, row, kind, temperature=0.05, scale=20.0):
+    """The plain formula for one query: its positive and negatives, positive first."""
+    if kind == "margin":
+        errors = [((cosines[0] - c) - (row[0] - s)) ** 2 for c, s in zip(cosines[1:], row[1:], strict=True)]
+        return sum(errors) / max(len(errors), 1)
+    powers, student = [math.exp(s / temperature) for s in row], torch.log_softmax(cosines * scale, 0)
+    teacher = [power / sum(powers) for power in powers]
+    return sum(p * (math.log(p) - q) for p, q in zip(teacher, student, strict=True))
+
+
+def taught_rows(queries, positives, negatives, rows, kept=OWN, **settings):
+    """The mean over queries, whose own texts are `kept[i]` beside the positive."""
+    candidates = torch.cat([positives, negatives])
+    cosines = [F.cosine_similarity(q[None], candidates[[i, *kept[i]]]).double() for i, q in enumerate(queries)]
+    return sum(taught(c, row, **settings) for c, row in zip(cosines, rows, strict=True)) / len(queries)
+
+
+@pytest.mark.parametrize("kind", ["kl", "margin"])
+class TestTeacher:
+    """Of rows with no, one and three negatives; `OWN` says which candidates are theirs."""
+
+    negatives = ("1", "", "234", "", "5", "6", "78", "9")
+    own = ([8], [], [9, 10, 11], [], [12], [13], [14, 15], [16])
+    rows = scores(negatives)
+
+    @pytest.mark.parametrize("in_batch", [True, False])
+    def test_value_and_gradient(self, kind, in_batch):
+        """Both sides of a pair, and the negatives, have a gradient of it, which InfoNCE alone does not give."""
+        found, expected = ([x.requires_grad_() for x in batch()] for _ in range(2))
+        known = marks(negatives=self.negatives, in_batch=in_batch, scores=self.rows)
+        loss = InfoNCE(teacher=Distillation(0.7, kind))(*found, known) - InfoNCE()(*found, known)
+        truth = 0.7 * taught_rows(*expected, self.rows, self.own, kind=kind)
+        assert truth > 0.01 and loss.item() == pytest.approx(truth.item(), rel=1e-4)
+        loss.backward()
+        truth.backward()
+        for f, e in zip(found, expected, strict=True):
+            assert e.grad.norm() > 1e-3 and distance(f.grad, e.grad) < 1e-4
+
+    def test_rows_without_negatives_teach_nothing(self, kind):
+        q, p, _ = batch(negatives=0)
+        nothing = InfoNCE(2, teacher=Distillation(kind=kind))(
+            q, p, q[:0], marks(negatives=[""] * 8, scores=[[0.5]] * 8)
+        )
+        assert nothing.item() == InfoNCE(2)(q, p, q[:0]).item()
+
+    def test_a_teacher_who_scores_the_same_cosines_teaches_nothing(self, kind):
+        q, p, n = (F.normalize(x, dim=1) for x in batch())
+        cosines = q @ torch.cat([p, n]).T
+        rows = [cosines[i, [i, *own]].tolist() for i, own in enumerate(self.own)]
+        known = marks(negatives=self.negatives, scores=rows)
+        loss = InfoNCE(teacher=Distillation(kind=kind))(q, p, n, known) - InfoNCE()(q, p, n, known)
+        assert loss.item() == pytest.approx(0, abs=1e-6)
+
+    def test_negatives_that_are_none_are_left_out_with_their_scores(self, kind):
+        """Row 2 has its own positive among its negatives, and row 7 its own query."""
+        known = marks(negatives=("1", "", "2C4", "", "5", "6", "78", "h"), scores=self.rows)
+        kept, rows = [*self.own], [*self.rows]
+        kept[2], kept[7] = [9, 11], []
+        rows[2], rows[7] = [rows[2][i] for i in (0, 1, 3)], rows[7][:1]
+        loss = InfoNCE(teacher=Distillation(kind=kind))(*batch(), known) - InfoNCE()(*batch(), known)
+        assert loss.item() == pytest.approx(taught_rows(*batch(), rows, kept, kind=kind).item(), rel=1e-4)
+
+    def test_matryoshka_is_the_mean_over_sizes(self, kind):
+        known = marks(negatives=self.negatives, scores=self.rows)
+        parts = [[x[:, :k] for x in batch()] for k in (4, WIDTH)]
+        expected = sum(taught_rows(*part, self.rows, self.own, kind=kind) for part in parts) / 2
+        sizes = {"matryoshka": (4,)}
+        loss = InfoNCE(teacher=Distillation(kind=kind), **sizes)(*batch(), known) - InfoNCE(**sizes)(*batch(), known)
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+
+    def test_logits_of_a_cross_encoder(self, kind):
+        """Large, and far apart; padding would count as a score of 0."""
+        rows = [[-8.0 - score * 4 for score in row] for row in self.rows]
+        settings = {"kind": kind, "temperature": 1.0}
+        found = [x.requires_grad_() for x in batch()]
+        known = marks(negatives=self.negatives, scores=rows)
+        loss = InfoNCE(teacher=Distillation(**settings))(*found, known) - InfoNCE()(*found, known)
+        loss.backward()
+        assert loss.item() == pytest.approx(taught_rows(*batch(), rows, self.own, **settings).item(), rel=1e-4)
+        assert all(torch.isfinite(x.grad).all() for x in found)
+
+    def test_without_scores_it_is_the_loss_without_a_teacher(self, kind):
+        for known in (None, marks(), marks(in_batch=False)):
+            assert torch.equal(InfoNCE(teacher=Distillation(kind=kind))(*batch(), known), InfoNCE()(*batch(), known))
+        known = marks(negatives=self.negatives, scores=self.rows)
+        assert torch.equal(InfoNCE()(*batch(), known), InfoNCE()(*batch(), replace(known, scores=None)))
+
+
 class TestSettings:
     @pytest.mark.parametrize(
         ("settings", "message"),
@@ -194,6 +288,11 @@ class TestSettings:
         with pytest.raises(ValueError, match=message):
             InfoNCE(**settings)
 
+    @pytest.mark.parametrize("name", ["weight", "temperature"])
+    def test_bad_settings_of_a_teacher(self, name):
+        with pytest.raises(ValueError, match=rf"loss\.teacher\.{name} must be positive; got 0"):
+            Distillation(**{name: 0})
+
     def test_the_smallest_size(self):
         assert torch.isfinite(InfoNCE(matryoshka=(1,))(*batch()))
 
@@ -206,6 +305,8 @@ SETTINGS = {
     "plain": InfoNCE(),
     # a scale of 20 enlarges the rounding of cosines as much: 1.3e-6 with AVX2, where 2 leaves 2e-7
     "all": InfoNCE(scale=2, symmetric=True, matryoshka=(4, 8), false_negative_margin=0.05),
+    "kl": InfoNCE(scale=2, teacher=Distillation(temperature=0.5), matryoshka=(4,)),
+    "margin": InfoNCE(scale=2, teacher=Distillation(2.0, "margin")),
 }
 SPLITS = [
     ([4, 4], [5, 4]),
@@ -235,9 +336,15 @@ def shares(known, pairs, negatives):
     for mine in rows:
         part = slice(first, first + len(mine))
         of_rank = {**texts, "queries": texts["queries"][part], "positives": texts["positives"][part]}
-        parts.append(Marks.of(negatives=mine, **of_rank))
+        parts.append(Marks.of(negatives=mine, scores=graded(mine, first), **of_rank))
         first += len(mine)
-    return Marks.of(negatives=[row for mine in rows for row in mine], **texts), parts
+    everyone = [row for mine in rows for row in mine]
+    return Marks.of(negatives=everyone, scores=graded(everyone), **texts), parts
+
+
+def graded(rows, first=0):
+    """Scores that do not depend on who has a row."""
+    return [[((first + i) * 7 + j * 3) % 10 / 10 for j in range(1 + len(row))] for i, row in enumerate(rows)]
 
 
 @pytest.mark.parametrize("known", KNOWN)

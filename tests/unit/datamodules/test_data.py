@@ -181,6 +181,32 @@ def test_a_batch_knows_whose_negatives_are_whose(
     assert [rows[owner] for owner in batch.marks.owners] == [int(text.split()[1]) for text in said[12:]]
 
 
+@pytest.mark.parametrize(("negatives", "streaming"), [(2, False), (None, False), (2, True)])
+def test_scores_are_drawn_along(
+    tokenizer: PreTrainedTokenizerBase, write_pairs: Write, negatives: int | None, streaming: bool
+) -> None:
+    """Row i's positive has the score i, its negative j i + j / 10."""
+    path = Path(write_pairs(6, negatives=5))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for i, row in enumerate(rows):
+        row |= {"scores": [i + j / 10 for j in range(1, 6)], "positive_score": i}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"global_batch_size": 6, "max_length": 32, "num_workers": 0, "streaming": streaming}
+    data, plain = (
+        Pairs(tokenizer, [Source(str(path), scores=scores)], negatives=negatives, **settings)
+        for scores in (True, False)
+    )
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    said = [text.split() for text in words(tokenizer, batch.texts)[6:]]
+    expected = [int(i) + (int(j[0]) + 1) / 10 if kind == "n" else int(i) for kind, i, *j in said]
+    assert batch.marks.scores.dtype == torch.float32 and len(expected) == 6 * (1 + (negatives or 5))
+    assert batch.marks.scores.tolist() == pytest.approx(expected)
+    plain.setup("fit")
+    other = next(iter(plain.train_dataloader()))
+    assert other.marks.scores is None and other.texts.input_ids.equal(batch.texts.input_ids)
+
+
 def test_own_negatives_only_need_some(tokenizer: PreTrainedTokenizerBase, write_pairs: Write) -> None:
     source = Source(write_pairs(6), in_batch=False)
     with pytest.raises(ValueError, match=r"data\.negatives must be at least 1.*got 0"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -96,6 +97,25 @@ def test_pairs_reads_both_formats(tokenizer: PreTrainedTokenizerBase, pairs: Pat
         seen.append(data.tables[0].rows.to_list())
     assert seen[0] == seen[1] and len(seen[0]) == ROWS and any(row["negatives"] for row in seen[0])
     assert pq.read_schema(pairs.parent / "b.parquet").names == list(run.COLUMNS)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "b.parquet"])
+@pytest.mark.parametrize("kind", ["kl", "margin"])
+def test_its_scores_are_a_teacher_as_they_stand(
+    name: str, kind: str, tiny_llama: Path, mined: Callable[..., Path]
+) -> None:
+    """Mined with one encoder; what is trained for two steps learns its scores beside InfoNCE."""
+    out = mined(name, Asked(2, 1.0, 1, 20))
+    logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "run", "name": "csv"}}
+    settings = {"data.init_args.sources": [{"path": out.name, "scores": True}], "trainer.logger": logger}
+    config = runs.write_stage(out.parent, "Supervised", tiny_llama, root="run", steps=2, **settings)
+    losses = []
+    for weight in ("1e-9", "1"):
+        shutil.rmtree(out.parent / "run", ignore_errors=True)
+        teacher = ("--model.loss.teacher", f"{{kind: {kind}, weight: {weight}}}")
+        runs.run("fit", "--config", config, *teacher, cwd=out.parent)
+        losses.append(runs.metrics(out.parent / "run", "train/loss"))
+    assert len(losses[0]) == 2 and losses[0][0] + 1e-5 < losses[1][0] < float("inf")
 
 
 def test_a_corpus_adds_documents(pairs: Path, mined: Callable[..., Path]) -> None:

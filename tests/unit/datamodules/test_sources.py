@@ -116,11 +116,76 @@ def test_pairs_that_stand_alone_need_a_negative(tmp_path: Path) -> None:
     assert [len(negatives) for negatives in open_table(source, "pair").rows["negatives"]] == [3, 0]
 
 
-@pytest.mark.parametrize("setting", ["in_batch", "labels"])
+@pytest.mark.parametrize("setting", ["in_batch", "labels", "scores"])
 def test_settings_of_pairs_are_none_of_texts(tmp_path: Path, setting: str) -> None:
-    source = Source(str(write(tmp_path / "a.txt", "a\n")), **{setting: setting == "labels"})
-    with pytest.raises(ValueError, match=r"in_batch and labels must be for datamodules\.Pairs; got .*a\.txt"):
+    source = Source(str(write(tmp_path / "a.txt", "a\n")), **{setting: setting != "in_batch"})
+    with pytest.raises(ValueError, match=r"in_batch, labels and scores must be for datamodules\.Pairs; got .*a\.txt"):
         open_table(source, "text")
+
+
+SCORED = {"query": "q", "positive": "p", "negatives": ["n", "p", "m"], "scores": [0.5, 1, -2.5], "positive_score": 0.75}
+FREE = {"query": "r", "positive": "s", "scores": None, "positive_score": 1}
+
+
+def scored(folder: Path, *rows: dict[str, Any], **settings: Any) -> Source:
+    path = write(folder / "scored.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    return Source(str(path), **{"scores": True, **settings})
+
+
+def test_scores_are_of_the_positive_then_of_each_negative(tmp_path: Path) -> None:
+    rows = open_table(scored(tmp_path, SCORED, FREE), "pair").rows
+    assert list(rows["scores"]) == [[0.75, 0.5, 1, -2.5], [1]] and list(rows["negatives"]) == [["n", "p", "m"], []]
+    alone = open_table(scored(tmp_path, SCORED, in_batch=False), "pair").rows
+    assert alone.to_list() == [{"query": "q", "positive": "p", "negatives": ["n", "m"], "scores": [0.75, 0.5, -2.5]}]
+    renamed = {{"scores": "neg_scores", "positive_score": "pos_score"}.get(key, key): x for key, x in SCORED.items()}
+    fields = {"scores": "neg_scores", "positive_score": "pos_score"}
+    assert list(open_table(scored(tmp_path, renamed, fields=fields), "pair").rows["scores"]) == [[0.75, 0.5, 1, -2.5]]
+
+
+def test_scores_are_not_read_where_they_are_not_asked_for(tmp_path: Path) -> None:
+    """What tables and runs of older versions are known by: the digest is theirs."""
+    table = open_table(scored(tmp_path, SCORED, FREE, scores=False), "pair")
+    assert table.rows.column_names == ["query", "positive", "negatives"]
+    assert table.content == "e0b9885ee5afc5e69b71ede2c033e2d9d6dd01c3d6f20774393ca9f3c26e645d"
+    asked = open_table(scored(tmp_path, SCORED, FREE), "pair")
+    assert asked.content != table.content
+    assert list(asked.sizes(99)) == list(table.sizes(99)), "scores are no texts"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scores": [0.5]}, "field 'scores' must be a list of numbers, one for each of the 3 negatives; got 1. Score"),
+        (
+            {"scores": None},
+            "field 'scores' must be a list of numbers, one for each of the 3 negatives; got 0. Score all",
+        ),
+        ({"scores": 0.5}, ".* one for each of the 3 negatives; got float"),
+        ({"scores": [0.5, float("nan"), 1]}, r"field 'scores\[1\]' must be a finite number; got nan. Score the text"),
+        ({"scores": [0.5, 1e39, 1]}, r"field 'scores\[1\]' must be a finite number; got 1e\+39"),
+        ({"scores": [0.5, 1, "0.2"]}, r"field 'scores\[2\]' must be a finite number; got '0.2'"),
+        ({"positive_score": None}, "field 'positive_score' must be a finite number; got null"),
+        ({"positive_score": True}, "field 'positive_score' must be a finite number; got True"),
+        ({"positive_score": float("inf")}, "field 'positive_score' must be a finite number; got inf"),
+    ],
+)
+def test_bad_scores(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    source = scored(tmp_path, SCORED, {**SCORED, **change})
+    with pytest.raises(BadRow, match=f"line 2: {message}"):
+        open_table(source, "pair")
+    assert len(open_table(source, "pair", "skip")) == 1
+
+
+@pytest.mark.parametrize("missing", ["scores", "positive_score"])
+def test_scores_that_are_missing(missing: str, tmp_path: Path) -> None:
+    row = {key: value for key, value in SCORED.items() if key != missing}
+    with pytest.raises(BadRow, match=f"field '{missing}' is missing; .* Name the right one under fields: {missing}"):
+        open_table(scored(tmp_path, row), "pair")
+
+
+def test_scores_are_of_no_labels(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="scores and labels must not both be true"):
+        open_table(scored(tmp_path, SCORED, labels=True), "pair")
 
 
 def test_parquet_lists_of_negatives(tmp_path: Path) -> None:

@@ -55,7 +55,10 @@ class TestValues:
         assert identity.refused(changed) == {"b": (2, None)} == identity.untrained(changed)
         assert identity.told(changed) == "b 2 -> none, c not noted -> none"
 
-    @pytest.mark.parametrize(("name", "value"), [("model.frozen_layers", 1), ("model.backbone.quantized", "nf4")])
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [("model.frozen_layers", 1), ("model.backbone.quantized", "nf4"), ("model.loss.teacher.kind", "kl")],
+    )
     def test_a_run_of_an_older_version_did_without_and_goes_on_so(self, name: str, value: object) -> None:
         before = identity.noted({"base": "a"})
         assert not identity.differences(before, {**before, name: None})
@@ -166,6 +169,7 @@ CHANGES: list[tuple[str, dict[str, tuple[Any, str]]]] = [
         "SimCSE",
         {
             "model.init_args.loss": ({"scale": 50}, "model.loss.scale 20.0 -> 50.0"),
+            "model.init_args.loss.teacher": ({}, "model.loss.teacher.kind none -> kl"),
             "model.init_args.backbone.attention_dropout": (0.3, "model.backbone.attention_dropout 0.1 -> 0.3"),
             "model.init_args.backbone.keep_sink": (False, "model.backbone.keep_sink true -> false"),
             "model.init_args.backbone.quantized": ("nf4", "model.backbone.quantized none -> nf4"),

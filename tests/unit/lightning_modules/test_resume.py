@@ -5,9 +5,11 @@ The tiny Llama has a sink, as trained ones have; it is looked for again when a r
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import time
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -18,11 +20,25 @@ import runs
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("resume")
     runs.write_data(folder, rows=30)  # three steps an epoch: resumes fall into the middle of epochs
+    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    rows = [{**row, "negatives": [row["query"] + "?", *row["negatives"]], "positive_score": 0.8} for row in rows]
+    scored = [{**row, "scores": [0.7, i % 5 / 10]} for i, row in enumerate(rows)]
+    (folder / "scored.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scored))
     return folder
 
 
-@pytest.mark.parametrize("stage", ["MNTP", "SimCSE", "Supervised"])
-@pytest.mark.parametrize("settings", [{}, {"model.init_args.chunk_tokens": 40, "trainer.accumulate_grad_batches": 2}])
+CUT = {"model.init_args.chunk_tokens": 40, "trainer.accumulate_grad_batches": 2}
+TAUGHT = {
+    "model.init_args.loss": {"teacher": {}},
+    "data.init_args.sources": [{"path": "scored.jsonl", "scores": True}],
+    "data.init_args.negatives": 1,  # drawn, with its score
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings"),
+    [*product(["MNTP", "SimCSE", "Supervised"], [{}, CUT]), ("Supervised", {**CUT, **TAUGHT})],
+)
 def test_resume_in_the_middle_of_an_epoch_is_bit_equal(
     stage: str, settings: dict[str, object], place: Path, tiny_llama_sink: Path
 ) -> None:
