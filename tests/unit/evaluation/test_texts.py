@@ -6,6 +6,7 @@ from pathlib import Path
 
 import datasets
 from conftest import shared
+from ranks import run_ranks
 from sts import write_sts
 
 from otherside.evaluation.tasks import find_tasks, load
@@ -22,8 +23,13 @@ def test_sentences_of_the_test_split(tmp_path: Path) -> None:
 
 def test_queries_are_told_from_documents() -> None:
     [task] = find_tasks(["SciFact"], ["eng"])
-    load(task, shared("data/mteb"))
-    found = list(texts_of(task))
+    folder = shared("data/mteb")
+
+    def read() -> list[tuple[bool, str]]:
+        load(task, folder)
+        return list(texts_of(task))
+
+    [found] = run_ranks(1, read, group=False)
     queries = [text for document, text in found if not document]
     assert (len(found) - len(queries), len(queries)) == (5183, 300)  # of the test split; no ids, no titles
     assert "0-dimensional biomaterials show inductive properties." in queries
