@@ -120,9 +120,7 @@ def forks_stay_possible() -> Iterator[None]:
     yield
     for name in Path("/proc/self/task").glob("*/comm"):
         with suppress(OSError):  # that thread has ended
-            assert not name.read_text().startswith("polars-0"), (
-                "polars computed here; let `ranks.run_ranks(1, …)` do it"
-            )
+            assert not name.read_text().startswith("polars-0"), "polars computed; let `ranks.run_ranks(1, …)` do it"
 
 
 @pytest.fixture
