@@ -128,9 +128,9 @@ def _rows(
     with tqdm(desc=doing, unit=" rows", delay=2, mininterval=1, leave=False, file=sys.stderr) as bar:
         for each in found:
             records = read_records(each.source)
-            for row in checked_rows(records, row_check(each.source, each.kind), on_bad_row, skipped):
+            for rows in checked_rows(records, row_check(each.source, each.kind), on_bad_row, skipped):
                 bar.update()
-                yield each, row
+                yield from ((each, row) for row in rows)
 
 
 def _asked(row: dict[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ from datamodules.sources import ROLES, Kind, Source, read_records
 # Names of columns, as published data sets have them; lower case, the first that are there are taken
 PAIRS = (
     ("query", "positive"),
+    ("query", "pos"),
     ("anchor", "positive"),
     ("query", "document"),
     ("query", "passage"),
@@ -34,7 +35,7 @@ PAIRS = (
     ("title", "content"),
     ("title", "text"),
 )
-NEGATIVES = ("negatives", "negative", "hard_negatives", "hard_negative")
+NEGATIVES = ("negatives", "negative", "neg", "hard_negatives", "hard_negative")
 TEXTS = ("text", "sentence", "content", "document", "passage", "body", "abstract", "description")
 # Beside these two texts are more or less alike, or not at all: such rows are no pairs of a query and its positive
 GRADES = ("score", "label", "labels", "gold_label", "similarity", "similarity_score", "relatedness", "relevance")

@@ -63,14 +63,14 @@ class Skipped:
     first: list[str] = field(default_factory=list)
 
 
-Check = Callable[[Mapping[str, Any]], dict[str, Any] | None]
-"""From a row's columns to our row, or None for a row that is meant to be left out; raises `Fault`."""
+Check = Callable[[Mapping[str, Any]], list[dict[str, Any]]]
+"""From a record's columns to our rows: none if it is meant to be left out, a pair for each positive; raises `Fault`."""
 
 
 def checked_rows(
     records: Iterable[Record], check: Check, on_bad_row: str, skipped: Skipped
-) -> Iterator[dict[str, Any]]:
-    """The good rows among `records`; bad ones raise, or are noted in `skipped` when `on_bad_row` is "skip".
+) -> Iterator[list[dict[str, Any]]]:
+    """The rows of each good record; bad ones raise, or are noted in `skipped` when `on_bad_row` is "skip".
 
     Raises:
         BadRow: at the first bad row, unless `on_bad_row` is "skip".
@@ -79,7 +79,7 @@ def checked_rows(
         try:
             if record.values is None:
                 raise Fault(record.fault)
-            row = check(record.values)
+            rows = check(record.values)
         except Fault as fault:
             message = f"{record.place}: {fault}"
             if on_bad_row != "skip":
@@ -88,25 +88,25 @@ def checked_rows(
             if len(skipped.first) < NAMED_FAULTS:
                 skipped.first.append(message)
         else:
-            if row is not None:
-                yield row
+            yield rows
 
 
-def check_text(values: Mapping[str, Any], columns: Mapping[str, str], blank_ok: bool = False) -> dict[str, Any] | None:
-    """`{"text": str}`; None for a blank text where `blank_ok`.
+def check_text(values: Mapping[str, Any], columns: Mapping[str, str], blank_ok: bool = False) -> list[dict[str, Any]]:
+    """`{"text": str}`; nothing for a blank text where `blank_ok`.
 
     Raises:
         Fault: the text is missing, no string, blank, or no valid Unicode.
     """
     text = _value(values, columns["text"], "text")
     if blank_ok and isinstance(text, str) and not text.strip():
-        return None
-    return {"text": _text(text, columns["text"])}
+        return []
+    return [{"text": _text(text, columns["text"])}]
 
 
-def check_pair(values: Mapping[str, Any], columns: Mapping[str, str], alone: bool = False) -> dict[str, Any]:
+def check_pair(values: Mapping[str, Any], columns: Mapping[str, str], alone: bool = False) -> list[dict[str, Any]]:
     """`{"query": str, "positive": str, "negatives": list of str}`; absent or null negatives are an empty list. With a
-    column for scores also `"scores"`, a list of floats: the positive's, then each negative's.
+    column for scores also `"scores"`, a list of floats: the positive's, then each negative's. Of a list of positives
+    each makes a pair.
 
     Args:
         values: of the row.
@@ -117,7 +117,8 @@ def check_pair(values: Mapping[str, Any], columns: Mapping[str, str], alone: boo
         Fault: one of the texts is missing, no string, blank, or no valid Unicode; `alone`, and there is no negative; a
             score is missing or no finite number.
     """
-    pair = {role: _text(_value(values, columns[role], role), columns[role]) for role in ("query", "positive")}
+    query = _text(_value(values, columns["query"], "query"), columns["query"])
+    positives = _positives(values, columns["positive"])
     column = columns.get("negatives", "negatives")
     negatives = _value(values, column, "negatives") if "negatives" in columns else values.get(column)
     if negatives is None or negatives == "":
@@ -129,20 +130,23 @@ def check_pair(values: Mapping[str, Any], columns: Mapping[str, str], alone: boo
             f"field {column!r} must be a list of strings; got {type(negatives).__name__}. Put the texts in a list"
         )
     texts = [_text(text, f"{column}[{i}]") for i, text in enumerate(negatives)]
-    kept = [i for i, text in enumerate(texts) if not alone or text not in pair.values()]
+    kept = [i for i, text in enumerate(texts) if not alone or text not in (query, *positives)]
     if alone and not kept:
         raise Fault(
             f"field {column!r} must hold a text other than query and positive, as in_batch: false leaves no other "
             f"negatives; got {len(negatives)}. Add hard negatives (`lightning mine`), set in_batch: true"
         )
-    row = {**pair, "negatives": [texts[i] for i in kept]}
+    negatives = [texts[i] for i in kept]
+    pairs = [{"query": query, "positive": positive, "negatives": negatives} for positive in positives]
     if "scores" not in columns:
-        return row
-    positive, *others = _scores(values, columns, len(texts))
-    return {**row, "scores": [positive, *(others[i] for i in kept)]}
+        return pairs
+    own, others = (_value(values, columns[role], role) for role in ("positive_score", "scores"))
+    own = _scores(own if isinstance(own, list) else [own], columns["positive_score"], len(positives), "positives")
+    others = _scores([] if others is None else others, columns["scores"], len(texts), "negatives")
+    return [{**pair, "scores": [score, *(others[i] for i in kept)]} for pair, score in zip(pairs, own, strict=True)]
 
 
-def check_labelled(values: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+def check_labelled(values: Mapping[str, Any], columns: Mapping[str, str]) -> list[dict[str, Any]]:
     """`{"text": str, "label": str}`; a label may be a whole number, too.
 
     Raises:
@@ -150,25 +154,31 @@ def check_labelled(values: Mapping[str, Any], columns: Mapping[str, str]) -> dic
     """
     text, label = (_value(values, columns[role], role) for role in ("text", "label"))
     label = str(label) if isinstance(label, int) else label
-    return {"text": _text(text, columns["text"]), "label": _text(label, columns["label"])}
+    return [{"text": _text(text, columns["text"]), "label": _text(label, columns["label"])}]
 
 
-def _scores(values: Mapping[str, Any], columns: Mapping[str, str], negatives: int) -> list[float]:
-    """The positive's, then each negative's."""
-    positive, others = (_value(values, columns[role], role) for role in ("positive_score", "scores"))
-    others = [] if others is None else others
-    if not isinstance(others, list) or len(others) != negatives:
-        got = len(others) if isinstance(others, list) else type(others).__name__
+def _positives(values: Mapping[str, Any], column: str) -> list[str]:
+    given = _value(values, column, "positive")
+    if not isinstance(given, list):
+        return [_text(given, column)]
+    if not given:
+        raise Fault(f"field {column!r} must hold a text, or a list of texts; got an empty list. Remove the row")
+    return [_text(text, f"{column}[{i}]") for i, text in enumerate(given)]
+
+
+def _scores(given: Any, column: str, texts: int, whose: str) -> list[float]:
+    """Of so many texts."""
+    if not isinstance(given, list) or len(given) != texts:
+        got = len(given) if isinstance(given, list) else type(given).__name__
         raise Fault(
-            f"field {columns['scores']!r} must be a list of numbers, one for each of the {negatives} negatives; got "
-            f"{got}. Score all of them"
+            f"field {column!r} must be a list of numbers, one for each of the {texts} {whose}; got {got}. Score all of "
+            "them"
         )
-    places = [columns["positive_score"], *(f"{columns['scores']}[{i}]" for i in range(negatives))]
-    for place, score in zip(places, [positive, *others], strict=True):
+    for score in given:
         if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) < 1e38:  # in float32
             got = "null" if score is None else repr(score)[:20]
-            raise Fault(f"field {place!r} must be a finite number; got {got}. Score the text again, or correct fields")
-    return [float(score) for score in (positive, *others)]
+            raise Fault(f"field {column!r} must hold finite numbers; got {got}. Score texts again, or correct fields")
+    return [float(score) for score in given]
 
 
 def _value(values: Mapping[str, Any], column: str, role: str) -> Any:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +39,7 @@ from datamodules.rows import (
     read_file,
 )
 
-FORMAT_VERSION = 2  # part of every cache key: raise it when what is stored changes
+FORMAT_VERSION = 3  # part of every cache key: raise it when what is stored changes
 # Builders of `datasets` that read URLs
 BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".jsonl": ("json", {}),
@@ -77,7 +78,8 @@ class Source:
         path: a file, a glob, a list of these, a URL, or a hub dataset ("org/name" or "org/name:config"). Files are JSON
             lines, Parquet, CSV or TSV with a header, or plain text with one text a line; .gz and .zst are unpacked.
         fields: our name of a field -> its column, where they differ. Ours are `text`, or `query`, `positive` and
-            `negatives` (a list of texts, one text, null or left out) for pairs; with scores also `scores` and
+            `negatives` (a list of texts, one text, null or left out) for pairs, of which a list of positives makes one
+            for each; with scores also `scores` and
             `positive_score`; with labels `text` and `label`.
         instruction: put before queries, and before texts.
         document_instruction: put before positives and negatives.
@@ -195,7 +197,7 @@ def open_table(source: Source, kind: Kind, on_bad_row: str = "raise") -> Table:
 
     def rows(skipped: Skipped) -> Iterator[dict[str, Any]]:
         good = 0
-        for good, row in enumerate(checked_rows(records(), check, on_bad_row, skipped), start=1):  # noqa: B007
+        for good, row in enumerate(chain.from_iterable(checked_rows(records(), check, on_bad_row, skipped)), start=1):  # noqa: B007
             yield row
         if not good:
             first = skipped.first[0] if skipped.first else "every text is blank"

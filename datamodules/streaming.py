@@ -141,9 +141,9 @@ class StreamBatches(IterableDataset[Any]):
             self._read, whole_pass = start["read"], start["rows"] is None
             window: list[dict[str, Any]] = []
             good, skipped = 0, Skipped()
-            for row in checked_rows(self._records(), self.check, self.on_bad_row, skipped):
-                good += 1
-                window += expand([row])
+            for rows in checked_rows(self._records(), self.check, self.on_bad_row, skipped):
+                good += len(rows)
+                window += expand(rows)
                 if len(window) >= WINDOW:
                     yield start, window
                     start = self._next(start, len(window), expand, self.rows.state_dict())

@@ -463,7 +463,7 @@ case(
 case(
     "data: a teacher's score is no number",
     lambda bad: bad.source("Supervised", scored(bad, float("nan")), scores=True),
-    "line 3: field 'scores[0]' must be a finite number; got nan. Score the text again, or correct fields, or leave",
+    "line 3: field 'scores' must hold finite numbers; got nan. Score texts again, or correct fields, or leave",
 )
 case(
     "loss.teacher without scores",

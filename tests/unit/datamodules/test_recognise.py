@@ -26,6 +26,7 @@ def columns(folder: Path, *names: str) -> str:
         (("id", "Question", "Answer"), "pair", {"query": "Question", "positive": "Answer"}),
         (("anchor", "positive"), "pair", {"query": "anchor", "positive": "positive"}),
         (("query", "answer", "negative"), "pair", {"query": "query", "positive": "answer", "negatives": "negative"}),
+        (("query", "pos", "neg"), "pair", {"query": "query", "positive": "pos", "negatives": "neg"}),
         (("query", "positive", "scores"), "pair", {"query": "query", "positive": "positive"}),
         (("sentence1", "sentence2"), "pair", {"query": "sentence1", "positive": "sentence2"}),
         (("title", "text"), "pair", {"query": "title", "positive": "text"}),

@@ -102,6 +102,20 @@ def test_negatives_may_be_a_list_one_text_null_or_absent(tmp_path: Path) -> None
     assert list(open_table(Source(str(path)), "pair").rows["negatives"]) == [["n", "m"], ["n"], [], [], []]
 
 
+def test_each_of_several_positives_makes_a_pair(tmp_path: Path) -> None:
+    """As in FlagEmbedding's files, their scores included."""
+    row = {"query": "q", "pos": ["p", "o"], "neg": ["o", "n"], "pos_scores": [0.5, 0.25], "neg_scores": [-1, 0.125]}
+    path = write(tmp_path / "a.jsonl", json.dumps(row))
+    fields = {"positive": "pos", "negatives": "neg"}
+    made = [{"query": "q", "positive": positive, "negatives": ["o", "n"]} for positive in "po"]
+    assert open_table(Source(str(path), fields), "pair").rows.to_list() == made
+    alone = open_table(Source(str(path), fields, in_batch=False), "pair").rows
+    assert list(alone["negatives"]) == [["n"], ["n"]], "none of its positives"
+    fields |= {"scores": "neg_scores", "positive_score": "pos_scores"}
+    scored = open_table(Source(str(path), fields, scores=True), "pair").rows
+    assert scored.to_list() == [made[0] | {"scores": [0.5, -1, 0.125]}, made[1] | {"scores": [0.25, -1, 0.125]}]
+
+
 def test_pairs_that_stand_alone_need_a_negative(tmp_path: Path) -> None:
     lines = ['{"query": "q", "positive": "p", "negatives": ["p", "n", "q"]}', '{"query": "q", "positive": "p"}']
     source = Source(str(write(tmp_path / "a.jsonl", lines[0] + "\n")), in_batch=False)
@@ -161,12 +175,13 @@ def test_scores_are_not_read_where_they_are_not_asked_for(tmp_path: Path) -> Non
             "field 'scores' must be a list of numbers, one for each of the 3 negatives; got 0. Score all",
         ),
         ({"scores": 0.5}, ".* one for each of the 3 negatives; got float"),
-        ({"scores": [0.5, float("nan"), 1]}, r"field 'scores\[1\]' must be a finite number; got nan. Score the text"),
-        ({"scores": [0.5, 1e39, 1]}, r"field 'scores\[1\]' must be a finite number; got 1e\+39"),
-        ({"scores": [0.5, 1, "0.2"]}, r"field 'scores\[2\]' must be a finite number; got '0.2'"),
-        ({"positive_score": None}, "field 'positive_score' must be a finite number; got null"),
-        ({"positive_score": True}, "field 'positive_score' must be a finite number; got True"),
-        ({"positive_score": float("inf")}, "field 'positive_score' must be a finite number; got inf"),
+        ({"scores": [0.5, float("nan"), 1]}, r"field 'scores' must hold finite numbers; got nan. Score texts"),
+        ({"scores": [0.5, 1e39, 1]}, r"field 'scores' must hold finite numbers; got 1e\+39"),
+        ({"scores": [0.5, 1, "0.2"]}, r"field 'scores' must hold finite numbers; got '0.2'"),
+        ({"positive_score": [0.5, 1]}, "field 'positive_score' must be .* for each of the 1 positives; got 2"),
+        ({"positive_score": None}, "field 'positive_score' must hold finite numbers; got null"),
+        ({"positive_score": True}, "field 'positive_score' must hold finite numbers; got True"),
+        ({"positive_score": float("inf")}, "field 'positive_score' must hold finite numbers; got inf"),
     ],
 )
 def test_bad_scores(change: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -224,6 +239,8 @@ BAD_ROWS: dict[str, tuple[str, Kind, list[bytes], list[str]]] = {
     "quotes": ("a.csv", "text", [b"text,n", b"a,1", b'"a"b,1'], ["broken CSV"]),
     "tab": ("a.tsv", "text", [b"text\tn", b"a\t1", b"a"], ["2 columns; got 1"]),
     "no positive": ("a.jsonl", "pair", [pair(), pair(), b'{"query": "q"}'], ["'positive' is missing"]),
+    "no positives": ("a.jsonl", "pair", [pair(), pair(), pair(positive=[])], ["'positive'", "got an empty list"]),
+    "blank positive": ("a.jsonl", "pair", [pair(), pair(), pair(positive=["p", ""])], ["'positive[1]'", "blank"]),
     "blank query": ("a.jsonl", "pair", [pair(), pair(), pair(query=" ")], ["'query'", "blank"]),
     "negatives type": ("a.jsonl", "pair", [pair(), pair(), pair(negatives={})], ["'negatives' must be a list", "dict"]),
     "negative type": ("a.jsonl", "pair", [pair(), pair(), pair(negatives=["n", 1])], ["'negatives[1]'", "int"]),
@@ -419,7 +436,7 @@ def test_a_killed_build_leaves_no_table(tmp_path: Path, cache: Path) -> None:
 import os, datasets, datamodules.rows as rows, datamodules.sources as sources
 datasets.config.HF_DATASETS_CACHE = {str(cache)!r}
 def die(records, *args):
-    yield {{"text": "a"}}
+    yield [{{"text": "a"}}]
     os._exit(9)
 sources.checked_rows = die
 sources.open_table(sources.Source({str(path)!r}), "text")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -37,15 +38,20 @@ class Texts:
         return step, rows["text"], ids.tolist()
 
 
+class Positives:
+    """Those of pairs."""
+
+    def __call__(self, step: int, source: int, rows: dict[str, list[Any]], ids: Any) -> Any:
+        return step, rows["positive"]
+
+
 def stream(
     path: str | list[str], rank: int = 0, world_size: int = 1, length: int = 12, **settings: Any
 ) -> StreamBatches:
     source = Source(path)
-    check = row_check(source, "text")
-    settings = {"on_bad_row": "raise", "global_batch_size": 4, "seed": 0, **settings}
-    return StreamBatches(
-        source, check, expand=WholeRows(), make=Texts(), length=length, rank=rank, world_size=world_size, **settings
-    )
+    defaults = {"check": row_check(source, "text"), "expand": WholeRows(), "make": Texts(), "on_bad_row": "raise"}
+    settings = {**defaults, "global_batch_size": 4, "seed": 0, **settings}
+    return StreamBatches(source, length=length, rank=rank, world_size=world_size, **settings)
 
 
 def go_on(batches: StreamBatches, step: int, position: Position) -> list[Any]:
@@ -166,6 +172,18 @@ def test_pairs_stream(tokenizer: PreTrainedTokenizerBase, write_pairs: Write) ->
     batches = list(data.train_dataloader())
     assert [batch.step for batch in batches] == [0, 1, 2]
     assert [(batch.pairs, len(batch.texts)) for batch in batches] == [(4, 12)] * 3
+
+
+def test_a_window_ends_behind_all_pairs_of_a_row(tmp_path: Path) -> None:
+    """Or a run that goes on there would lose those in the next one."""
+    path = tmp_path / "a.jsonl"
+    rows = [{"query": f"q{i}", "positive": [f"p{i}", f"o{i}", f"r{i}"]} for i in range(7)]  # windows of 12 and 9 pairs
+    path.write_text("\n".join(map(json.dumps, rows)))
+    pairs = stream(str(path), check=row_check(Source(str(path)), "pair"), make=Positives(), length=15)
+    whole = list(pairs)
+    assert len({text for (_, texts), _ in whole[:5] for text in texts}) == 20
+    for step, (_, position) in enumerate(whole[:-1], start=1):
+        assert go_on(pairs, step, position)[: len(whole) - step] == whole[step:]
 
 
 def test_blocks_stream_like_they_are_stored(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
