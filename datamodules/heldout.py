@@ -49,8 +49,8 @@ class Written:
 def write(found: Sequence[Found], folder: Path, on_bad_row: str = "raise") -> Written:
     """Write `TEXTS`, `PAIRS` (if there are pairs) and `HELD_OUT` (if there is enough) into `folder`.
 
-    Held out are rows whose texts are in no other row, so that nothing of them is trained on: of pairs if there are
-    pairs, else of texts; those with the lowest keys, so that the choice depends on nothing but the texts.
+    Held out are rows whose texts are no other row's query or positive, nor among negatives any more: of pairs if there
+    are pairs, else of texts; those with the lowest keys, so that the choice depends on nothing but the texts.
 
     Raises:
         BadRow: a row is malformed, and `on_bad_row` is not "skip".
@@ -62,7 +62,8 @@ def write(found: Sequence[Found], folder: Path, on_bad_row: str = "raise") -> Wr
     every = max(1, out.texts // SAMPLE)  # so far an upper bound
     out.texts, out.skipped = 0, Skipped()
     rows_seen: set[int] = set()
-    texts_seen = {key(text) for row in held.values() for text in _asked(row)}
+    unseen = {key(text) for row in held.values() for text in _asked(row)}
+    texts_seen = set(unseen)
     with (folder / TEXTS).open("w") as texts, (folder / PAIRS).open("w") as pairs:
         for each, row in _rows(found, on_bad_row, out.skipped, "writing data"):
             known = _key(row)
@@ -72,6 +73,8 @@ def write(found: Sequence[Found], folder: Path, on_bad_row: str = "raise") -> Wr
                 out.repeated += 1
                 continue
             rows_seen.add(known)
+            if "negatives" in row:
+                row["negatives"] = [text for text in row["negatives"] if key(text) not in unseen]
             if each.kind == "pair":
                 _line(pairs, row)
                 out.pairs += 1

@@ -281,12 +281,16 @@ def _read_csv(stream: IO[bytes], delimiter: str = ",") -> Iterator[_Read]:
             continue
         if header is None:
             header = cells
+            if repeated := [name for name in cells if name and cells.count(name) > 1]:
+                yield number, None, f"the header must name each column once; got {repeated[0]!r} twice. Rename one"
         elif len(cells) != len(header):
             yield (
                 number,
                 None,
                 f"the header has {len(header)} columns; got {len(cells)}. Quote texts that hold {delimiter!r}",
             )
+        elif delimiter == "\t" and any("\n" in cell for cell in cells):  # a quotation mark without another, probably
+            yield number, None, "a cell of TSV must be on one line; a quotation mark joins some. Write JSON lines"
         else:
             yield number, dict(zip(header, cells, strict=True)), ""
 

@@ -379,7 +379,8 @@ class EncoderModule(pl.LightningModule, ABC):
                 "or model.frozen_layers changed? Set it back, or start in a new trainer.default_root_dir."
             )
         # Of the model as the stage began, which is no longer there where its own weights are trained
-        self.encoder.factors = checkpoint.get(FACTORS, self.encoder.factors)
+        if (factors := checkpoint.get(FACTORS)) is not None:
+            self.encoder.factors = factors.to(self.device)  # where sharded weights are already when they are restored
 
     @override
     def on_train_start(self) -> None:

@@ -932,6 +932,11 @@ case("monitor: no validation", watched("val/loss"), "got val/loss", "val/… nee
 case(
     "checkpoints.best", lambda bad: bad.fit(**{"checkpoints.best": "mteb/mean"}), "checkpoints.best must", "mteb.tasks"
 )
+case(
+    "checkpoints.best: trained on",
+    lambda bad: bad.fit(**{"checkpoints.best": "train/loss"}),
+    "checkpoints.best must be a metric of texts that are not trained on, val/… or mteb/…; got train/loss",
+)
 case("mteb: unknown setting", with_mteb(task="RTE3"), "no setting 'mteb.task'")
 
 

@@ -71,7 +71,7 @@ def measure(
         step: called with the number of rows read.
     """
     found, keys = Measured(), array("q")
-    lengths = {role: array("i") for role in table.rows.column_names if role != "label"}
+    lengths = {role: array("i") for role in table.rows.column_names if role not in ("label", "scores")}
     for batch in table.rows.iter(batch_size=AT_ONCE):
         for role, measured in lengths.items():
             texts = [text for value in batch[role] for text in (value if isinstance(value, list) else [value])]

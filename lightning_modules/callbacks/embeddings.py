@@ -73,7 +73,8 @@ class Embeddings(pl.Callback):
             asdict(card_of(config.model, config.revision).lineage),
             *(sha256(path) for path in files if path.is_file()),
         ]
-        model = [vars(config), vars(module.trained), module.pooling, module.max_length, trainer.precision]
+        vector = [module.pooling, module.pool_start, module.rescaled, module.max_length]
+        model = [vars(config), vars(module.trained), *vector, trainer.precision]
         settings = {"model": model, "weights": weights, "data": data.predict_settings()}
         return dict(json.loads(json.dumps(settings, default=str)))
 

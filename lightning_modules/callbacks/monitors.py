@@ -71,6 +71,11 @@ def logged(trainer: pl.Trainer, module: pl.LightningModule) -> list[str]:
 def check(watcher: EarlyStopping | ModelCheckpoint, names: list[str]) -> None:
     """Raise a ValueError if the metric will not be there. A stage or callback of one's own may log others."""
     name = str(watcher.monitor)
+    if isinstance(watcher, Best) and name in ALWAYS:
+        raise ValueError(
+            f"checkpoints.best must be a metric of texts that are not trained on, val/… or mteb/…; got {name}. Set "
+            "it to val/loss, or to null for the last step."
+        )
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
     if name in names or not (near or name.startswith(OURS)):
         return

@@ -82,6 +82,26 @@ def test_kill_of_one_or_all_ranks_loses_nothing(strategy: str, place: Path, tiny
     runs.assert_equal(runs.adapter(root), runs.adapter(place / whole))
 
 
+def write_slowly() -> None:
+    from lightning_modules import checkpoints
+
+    write = checkpoints.write_manifest
+
+    def slowly(folder: Path, step: int) -> None:  # as a hundred gigabytes would take
+        time.sleep(10)
+        write(folder, step)
+
+    checkpoints.write_manifest = slowly
+
+
+@pytest.mark.parametrize("strategy", ["DDP", "ZeRO"])
+def test_a_checkpoint_may_take_longer_than_ranks_wait(strategy: str, place: Path, tiny_llama: Path) -> None:
+    impatient = {"class_path": f"lightning_modules.strategies.{strategy}", "init_args": {"timeout": 6}}
+    fit = command(place, tiny_llama, f"slow-{strategy}", impatient, 2)
+    runs.wait_ranks(runs.start_ranks(2, *fit, cwd=place, before=write_slowly))
+    assert newest(place / f"slow-{strategy}") == 2
+
+
 def test_a_stopped_rank_is_named(place: Path, tiny_llama: Path) -> None:
     strategy = {"class_path": "lightning_modules.strategies.DDP", "init_args": {"timeout": 12}}
     ranks = runs.start_ranks(2, *command(place, tiny_llama, "stopped", strategy, STEPS), cwd=place)

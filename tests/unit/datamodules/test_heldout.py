@@ -44,6 +44,14 @@ def test_pairs_are_split_and_their_texts_listed(tmp_path: Path) -> None:
     assert len(texts) == len({row["text"] for row in texts}) and set(made.sample) <= {row["text"] for row in texts}
 
 
+def test_held_out_texts_are_no_negatives_either(tmp_path: Path) -> None:
+    lines = [{"query": f"q {i}", "positive": f"p {i}", "negatives": [f"p {i - 1}", "n"]} for i in range(400)]
+    written(tmp_path, "a.jsonl", lines)
+    trained, held = (rows(tmp_path / "out" / name) for name in (PAIRS, HELD_OUT))
+    assert len(held) == 20 and not {row["positive"] for row in held} & {n for row in trained for n in row["negatives"]}
+    assert all("n" in row["negatives"] for row in trained)
+
+
 def test_the_order_of_rows_changes_nothing(tmp_path: Path) -> None:
     written(tmp_path, "a.jsonl", pairs(300))
     once = rows(tmp_path / "out" / HELD_OUT)

@@ -45,6 +45,13 @@ def test_clean_data_pass(tmp_path: Path) -> None:
     assert "fine: nothing forbids training" in page(report, [])
 
 
+def test_scores_are_no_texts(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", [{**row, "scores": [0.5], "positive_score": 1} for row in pairs()])
+    source.scores = True
+    report = check([(source, "pair")], [], None, None, {})
+    assert set(report["sources"][0]["lengths"]) == {"query", "positive", "negatives"}
+
+
 def test_what_is_planted_is_found(tmp_path: Path) -> None:
     tested, document, held = text(), text(), text()
     one, other = pairs(), pairs()

@@ -275,6 +275,19 @@ def test_bad_parquet_rows_are_named(tmp_path: Path) -> None:
         open_table(Source(str(path)), "text")
 
 
+def test_a_quotation_mark_of_tsv_joins_no_rows(tmp_path: Path) -> None:
+    """Most TSV files quote nothing, so two such marks are two texts'."""
+    path = write(tmp_path / "a.tsv", 'text\tn\na\t1\n"b\t1\nc"\t1\n')
+    with pytest.raises(BadRow, match="line 3: a cell of TSV must be on one line"):
+        open_table(Source(str(path)), "text")
+
+
+def test_columns_of_one_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "text,n,text\na,1,b\n")
+    with pytest.raises(BadRow, match=r"line 1: the header must name each column once; got 'text' twice\. Rename"):
+        open_table(Source(str(path)), "text")
+
+
 def test_csv_line_numbers_count_lines_inside_cells(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", 'text,n\n"two\nlines",1\na,b,c\n')
     with pytest.raises(BadRow, match="line 4: the header has 2 columns; got 3"):

@@ -136,6 +136,27 @@ def test_checkpoints_hold_trainable_weights_only(tiny_llama: Path) -> None:
         module.on_load_checkpoint(checkpoint)
 
 
+def test_factors_of_a_checkpoint_are_where_the_model_is(tiny_llama: Path) -> None:
+    """Sharded strategies restore behind all moves to a device; checkpoints are read to the CPU."""
+    module = stages.build(SimCSE, tiny_llama, attention_dropout=0.1)
+    module.encoder.factors = torch.ones(64)
+    checkpoint = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(checkpoint)
+    checkpoint["state_dict"] = {name: tensor.to("meta") for name, tensor in checkpoint["state_dict"].items()}
+    module.to("meta").on_load_checkpoint(checkpoint)
+    assert module.encoder.factors.device.type == "meta"
+
+
+def test_factors_of_a_checkpoint_are_used(tiny_llama: Path) -> None:
+    module = stages.build(SimCSE, tiny_llama, attention_dropout=0.1)
+    module.encoder.factors = torch.arange(64.0)
+    checkpoint = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(checkpoint)
+    module.encoder.factors = torch.ones(64)
+    module.on_load_checkpoint(checkpoint)
+    assert torch.equal(module.encoder.factors, torch.arange(64.0))
+
+
 def test_hooks_of_batches_are_no_warning_in_plain_python() -> None:
     """Lightning tells users that the module's are used, which is meant."""
     script = """

@@ -104,14 +104,15 @@ def test_killed_before_the_parts_were_joined(corpus: tuple[str | Path, ...], exp
     assert embed(corpus, "parts").read_bytes() == expected.read_bytes()
 
 
-def test_parts_of_another_corpus_are_not_used(corpus: tuple[str | Path, ...], small_parts: None) -> None:
+@pytest.mark.parametrize("setting", ["max_length=8", "pool_start=false", "rescaled=true"])
+def test_parts_of_other_settings_are_not_used(setting: str, corpus: tuple[str | Path, ...], small_parts: None) -> None:
     folder = Path(corpus[-1]).parent
-    command = runs.start(*corpus, "--trainer.default_root_dir", "other", cwd=folder)
-    while not list((folder / "other").rglob("*-0.parquet")):
+    command = runs.start(*corpus, "--trainer.default_root_dir", setting, cwd=folder)
+    while not list((folder / setting).rglob("*-0.parquet")):
         time.sleep(0.005)
     command.kill()
     command.wait()
-    more = ("--trainer.default_root_dir", "other", "--model.init_args.max_length", "8")
+    more = ("--trainer.default_root_dir", setting, f"--model.init_args.{setting}")
     assert "goes on" not in runs.run(*corpus, *more, cwd=folder)
 
 
