@@ -124,3 +124,21 @@ def newest(folder: Path) -> Path | None:
             "folder to start from step 0."
         )
     return max(good)[1] if good else None
+
+
+def going_on(asked: Path, folder: Path) -> Path:
+    """What a run with `ckpt_path` goes on from: that, until it has checkpoints of its own in `folder`; otherwise the
+    same command, as a requeued job gives it, would begin anew each time.
+
+    Raises:
+        ValueError: `asked` is one of these, and not the last: new ones would be taken for the older, and pruned.
+    """
+    if asked.resolve().parent != folder.resolve():
+        return newest(folder) or asked
+    *_, last = by_step(folder) or [asked]
+    if asked.is_dir() and last.name != asked.name:
+        raise ValueError(
+            f"ckpt_path must be the last checkpoint in {folder}, or one of another run; got {asked.name}, and "
+            f"{last.name} is there. Move the later ones elsewhere, and leave ckpt_path out."
+        )
+    return asked

@@ -49,7 +49,8 @@ from lightning_modules.callbacks import (
     Throughput,
     Watchdog,
 )
-from lightning_modules.checkpoints import FolderCheckpointIO, by_step, newest
+from lightning_modules.callbacks.monitors import validates
+from lightning_modules.checkpoints import FolderCheckpointIO, by_step, going_on, newest
 from lightning_modules.identity import given, settings
 from lightning_modules.includes import with_includes
 from lightning_modules.options import Exact
@@ -190,6 +191,7 @@ class TrainingCLI(LightningCLI):
             save_top_k=saving.keep,
             every_n_train_steps=saving.every_n_steps,
             save_on_train_epoch_end=False,
+            enable_version_counter=False,
         )
         best = Best(self.root / "best", saving.best) if saving.best else None
         mteb: MTEBSettings = self._get(self.config_init, "mteb")
@@ -209,6 +211,8 @@ class TrainingCLI(LightningCLI):
             found = options["ckpt_path"] = newest(self.root / ("best" if best else "checkpoints"))
             if subcommand != "fit" and is_first():
                 print(f"{subcommand} in {self.root}: {f'reads {found}' if found else UNTRAINED}", file=sys.stderr)
+        elif subcommand == "fit":
+            options["ckpt_path"] = going_on(Path(options["ckpt_path"]), self.root / "checkpoints")
         found = self.identity.checkpoint = options["ckpt_path"]
         self.trainer.callbacks += [SameStart(found), Embeddings(found)]  # type: ignore[attr-defined]
         return options
@@ -236,9 +240,19 @@ def check_settings(arguments: list[str]) -> None:
 class LastToo(ModelCheckpoint):
     """`ModelCheckpoint`, and a checkpoint of the last step, whatever its number: the weights of `encoder/`.
 
-    Of all that are in the folder the newest stay. Lightning counts those of this life only, and spares the one that it
-    resumed from: each resume would leave one.
+    Where a validation is due it is written behind that: a run that goes on does not make it up, and what is decided by
+    it would be lost. Of all that are in the folder the newest stay. Lightning counts those of this life only, and
+    spares the one that it resumed from: each resume would leave one.
     """
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step % self._every_n_train_steps == 0 and validates(trainer):
+            self._defer_save_until_validation = True
+        else:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

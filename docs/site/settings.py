@@ -34,7 +34,7 @@ table stand: `r` under `model.lora`. In a YAML the keys of `model` and `data` st
 | `checkpoints` | when [checkpoints](#checkpoints) are written |
 | `mteb` | [MTEB](#mtebsettings) while it trains, and in `lightning test` |
 | `trainer` | [Lightning's Trainer](#trainer): machine, length of the run, callbacks |
-| `ckpt_path` | another checkpoint to go on from than the newest of the run's folder |
+| `ckpt_path` | the checkpoint of another run to begin from, until this one has its own |
 """
 TRAINER = """All keys of `lightning.pytorch.Trainer` work. What is set unless a YAML sets it:
 `use_distributed_sampler: false`, `log_every_n_steps: 10`, `num_sanity_val_steps: 0`, `inference_mode: false`,

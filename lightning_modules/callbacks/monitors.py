@@ -22,7 +22,9 @@ class Best(ModelCheckpoint):
 
     def __init__(self, folder: Path, metric: str) -> None:
         mode = "min" if metric.endswith("loss") else "max"
-        super().__init__(folder, "{step}", monitor=metric, mode=mode, save_on_train_epoch_end=False)
+        super().__init__(
+            folder, "{step}", monitor=metric, mode=mode, save_on_train_epoch_end=False, enable_version_counter=False
+        )
 
 
 class Monitors(pl.Callback):
@@ -45,6 +47,14 @@ class Monitors(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A run that was cut between its early stop and its end goes on to its end."""
         trainer.should_stop |= any(stopped(w) for w in watchers(trainer) if isinstance(w, EarlyStopping))
+
+
+def validates(trainer: pl.Trainer) -> bool:
+    """Whether a validation comes behind the batch that ends."""
+    loop = trainer.fit_loop.epoch_loop
+    fetcher = trainer.fit_loop._data_fetcher
+    assert fetcher is not None
+    return not loop.val_loop.skip and loop._should_check_val_fx(fetcher)
 
 
 def stopped(watcher: EarlyStopping) -> bool:

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from typing_extensions import override
 
 from lightning_modules import signals
+from lightning_modules.callbacks.monitors import validates
 from otherside import distributed
 
 GRACE = 600.0  # seconds to wait after SIGTERM for the job's end; longer than the grace time of most partitions
@@ -57,13 +58,12 @@ class Requeue(Checkpoint):  # Lightning puts those behind all other callbacks, w
             return  # gradients are being accumulated, and no checkpoint holds them
         self._step = trainer.global_step
         number = self._largest(signals.asked(), trainer.strategy.root_device)
-        if number and not self._validates_first(trainer, number, batch_idx):
+        if number and not self._validates_first(trainer, number):
             self._stop(trainer, signal.Signals(number))
 
-    def _validates_first(self, trainer: pl.Trainer, number: int, batch_idx: int) -> bool:
+    def _validates_first(self, trainer: pl.Trainer, number: int) -> bool:
         """Whether a validation comes now, which a resumed run would leave out, and there is time for it."""
-        due = trainer.enable_validation and (batch_idx + 1) % (trainer.val_check_batch or 1) == 0
-        self._postponed = due and number == signal.SIGUSR1 and not self._postponed
+        self._postponed = validates(trainer) and number == signal.SIGUSR1 and not self._postponed
         return self._postponed
 
     def _stop(self, trainer: pl.Trainer, number: signal.Signals) -> None:
