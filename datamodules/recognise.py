@@ -88,10 +88,13 @@ def recognise(path: str, fields: dict[str, str] | None = None) -> list[Found]:
         return [Found(Source(path, {role: columns[name] for role, name in names}), "pair")]
     if text := next((name for name in TEXTS if name in columns), None):
         return [Found(Source(path, {"text": columns[text]}), "blank_ok")]
+    if any(";" in column for column in columns):
+        remedy = "Separate them by commas: CSV is read with no other, and TSV with tabs."
+    else:
+        remedy = "Name them: --fields '{query: COLUMN, positive: COLUMN}' or '{text: COLUMN}'."
     raise ValueError(
-        f"--data must have columns whose meaning is known, such as question and answer, or text; {path} has "
-        f"{', '.join(columns.values()) or 'none'}. Name them: --fields '{{query: COLUMN, positive: COLUMN}}' or "
-        "'{text: COLUMN}'."
+        f"{path} must have columns whose meaning is known, such as question and answer, or text; it has "
+        f"{', '.join(columns.values()) or 'none'}. {remedy}"
     )
 
 

@@ -24,7 +24,7 @@ KNOWN = (
     "granite",
 )  # whose layers keep what Llama's do
 TIED = ("smollm3",)  # unless their config.json says otherwise
-REMEDY = "Pass --model FOLDER, a folder that holds the base model's config.json."
+REMEDY = "Name a folder that holds the base model's config.json."
 
 
 @dataclass(frozen=True)

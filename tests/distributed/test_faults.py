@@ -102,6 +102,23 @@ def test_a_checkpoint_may_take_longer_than_ranks_wait(strategy: str, place: Path
     assert newest(place / f"slow-{strategy}") == 2
 
 
+def write_in_vain() -> None:
+    from lightning_modules import checkpoints
+
+    def fail(folder: Path, step: int) -> None:
+        raise OSError(28, "No space left on device", str(folder))
+
+    checkpoints.write_manifest = fail
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_all_ranks(place: Path, tiny_llama: Path) -> None:
+    """Those who wait for it for an hour, too."""
+    ranks = runs.start_ranks(2, *command(place, tiny_llama, "full", "ddp", 2), cwd=place, before=write_in_vain)
+    (first, output), (second, _) = (rank.wait(60) for rank in ranks)
+    assert first == second == 1
+    assert "No space left on device" in output and not list((place / "full" / "checkpoints").glob("*.ckpt"))
+
+
 def test_a_stopped_rank_is_named(place: Path, tiny_llama: Path) -> None:
     strategy = {"class_path": "lightning_modules.strategies.DDP", "init_args": {"timeout": 12}}
     ranks = runs.start_ranks(2, *command(place, tiny_llama, "stopped", strategy, STEPS), cwd=place)

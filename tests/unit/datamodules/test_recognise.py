@@ -55,8 +55,14 @@ def test_named_columns_win(tmp_path: Path) -> None:
 
 
 def test_unknown_columns_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a.csv has Frage, Antwort. Name them: --fields"):
+    with pytest.raises(ValueError, match=r"a.csv must have columns .* it has Frage, Antwort. Name them: --fields"):
         recognise(columns(tmp_path, "Frage", "Antwort"))
+
+
+def test_columns_between_semicolons(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("question;answer\nWhy?;Because.\n")
+    with pytest.raises(ValueError, match=r"it has question;answer\. Separate them by commas"):
+        recognise(str(tmp_path / "a.csv"))
 
 
 def test_every_format(tmp_path: Path) -> None:

@@ -463,7 +463,7 @@ class TestCommand:
                 ["--nodes", "1024", "--gpus", "8"],
                 "each of the 8192 ranks; got 512 rows. Pass --global_batch 8192 or more",
             ),
-            (["--model", "nowhere/at-all"], "could not be read from the hub. Pass --model FOLDER"),
+            (["--model", "nowhere/at-all"], "could not be read from the hub. Name a folder"),
             (["--model", "./nowhere"], "nothing is at nowhere"),
             (["--utilisation", "40"], "--utilisation must be a share of at most 1; got 40"),
             (["--gpu_memory", "0"], "--gpu_memory must be positive; got 0"),
