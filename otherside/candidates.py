@@ -90,8 +90,8 @@ class Candidates:
 def documents(positives: Tensor, negatives: Tensor, marks: Marks | None = None) -> Candidates:
     """What queries are compared with: positives and hard negatives of all ranks, or of a query's own row.
 
-    Of them, with `marks`, none is a negative that says the same as the query or its positive, and no other positive of
-    the same query.
+    Of them, with `marks`, none is a negative that says the same as the query or its positive; nor, among those of all
+    ranks, as another positive of the same query, wherever it stands.
 
     Args:
         positives: (Q, D).
@@ -103,11 +103,11 @@ def documents(positives: Tensor, negatives: Tensor, marks: Marks | None = None) 
     if marks is None:
         return _of_all_ranks(mine, rows)
     queries, answers, hard = marks.keys.split([len(rows), len(rows), len(negatives)])
-    texts, asked = torch.cat([answers, hard]), torch.cat([queries, hard])
+    texts = torch.cat([answers, hard])
     if marks.in_batch:
-        return _of_all_ranks(mine, rows, (queries, answers), (texts, asked))
+        return _of_all_ranks(mine, rows, queries, (texts, torch.cat([queries, hard])))
     strange = rows[:, None] != torch.cat([rows, marks.owners])
-    return Candidates(mine, rows).known(strange | _same((queries, answers), (texts, asked)))
+    return Candidates(mine, rows).known(strange | (texts == queries[:, None]) | (texts == answers[:, None]))
 
 
 def queries_of_all(queries: Tensor, marks: Marks | None = None) -> Candidates:
@@ -116,24 +116,26 @@ def queries_of_all(queries: Tensor, marks: Marks | None = None) -> Candidates:
     if marks is None:
         return _of_all_ranks(queries, rows)
     asked, answers = marks.keys[: len(rows)], marks.keys[len(rows) : 2 * len(rows)]
-    return _of_all_ranks(queries, rows, (answers, asked), (asked, answers))
+    return _of_all_ranks(queries, rows, answers, (asked, answers))
 
 
-def _of_all_ranks(mine: Tensor, rows: Tensor, row_keys: tuple = (), keys: tuple = ()) -> Candidates:
+def _of_all_ranks(mine: Tensor, rows: Tensor, own: Tensor | None = None, keys: tuple[Tensor, ...] = ()) -> Candidates:
     sizes = distributed.counts(len(mine), mine.device)
     everyone = Candidates(distributed.gather(mine, sizes), rows + sum(sizes[: distributed.rank()]))
-    if not keys:
+    if own is None:
         return everyone
     texts, partners = distributed.gather(torch.stack(keys, dim=1), sizes).unbind(1)
-    return everyone.known(_same(row_keys, (texts, partners)))
+    return everyone.known(_same(own, texts, partners))
 
 
-def _same(rows: tuple[Tensor, Tensor], candidates: tuple[Tensor, Tensor]) -> Tensor:
-    """(Q, C) bool: a candidate says what the row or its target says, or is the target of a row that says the same.
+def _same(own: Tensor, texts: Tensor, partners: Tensor) -> Tensor:
+    """(Q, C) bool: a candidate says what the row says, or what is the target of a row that says the same.
 
     Args:
-        rows: (Q,) keys of each row's text and of its target.
-        candidates: (C,) keys of each candidate, and of the text whose target it is (its own if there is none).
+        own: (Q,) keys of each row's text.
+        texts: (C,) keys of each candidate.
+        partners: (C,) keys of the text whose target each candidate is; its own if there is none.
     """
-    (own, target), (texts, partners) = (keys[:, None] for keys in rows), candidates
-    return (texts == own) | (texts == target) | (partners == own)
+    targets = (partners == own[:, None]).float()
+    first = torch.searchsorted(texts.sort().values, texts)  # one place for all that say the same
+    return (texts == own[:, None]) | (torch.zeros_like(targets).index_add_(1, first, targets)[:, first] > 0)

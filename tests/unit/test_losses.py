@@ -143,6 +143,9 @@ class TestOwnNegativesOnly:
         assert found.item() == pytest.approx(row_by_row(*batch(negatives=8), kept, 2).item(), rel=1e-5)
 
 
+TWICE = [(0, 2), (2, 0)]
+
+
 class TestDuplicates:
     def test_where_all_texts_differ_nothing_changes(self):
         assert torch.equal(InfoNCE()(*batch(), marks()), InfoNCE()(*batch()))
@@ -151,11 +154,17 @@ class TestDuplicates:
         ("texts", "pairs"),
         [
             ({"positives": "ABADEFGH"}, [(0, 2), (2, 0)]),  # one answer to two queries
-            ({"queries": "abadefgh"}, [(0, 2), (2, 0)]),  # one query with two answers
+            ({"queries": "abadefgh"}, TWICE),  # one query with two answers
             ({"queries": "aBcdefgh", "positives": "BXCDEFGH"}, [(1, 0)]),  # an answer that is another row's query
             ({"negatives": ("1", "23", "", "A", "5", "6", "78", "9")}, [(0, 11)]),  # a negative of d answers a
             ({"negatives": ("1", "23", "", "a", "5", "6", "78", "9")}, [(0, 11)]),  # and is a
             ({"negatives": ("A", "23", "", "4", "5", "6", "78", "9")}, [(0, 8)]),  # its own negative is the answer
+            # one query with two answers, one of which is a negative of d, or answers e as well
+            (
+                {"queries": "abadefgh", "negatives": ("1", "23", "", "C", "5", "6", "78", "9")},
+                [*TWICE, (0, 11), (2, 11)],
+            ),
+            ({"queries": "abadefgh", "positives": "ABCDCFGH"}, [*TWICE, (0, 4), (2, 4), (4, 2)]),
         ],
     )
     def test_the_same_text_is_no_negative(self, texts, pairs):
