@@ -47,5 +47,7 @@ class Patient(ParallelStrategy):
     def writing(self) -> Iterator[None]:
         """Rank 0 writes, and reads what it wrote, which may take longer than a step may; all come at once."""
         self.barrier()
+        distributed.wait_at_most(self.START)
         yield
-        distributed.meet(LOADING)
+        self.barrier()  # unlike a meeting at the store, hears at once of a rank that died
+        distributed.wait_at_most(self.timeout)

@@ -124,7 +124,7 @@ def _of_all_ranks(mine: Tensor, rows: Tensor, own: Tensor | None = None, keys: t
     everyone = Candidates(distributed.gather(mine, sizes), rows + sum(sizes[: distributed.rank()]))
     if own is None:
         return everyone
-    texts, partners = distributed.gather(torch.stack(keys, dim=1), sizes).unbind(1)
+    texts, partners = distributed.gather(torch.stack(keys, dim=1), sizes).T.contiguous()
     return everyone.known(_same(own, texts, partners))
 
 

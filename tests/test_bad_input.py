@@ -664,7 +664,8 @@ case("new: folder in use", new("pairs.jsonl", folder="."), "RECIPE must be a new
 case(
     "new: unknown columns",
     new("unknown.csv"),
-    "unknown.csv has Frage, Antwort",
+    "unknown.csv must have columns",
+    "it has Frage, Antwort",
     "--fields '{query: COLUMN, positive: COLUMN}'",
 )
 case("new: no such column", new("unknown.csv", "--fields", "{text: Satz}"), "field 'Satz' is missing", "'Antwort'")
