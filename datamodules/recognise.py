@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from datamodules.rows import BadRow, Record
 from datamodules.sources import ROLES, Kind, Source, read_records
@@ -36,8 +36,10 @@ PAIRS = (
     ("title", "text"),
 )
 NEGATIVES = ("negatives", "negative", "neg", "hard_negatives", "hard_negative")
+SCORES = ("scores", "neg_scores")
 TEXTS = ("text", "sentence", "content", "document", "passage", "body", "abstract", "description")
 # Beside these two texts are more or less alike, or not at all: such rows are no pairs of a query and its positive
+REMEDY = "Name them: --fields '{query: COLUMN, positive: COLUMN}' or '{text: COLUMN}'."
 GRADES = ("score", "label", "labels", "gold_label", "similarity", "similarity_score", "relatedness", "relevance")
 
 
@@ -85,17 +87,32 @@ def recognise(path: str, fields: dict[str, str] | None = None) -> list[Found]:
     if pair:
         negatives = next((name for name in NEGATIVES if name in columns), None)
         names = [*zip(("query", "positive"), pair, strict=True), *([("negatives", negatives)] if negatives else [])]
-        return [Found(Source(path, {role: columns[name] for role, name in names}), "pair")]
+        scored = next((name for name in SCORES if negatives and name in columns), None)
+        note = f"{columns[scored]} are read in a YAML with loss.teacher only" if scored else ""
+        return [Found(Source(path, {role: columns[name] for role, name in names}), "pair", note)]
     if text := next((name for name in TEXTS if name in columns), None):
         return [Found(Source(path, {"text": columns[text]}), "blank_ok")]
     if any(";" in column for column in columns):
         remedy = "Separate them by commas: CSV is read with no other, and TSV with tabs."
     else:
-        remedy = "Name them: --fields '{query: COLUMN, positive: COLUMN}' or '{text: COLUMN}'."
+        remedy = REMEDY
     raise ValueError(
         f"{path} must have columns whose meaning is known, such as question and answer, or text; it has "
         f"{', '.join(columns.values()) or 'none'}. {remedy}"
     )
+
+
+def pairs_of(path: str, fields: dict[str, str] | None = None) -> Source:
+    """As `recognise`, of what must hold pairs.
+
+    Raises:
+        ValueError: it holds something else.
+        BadFile: it cannot be read.
+    """
+    found = recognise(path, fields and {"query": "query", "positive": "positive", **fields})[0]
+    if found.kind != "pair":
+        raise ValueError(f"{path} must hold pairs; got {found}. {found.note or REMEDY}")
+    return replace(found.source, fields={role: name for role, name in found.source.fields.items() if role != name})
 
 
 def _named(path: str, fields: dict[str, str]) -> Found:

@@ -730,7 +730,8 @@ case(
 case(
     "mine: texts for pairs",
     lambda bad: ["mine", bad.llama, "sentences.txt", "--out", "a.jsonl"],
-    "sentences.txt, line 1: field 'query' is missing",
+    "sentences.txt must hold pairs; got texts (text = text)",
+    "--fields '{query: COLUMN, positive: COLUMN}'",
 )
 case(
     "mine: unknown format",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +22,7 @@ def mine(
     last_rank: int = 100,
     dtype: Literal["auto", "bfloat16", "float32", "float16"] = "auto",
     device: str = "auto",
+    on_bad_row: Literal["raise", "skip"] = "raise",
 ) -> None:
     """Find hard negatives for pairs: documents near the query that are no positives of it.
 
@@ -33,7 +35,7 @@ def mine(
 
     Args:
         encoder: an encoder folder, a run's folder, one of LLM2Vec's, or a base model.
-        pairs: file, glob or hub dataset of rows with `query` and `positive`, as a source of `datamodules.Pairs`.
+        pairs: file, glob or hub dataset of rows with a query and a positive, under names that `lightning new` knows.
         out: file to write, .jsonl or .parquet. What was found is summed up beside it, in OUT.report.json.
         corpus: more documents: file, glob or hub dataset of rows with `text`; none adds nothing.
         fields: columns of query, positive and negatives where they have other names, such as '{query: question}'.
@@ -45,10 +47,11 @@ def mine(
         last_rank: the last that may be one. Lower: harder negatives only, and more rows without enough.
         dtype: of the weights. auto: bfloat16 where this machine multiplies in it fast, else float32.
         device: auto (a GPU if there is one, of several ranks each its own), cpu, cuda, cuda:1, …
+        on_bad_row: raise stops at the first malformed row; skip leaves such rows out and counts them.
     """
     from datamodules.mining.run import Asked, run_mine
-    from datamodules.sources import Source
+    from datamodules.recognise import pairs_of
 
-    source = Source(pairs, fields or {}, instruction, document_instruction)
+    source = replace(pairs_of(pairs, fields), instruction=instruction, document_instruction=document_instruction)
     asked = Asked(negatives, ceiling, first_rank, last_rank)
-    run_mine(encoder, source, out, asked, corpus=corpus, dtype=dtype, device=device)
+    run_mine(encoder, source, out, asked, corpus=corpus, dtype=dtype, device=device, on_bad_row=on_bad_row)

@@ -184,6 +184,7 @@ def run_mine(
     corpus: str | None = None,
     dtype: AnyDType = "auto",
     device: str = "auto",
+    on_bad_row: str = "raise",
 ) -> None:
     """Mine negatives and write them; what `datamodules.mining.mine` does, see there.
 
@@ -197,7 +198,7 @@ def run_mine(
     card = card_of(encoder)
     dtype = fast_dtype() if dtype == "auto" else dtype
     _meet_ranks()
-    documents = _open(source, corpus)
+    documents = _open(source, corpus, on_bad_row)
     settings = {
         "encoder": asdict(card),
         "pairs": documents.pairs.content,
@@ -219,6 +220,10 @@ def run_mine(
     if distributed.rank() == 0:
         _prepare(work, settings)
     distributed.meet(PATIENCE)
+    tables = [documents.pairs, *([documents.corpus] if documents.corpus else [])]
+    for table in tables:
+        if table.skipped:
+            _say(f"malformed rows of {table.source} left out: {table.skipped:,}; the first: {table.faults[0]}")
     _say(f"{len(documents.pairs):,} pairs, {len(documents):,} documents")
     mining = Mining(loaded, documents, asked, work)
     mining.run()
@@ -229,11 +234,12 @@ def run_mine(
     distributed.meet(PATIENCE)
 
 
-def _open(source: Source, corpus: str | None) -> Documents:
+def _open(source: Source, corpus: str | None, on_bad_row: str) -> Documents:
     """Pairs and corpus; one rank of a node builds the cache, and the others find it."""
 
     def documents() -> Documents:
-        return Documents(open_table(source, "pair"), open_table(Source(corpus), "blank_ok") if corpus else None)
+        texts = open_table(Source(corpus), "blank_ok", on_bad_row) if corpus else None
+        return Documents(open_table(source, "pair", on_bad_row), texts)
 
     found = documents() if os.environ.get("LOCAL_RANK", "0") == "0" else None
     distributed.meet(PATIENCE)

@@ -42,6 +42,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for source, uri in outside().items():
         files.append(File.generated(config, uri, content=(ROOT / source).read_text()))
     for uri, write in GENERATED.items():
+        if in_repository := files.get_file_from_path(uri):  # says where the page is
+            files.remove(in_repository)
         files.append(File.generated(config, uri, content=write()))
     return files
 

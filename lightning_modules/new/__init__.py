@@ -12,13 +12,16 @@ def new(
     data: list[str],
     fields: dict[str, str] | None = None,
     hours: float = 1.0,
+    nodes: int = 1,
+    gpus: int | None = None,
+    gpu_memory: float = 80,
     on_bad_row: Literal["raise", "skip"] = "raise",
 ) -> None:
-    """Write a recipe for your data and this machine: a folder with a YAML per stage, for `lightning recipe`.
+    """Write a recipe for your data, and this machine or GPUs elsewhere: a folder with a YAML per stage.
 
     Of texts it has the stages mntp and simcse, of pairs supervised too. Rows are copied into RECIPE/data, each once;
     some that share no text with others are held out and validated on. Batches, lengths, chunks, steps and what GPUs
-    share follow from the data, the base's shape and this machine, by the arithmetic of `lightning size`.
+    share follow from the data, the base's shape and the machine, by the arithmetic of `lightning size`.
 
     Args:
         recipe: folder to write; the stages' runs will be there too.
@@ -27,13 +30,17 @@ def new(
             anchor and positive, or text are known.
         fields: columns where they have other names, such as '{query: Frage, positive: Antwort}' or '{text: body}'.
         hours: that all stages together shall take at most, as estimated.
+        nodes: machines, like this one or with --gpus.
+        gpus: of each node, where the recipe is not for this machine; the time is that of H100s.
+        gpu_memory: of such a GPU, in GB.
         on_bad_row: raise stops at the first malformed row; skip leaves such rows out and counts them.
 
     Raises:
         FileExistsError: RECIPE is there.
         FileNotFoundError: the base is nowhere.
-        ValueError: data or options are wrong, or the base does not fit this machine.
+        ValueError: data or options are wrong, or the base does not fit the machine.
     """
+    from lightning_modules.new.machine import hardware
     from lightning_modules.new.run import run_new
 
-    run_new(recipe, base, data, fields, hours, on_bad_row)
+    run_new(recipe, base, data, fields, hours, hardware(nodes, gpus, gpu_memory), on_bad_row)

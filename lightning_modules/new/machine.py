@@ -1,9 +1,9 @@
-"""The machine that a recipe is written for: this one."""
+"""The machines that a recipe is written for: this one, or others."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -17,23 +17,51 @@ RESERVE = {"cuda": 4.0, "cpu": 2.0}  # GB; on CPUs for the process itself, and o
 
 
 @dataclass(frozen=True)
-class Here:
+class Hardware:
     """What stages have to fit.
 
     Args:
         name: for people.
-        gpus: their number; 0: the CPU.
+        gpus: of a node; 0: the CPU.
         dtype: that it multiplies in fast.
-        machine: its memory and speed.
+        machine: memory and speed of a device.
+        nodes: machines.
     """
 
     name: str
     gpus: int
     dtype: str
     machine: Machine
+    nodes: int = 1
+
+    @property
+    def ranks(self) -> int:
+        """Processes that train."""
+        return self.nodes * max(1, self.gpus)
 
 
-def here() -> Here:
+def hardware(nodes: int, gpus: int | None, gpu_memory: float) -> Hardware:
+    """What a user asks for; where gpus is None, machines like this one.
+
+    Raises:
+        ValueError: a number is none of machines or GPUs, or gpus is missing.
+    """
+    if gpus is None:
+        found = here()
+        if nodes > 1 and not found.gpus:
+            raise ValueError(
+                f"--gpus must say how many GPUs each node has, as this machine has none; got --nodes {nodes}"
+            )
+        return replace(found, nodes=nodes, name=f"{nodes} nodes of {found.name}") if nodes > 1 else found
+    for option, number in (("--nodes", nodes), ("--gpus", gpus)):
+        if number < 1:
+            raise ValueError(f"{option} must be at least 1; got {number}")
+    name = f"{gpus} GPU{'s' * (gpus > 1)} of {gpu_memory:.0f} GB, as fast as an H100"
+    name = f"{nodes} nodes of {name}" if nodes > 1 else name
+    return Hardware(name, gpus, "bfloat16", Machine(memory=gpu_memory), nodes)
+
+
+def here() -> Hardware:
     """Look at this machine; a second of measuring."""
     kind, dtype = "cuda" if torch.cuda.is_available() else "cpu", fast_dtype()
     flops = peak(torch.device(kind), getattr(torch, dtype))
@@ -45,4 +73,4 @@ def here() -> Here:
         memory, gpus = host.total() / 1e9, 0
         name = f"{len(os.sched_getaffinity(0))} CPU cores, {memory:.0f} GB"
     utilisation = GPU if gpus else CPU[dtype]
-    return Here(name, gpus, dtype, Machine(memory, RESERVE[kind], flops, utilisation))
+    return Hardware(name, gpus, dtype, Machine(memory, RESERVE[kind], flops, utilisation))

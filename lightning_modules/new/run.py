@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from lightning_modules.new.machine import Here, here
+from lightning_modules.new.machine import Hardware
 from lightning_modules.new.stages import Data, HeldOut, Planned, plan
-from lightning_modules.new.write import about, stage_yaml
+from lightning_modules.new.write import about, command, stage_yaml
 from lightning_modules.sizing.command import needed
 from lightning_modules.sizing.job import Stage
 from lightning_modules.sizing.shape import read_shape
@@ -23,7 +22,13 @@ LONGEST = {True: 512, False: 128}  # tokens of a text, on GPUs and on CPUs
 
 
 def run_new(
-    recipe: Path, base: str, data: list[str], fields: dict[str, str] | None, hours: float, on_bad_row: str
+    recipe: Path,
+    base: str,
+    data: list[str],
+    fields: dict[str, str] | None,
+    hours: float,
+    machine: Hardware,
+    on_bad_row: str,
 ) -> None:
     """What `lightning_modules.new.new` does, see there."""
     if recipe.exists():
@@ -41,17 +46,16 @@ def run_new(
     def fill(work: Path) -> None:
         (work / "data").mkdir()
         written = import_module("datamodules.heldout").write(found, work / "data", on_bad_row)
-        machine = here()
         measured = _measured(written, tokenizer, machine)
         stages = plan(shape, measured, machine, hours)
         _write(stages, work, recipe, base, measured, machine)
         _say(written, stages, recipe, machine)
 
     made_once(recipe, fill)
-    print(f"\nnext: lightning recipe {shlex.quote(str(recipe))}")
+    print(f"\nnext: {command(recipe, machine)}")
 
 
-def _measured(written: Any, tokenizer: Any, machine: Here) -> Data:
+def _measured(written: Any, tokenizer: Any, machine: Hardware) -> Data:
     """What the arithmetic needs of the data that were written."""
     rows: dict[Stage, int] = {"mntp": written.texts, "simcse": written.texts}
     rows |= {"supervised": written.pairs} if written.pairs else {}
@@ -62,7 +66,7 @@ def _measured(written: Any, tokenizer: Any, machine: Here) -> Data:
     return Data(rows, length, min(written.negatives, 4), held_out)
 
 
-def _write(stages: Sequence[Planned], work: Path, recipe: Path, base: str, data: Data, machine: Here) -> None:
+def _write(stages: Sequence[Planned], work: Path, recipe: Path, base: str, data: Data, machine: Hardware) -> None:
     """A YAML for each stage, which starts from the one before."""
     model = base
     for planned in stages:
@@ -71,10 +75,12 @@ def _write(stages: Sequence[Planned], work: Path, recipe: Path, base: str, data:
         model = str(recipe / stage / "encoder")
 
 
-def _say(written: Any, stages: Sequence[Planned], recipe: Path, machine: Here) -> None:
+def _say(written: Any, stages: Sequence[Planned], recipe: Path, machine: Hardware) -> None:
     counts = {"texts": written.texts, "pairs": written.pairs, "held out": written.held_out}
     counts |= {"left out as repeated": written.repeated, "left out as malformed": written.skipped.count}
     print(f"{recipe}/data: {', '.join(f'{count:,} {name}' for name, count in counts.items() if count)}")
+    if not written.held_out:
+        print("  no rows held out to validate on: they are too few, or share texts")
     for fault in written.skipped.first:
         print(f"  {fault}")
     print(f"for {machine.name}:")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any, Literal
 
-from lightning_modules.new.machine import Here
+from lightning_modules.new.machine import Hardware
 from lightning_modules.sizing.command import fitting, verdict
 from lightning_modules.sizing.job import STAGES, Job, Stage
 from lightning_modules.sizing.shape import Adapter, Shape
@@ -74,54 +74,58 @@ class Planned:
     trainer: str
 
 
-def plan(shape: Shape, data: Data, here: Here, hours: float) -> list[Planned]:
+def plan(shape: Shape, data: Data, hardware: Hardware, hours: float) -> list[Planned]:
     """The stages that the data allow.
 
     Args:
         shape: of the base.
         data: to train on.
-        here: the machine.
+        hardware: to train on.
         hours: of all stages together, as estimated; each gets the same share.
 
     Raises:
         ValueError: there are too few rows, or a stage does not fit the machine in any way.
     """
     seconds = hours * 3600 / len(data.rows)
-    return [_planned(stage, shape, data, here, seconds) for stage in data.rows]
+    return [_planned(stage, shape, data, hardware, seconds) for stage in data.rows]
 
 
-def _planned(stage: Stage, shape: Shape, data: Data, here: Here, seconds: float) -> Planned:
-    job = _job(stage, shape, data, here)
-    fits = fitting(job, here.machine)
+def _planned(stage: Stage, shape: Shape, data: Data, hardware: Hardware, seconds: float) -> Planned:
+    job = _job(stage, shape, data, hardware)
+    fits = fitting(job, hardware.machine)
     if fits is None:
-        raise ValueError(f"--base must fit {here.name}, as a {stage} stage; it {verdict(job, here.machine)}.")
+        raise ValueError(f"--base must fit {hardware.name}, as a {stage} stage; it {verdict(job, hardware.machine)}.")
     job = fits[1]
-    each = step_time(job, here.machine).total
+    each = step_time(job, hardware.machine).total
     epochs = ceil(data.rows[stage] * EPOCHS[stage] / job.global_batch)
     steps = max(FEWEST, min(epochs, MOST, int(seconds / each)))
     rate = RATES[stage][2 if shape.base >= LARGE else 1 if steps > SHORT else 0]
-    trainer = "cpu" if not here.gpus else "one-gpu" if here.gpus == 1 else job.strategy
+    trainer = "cpu" if not hardware.gpus else "one-gpu" if hardware.ranks == 1 else job.strategy
     return Planned(job, steps, each, rate, trainer)
 
 
-def _job(stage: Stage, shape: Shape, data: Data, here: Here) -> Job:
+def _job(stage: Stage, shape: Shape, data: Data, hardware: Hardware) -> Job:
     """As large as is usual; it need not fit."""
     rows = data.rows[stage]
-    ranks = max(1, here.gpus)
-    batch = min(ROWS[stage] if here.gpus else 32, 1 << (rows // 2).bit_length() - 1)  # a power of 2
+    ranks = hardware.ranks
+    usual = max(ROWS[stage], ranks) if hardware.gpus else 32
+    batch = min(usual, 1 << (rows // 2).bit_length() - 1)  # a power of 2
     if rows < 4 or batch < ranks:
-        raise ValueError(f"--data must have at least {max(4, 2 * ranks)} rows for a {stage} stage here; got {rows}")
+        raise ValueError(
+            f"--data must have at least {max(4, 2 * ranks)} rows for a {stage} stage on {hardware.name}; got {rows}"
+        )
     return Job(
         stage=stage,
         shape=shape,
         adapter=Adapter(),
         global_batch=batch,
         length=data.length,
-        gpus=ranks,
-        dtype=here.dtype,
+        nodes=hardware.nodes,
+        gpus=max(1, hardware.gpus),
+        dtype=hardware.dtype,
         attention_dropout=0.3 if stage == "simcse" else 0.0,
-        chunk_tokens=8192 if here.gpus else 2048,
-        recompute="auto" if here.gpus else False,
+        chunk_tokens=8192 if hardware.gpus else 2048,
+        recompute="auto" if hardware.gpus else False,
         negatives=data.negatives,
-        cuda=bool(here.gpus),
+        cuda=bool(hardware.gpus),
     )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lightning_modules.new.machine import Here
+from lightning_modules.new.machine import Hardware
 from lightning_modules.new.stages import NAMES, TRAINERS, HeldOut, Planned
 from lightning_modules.sizing.command import needed
 
@@ -23,7 +24,7 @@ PURPOSES = {
 BLOCKS = ("model", "data", "trainer", "init_args")  # one setting a line; others stand in one
 
 
-def stage_yaml(planned: Planned, recipe: Path, model: str, held_out: HeldOut, here: Here) -> str:
+def stage_yaml(planned: Planned, recipe: Path, model: str, held_out: HeldOut, hardware: Hardware) -> str:
     """The text of `recipe/STAGE.yaml`.
 
     Args:
@@ -31,17 +32,25 @@ def stage_yaml(planned: Planned, recipe: Path, model: str, held_out: HeldOut, he
         recipe: its folder, which is the runs' too.
         model: the base, or the encoder folder it starts from.
         held_out: the rows to validate on.
-        here: the machine.
+        hardware: to train on.
     """
     job = planned.job
     file = recipe / f"{job.stage}.yaml"
     head = [
         f"# Purpose:  {PURPOSES[job.stage]}",
-        f"# Hardware: {here.name}; {needed(job, here.machine):.1f} GB needed.",
+        f"# Hardware: {hardware.name}; {needed(job, hardware.machine):.1f} GB needed.",
         f"# Expected: {about(planned)}, as estimated.",
-        f"# Command:  lightning fit --config {file}",
+        f"# Command:  {command(file, hardware)}",
     ]
     return "\n".join([*head, *_lines(settings(planned, recipe, model, held_out))]) + "\n"
+
+
+def command(what: Path, hardware: Hardware) -> str:
+    """That trains a recipe, or a stage of it."""
+    if hardware.nodes > 1:
+        gpus = f"--ntasks-per-node={hardware.gpus} --gpus-per-node={hardware.gpus}"
+        return f"slurm/submit {shlex.quote(str(what))} --nodes={hardware.nodes} {gpus} --time=12:00:00"
+    return f"lightning {'fit --config' if what.suffix == '.yaml' else 'recipe'} {shlex.quote(str(what))}"
 
 
 def about(planned: Planned) -> str:
@@ -87,6 +96,7 @@ def settings(planned: Planned, recipe: Path, model: str, held_out: HeldOut) -> d
         "checkpoints": {"every_n_steps": every},
         "trainer": {
             **({} if inside else TRAINERS[planned.trainer]),
+            **({"num_nodes": job.nodes} if job.nodes > 1 else {}),
             "devices": job.gpus,
             "default_root_dir": str(recipe / job.stage),
             "max_steps": steps,

@@ -18,7 +18,7 @@ from ranks import run_ranks
 from transformers import PreTrainedTokenizerBase
 
 from datamodules import Pairs, Source
-from datamodules.mining import run
+from datamodules.mining import mine, run
 from datamodules.mining.quality import Quality, told
 from datamodules.mining.run import Asked, run_mine
 from otherside.encoder import Encoder
@@ -156,6 +156,24 @@ def test_killed_and_run_again_it_makes_the_same_file(
 def test_ranks_make_the_same_file(count: int, pairs: Path, mined: Callable[..., Path]) -> None:
     run_ranks(count, lambda: mined("ranks.jsonl") and None)
     assert (pairs.parent / "ranks.jsonl").read_bytes() == mined("one.jsonl").read_bytes()
+
+
+def test_columns_are_known_and_malformed_rows_left_out(
+    tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = tmp_path / "faq.csv", tmp_path / "out.jsonl"
+    file.write_text("question,answer\nWhen?,At eight.\nWhere?,\nWhy?,To sleep.\nWho?,The guard.\n")
+    mine(str(tiny_llama), str(file), out=out, negatives=1, dtype="float32", device="cpu", on_bad_row="skip")
+    said = capsys.readouterr().err
+    assert f"malformed rows of {file} left out: 1; the first: {file}, line 3: field 'answer' must hold a text" in said
+    assert [row["query"] for row in lines(out)] == ["When?", "Why?", "Who?"]
+
+
+def test_names_that_are_given_are_ours_or_theirs(tiny_llama: Path, tmp_path: Path) -> None:
+    file, out = tmp_path / "a.csv", tmp_path / "out.jsonl"
+    file.write_text("Frage,positive\nWann?,Um acht.\nWo?,Hier.\n")
+    mine(str(tiny_llama), str(file), out=out, fields={"query": "Frage"}, negatives=1, dtype="float32", device="cpu")
+    assert [row["query"] for row in lines(out)] == ["Wann?", "Wo?"]
 
 
 def test_a_finished_file_is_left_alone(mined: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:

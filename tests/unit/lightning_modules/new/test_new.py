@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import yaml
 
 from lightning_modules import recipe
 from lightning_modules.includes import read_settings
-from lightning_modules.new.machine import Here, here
+from lightning_modules.new.machine import Hardware, hardware, here
 from lightning_modules.new.stages import TRAINERS, Data, plan
 from lightning_modules.new.write import PRESETS, settings, stage_yaml
 from lightning_modules.sizing.command import needed
@@ -22,11 +23,11 @@ from lightning_modules.sizing.speed import Machine
 
 SHAPES = Path(__file__).parents[4] / "benchmarks" / "shapes"
 DATA = Data({"mntp": 20_000, "simcse": 20_000, "supervised": 10_000}, 128, 1, "pairs")
-CPU = Here("2 CPU cores, 16 GB", 0, "float32", Machine(16, 2, 5e10, 0.5))
+CPU = Hardware("2 CPU cores, 16 GB", 0, "float32", Machine(16, 2, 5e10, 0.5))
 
 
-def gpus(count: int, memory: float = 80) -> Here:
-    return Here(f"{count} GPUs", count, "bfloat16", Machine(memory, 4))
+def gpus(count: int, memory: float = 80, nodes: int = 1) -> Hardware:
+    return Hardware(f"{count} GPUs", count, "bfloat16", Machine(memory, 4), nodes)
 
 
 def faq(folder: Path, rows: int = 240, header: tuple[str, str] = ("question", "answer")) -> str:
@@ -67,6 +68,34 @@ def test_several_files_and_names_of_columns(tmp_path: Path, tiny_llama: Path) ->
     assert "mine/data: 82 texts, 41 pairs" in output
 
 
+def test_a_cluster_elsewhere(tmp_path: Path, tiny_llama: Path) -> None:
+    faq(tmp_path)
+    options = ["--nodes", "2", "--gpus", "4", "--gpu_memory", "40"]
+    output = runs.run("new", "runs/a.b", "--base", tiny_llama, "--data", "faq.csv", *options, cwd=tmp_path)
+    assert "for 2 nodes of 4 GPUs of 40 GB" in output
+    submit = "--nodes=2 --ntasks-per-node=4 --gpus-per-node=4"
+    assert output.splitlines()[-1].startswith(f"next: slurm/submit runs/a.b {submit}")
+    yaml = (tmp_path / "runs/a.b/mntp.yaml").read_text()
+    assert f"# Command:  slurm/submit runs/a.b/mntp.yaml {submit}" in yaml
+    assert "  num_nodes: 2\n  devices: 4\n" in yaml
+    assert "2 x 4 = 8 GPUs, ddp" in runs.run("size", "runs/a.b/supervised.yaml", cwd=tmp_path)
+
+
+def test_hardware_must_be_some() -> None:
+    with pytest.raises(ValueError, match="--gpus must say how many GPUs each node has, as this machine has none"):
+        hardware(2, None, 80)
+    with pytest.raises(ValueError, match="--nodes must be at least 1; got 0"):
+        hardware(0, 1, 80)
+
+
+def test_what_is_not_taken_is_said(tmp_path: Path, tiny_llama: Path) -> None:
+    rows = [{"query": f"q {i}", "positive": f"p {i}", "negatives": ["n"], "scores": [0.1]} for i in range(20)]
+    (tmp_path / "mined.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    output = runs.run("new", "mine", "--base", tiny_llama, "--data", "mined.jsonl", cwd=tmp_path)
+    assert "note: scores are read in a YAML with loss.teacher only" in output
+    assert "no rows held out to validate on" in output
+
+
 def test_a_failure_leaves_nothing(tmp_path: Path, tiny_llama: Path) -> None:
     (tmp_path / "faq.csv").write_text("question,answer\nWhen?,At eight.\nWhere?,\n")
     status, output = runs.start("new", "mine", "--base", tiny_llama, "--data", "faq.csv", cwd=tmp_path).wait()
@@ -74,9 +103,11 @@ def test_a_failure_leaves_nothing(tmp_path: Path, tiny_llama: Path) -> None:
     assert not (tmp_path / "mine").exists() and not list(tmp_path.glob(".mine*"))
 
 
-@pytest.mark.parametrize("machine", [CPU, gpus(1), gpus(8), gpus(1, 12)], ids=["cpu", "1", "8", "small"])
+@pytest.mark.parametrize(
+    "machine", [CPU, gpus(1), gpus(8), gpus(1, 12), gpus(8, nodes=2)], ids=["cpu", "1", "8", "small", "2 x 8"]
+)
 @pytest.mark.parametrize("held_out", ["pairs", None])
-def test_what_is_written_is_what_was_sized(machine: Here, held_out: str | None, tmp_path: Path) -> None:
+def test_what_is_written_is_what_was_sized(machine: Hardware, held_out: str | None, tmp_path: Path) -> None:
     """The YAML, read by `lightning size`, is the stage that was fitted; the type is the machine's."""
     data = replace(DATA, held_out=held_out)
     base = str(SHAPES / "sheared-llama-1.3b")
@@ -114,7 +145,9 @@ def test_steps_follow_data_and_time() -> None:
     slow = replace(CPU, machine=replace(CPU.machine, flops=1e6))
     assert plan(shape, DATA, slow, 1)[0].steps == 10
     assert plan(shape, replace(DATA, rows={"supervised": 9}), CPU, 1)[0].job.global_batch == 4
-    with pytest.raises(ValueError, match="--data must have at least 4 rows for a mntp stage here; got 3"):
+    with pytest.raises(
+        ValueError, match="--data must have at least 4 rows for a mntp stage on 2 CPU cores, 16 GB; got 3"
+    ):
         plan(shape, replace(DATA, rows={"mntp": 3}), CPU, 1)
 
 
