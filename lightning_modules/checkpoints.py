@@ -14,6 +14,7 @@ import json
 import logging
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ class FolderCheckpointIO(CheckpointIO):
         if not path.is_dir():
             raise FileNotFoundError(f"ckpt_path must be a checkpoint folder of this project; nothing is at {path}")
         check(path)
-        state = torch.load(path / STATE, map_location=map_location or "cpu", weights_only=True)
+        # mapped, as the weights are: the ranks of a node share what they read
+        state = torch.load(path / STATE, map_location=map_location or "cpu", weights_only=True, mmap=True)
         return {**state, "state_dict": load_file(path / WEIGHTS)}
 
     @override
@@ -105,25 +107,34 @@ def by_step(folder: Path) -> list[Path]:
 
 
 def newest(folder: Path) -> Path | None:
-    """The last good checkpoint in `folder`; torn ones are named in the log and passed over. None: there is none at all.
+    """The last good checkpoint in `folder`; torn ones behind it are named in the log. None: there is none at all.
 
     Raises:
         TornCheckpointError: there are some, and all are torn.
     """
-    good: list[tuple[int, Path]] = []
     torn: list[TornCheckpointError] = []
-    for path in sorted(folder.glob("*.ckpt")):
+    for path in sorted(folder.glob("*.ckpt"), key=lambda path: (_step(path), path.name), reverse=True):
         try:
-            good.append((check(path), path))
+            check(path)
         except TornCheckpointError as error:
             torn.append(error)
             log.warning("%s; it is passed over", error)
-    if torn and not good:
+        else:
+            return path
+    if torn:
         raise TornCheckpointError(
             f"a checkpoint in {folder} must be whole; all {len(torn)} are torn. {torn[0]}. Restore one, or remove the "
             "folder to start from step 0."
         )
-    return max(good)[1] if good else None
+    return None
+
+
+def _step(folder: Path) -> int:
+    """What its manifest says, in whatever state the rest is. A high number if it says nothing, which shall be told."""
+    try:
+        return int(json.loads((folder / MANIFEST).read_text())["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return sys.maxsize
 
 
 def going_on(asked: Path, folder: Path) -> Path:

@@ -11,6 +11,7 @@ IMPATIENCE = 2.0  # seconds; launchers and schedulers signal parent and child, s
 
 _first: dict[int, float] = {}  # signal -> when it came first
 _training = False
+_agreed = 0
 
 
 class Interrupted(SystemExit):
@@ -22,6 +23,7 @@ def install(training: bool = False) -> None:
     block (`env --block-signal`) arrives now.
     """
     _first.clear()
+    agree(0)
     note_interrupt(False)
     signal.signal(signal.SIGINT, _handle)
     if training:
@@ -44,6 +46,17 @@ def is_first() -> bool:
 def asked() -> int:
     """The signal that came to this process; SIGTERM, whose number is the highest one, if several did; 0 if none."""
     return max(_first, default=0)
+
+
+def agree(number: int) -> None:
+    """All ranks have heard of the same signal, in a work that it ended."""
+    global _agreed
+    _agreed = number
+
+
+def agreed() -> int:
+    """What all ranks have heard of; 0 if of none."""
+    return _agreed
 
 
 def _handle(number: int, frame: FrameType | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -107,12 +108,19 @@ def meet(seconds: float) -> None:
     store.wait([f"all{meeting}"], timedelta(seconds=seconds))
 
 
-def wait_at_most(timeout: timedelta) -> None:
-    """Collectives of every group that this rank is in, and its store, raise after so long from now on."""
+def wait_at_most(timeout: timedelta, groups: Iterable[Any] | None = None) -> None:
+    """Collectives of these groups raise after so long from now on.
+
+    Args:
+        timeout: of each.
+        groups: process groups that this rank is in; None: all, and its store.
+    """
     if world_size() == 1:
         return
-    dist.distributed_c10d._get_default_store().set_timeout(timeout)  # where NCCL's ranks look for a group's first use
-    for group in dist.distributed_c10d._world.pg_map:
+    if groups is None:
+        dist.distributed_c10d._get_default_store().set_timeout(timeout)  # where NCCL looks at a group's first use
+        groups = dist.distributed_c10d._world.pg_map
+    for group in groups:
         dist.distributed_c10d._set_pg_timeout(timeout, group)
 
 

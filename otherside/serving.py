@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from otherside import distributed
 from otherside.batching import Packed, Tokens
 from otherside.distributed import rank, world_size
 
@@ -45,6 +46,8 @@ class Serving:
         Raises:
             RuntimeError: it failed, on the other ranks; rank 0 raises its own error.
         """
+        if self._group is not None:  # strategies shorten what all groups wait
+            distributed.wait_at_most(PATIENCE, [self._group])
         if rank() > 0:
             return self._serve()
         try:

@@ -26,6 +26,18 @@ class Best(ModelCheckpoint):
             folder, "{step}", monitor=metric, mode=mode, save_on_train_epoch_end=False, enable_version_counter=False
         )
 
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Paths are absolute, and the run's folder may have been moved. Of another run, nothing is best so far."""
+
+        def here(path: str) -> str:
+            return str(Path(str(self.dirpath)) / Path(path).name) if path else path
+
+        if Path(here(state_dict["best_model_path"])).is_dir():
+            paths = {name: here(state_dict[name]) for name in state_dict if name.endswith("_path")}
+            models = {here(path): score for path, score in state_dict["best_k_models"].items()}
+            super().load_state_dict({**state_dict, **paths, "best_k_models": models, "dirpath": self.dirpath})
+
 
 class Monitors(pl.Callback):
     """Lets `EarlyStopping` and `ModelCheckpoint` look at an MTEB score right after each evaluation, and only then: left

@@ -153,7 +153,8 @@ class MTEB(pl.Callback):
         began = time.perf_counter()
         with undisturbed(pl_module):
             scores = self._serving.run(lambda: self._lead(trainer, pl_module, step))
-        if scores is None:
+        if isinstance(scores, int):
+            signals.agree(scores)
             return
         metrics = {f"{PREFIX}{name}": score for name, score in scores.tasks.items()}
         if scores.mean is not None:
@@ -168,8 +169,8 @@ class MTEB(pl.Callback):
             judge(trainer, metrics)
         leave_out(trainer, time.perf_counter() - began)
 
-    def _lead(self, trainer: pl.Trainer, module: EncoderModule, step: int) -> Scores | None:
-        """On rank 0; None if the run was asked to stop, as there is no time then."""
+    def _lead(self, trainer: pl.Trainer, module: EncoderModule, step: int) -> Scores | int:
+        """On rank 0; the signal if the run was asked to stop, as there is no time then."""
         budget, began = self.settings.seconds, time.monotonic()
 
         def in_time() -> None:
@@ -184,7 +185,7 @@ class MTEB(pl.Callback):
             return self._evaluation.run(lambda texts, say: self._serving.encode(texts, say, in_time), meta, budget)
         except StoppedError:
             print(f"mteb at step {step}: stopped; it begins anew when the run goes on", file=sys.stderr, flush=True)
-            return None
+            return signals.asked()
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -23,7 +23,9 @@ GRACE = 600.0  # seconds to wait after SIGTERM for the job's end; longer than th
 
 class Requeue(Checkpoint):  # Lightning puts those behind all other callbacks, which may have work at this step
     """At the end of an optimizer step the ranks agree whether one of them was asked to stop; then all save and leave.
-    Where there are several, at the end of the next step: what they agree on arrives while they train.
+    Where there are several, at the end of the next step: what they agree on arrives while they train. An evaluation
+    that a signal ended has told all ranks: they leave at its step, and make it anew when the run goes on. A validation
+    that is due comes first where there is time (SIGUSR1), as a run that goes on leaves it out.
 
     - SIGUSR1, which SLURM sends ahead of the time limit (`sbatch --signal=USR1@180`): rank 0 requeues the job.
     - SIGTERM, from preemption or `scancel`: SLURM itself decides what becomes of the job, and only requeues one that
@@ -34,7 +36,8 @@ class Requeue(Checkpoint):  # Lightning puts those behind all other callbacks, w
     """
 
     def __init__(self) -> None:
-        self._step, self._postponed, self._largest = 0, False, distributed.Largest()
+        self._step, self._largest = 0, distributed.Largest()
+        self._postponed: signal.Signals | None = None  # until a validation has ended
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -45,6 +48,8 @@ class Requeue(Checkpoint):  # Lightning puts those behind all other callbacks, w
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._step, self._largest = trainer.global_step, distributed.Largest()
         signals.note_interrupt(True)
+        if number := signals.agreed():  # nothing was trained since the checkpoint, if there is one
+            self._leave(trainer, signal.Signals(number), "")
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -57,14 +62,17 @@ class Requeue(Checkpoint):  # Lightning puts those behind all other callbacks, w
         if trainer.global_step == self._step:
             return  # gradients are being accumulated, and no checkpoint holds them
         self._step = trainer.global_step
-        number = self._largest(signals.asked(), trainer.strategy.root_device)
-        if number and not self._validates_first(trainer, number):
+        if not (number := signals.agreed() or self._largest(signals.asked(), trainer.strategy.root_device)):
+            return
+        if validates(trainer) and number == signal.SIGUSR1:
+            self._postponed = signal.Signals(number)
+        else:
             self._stop(trainer, signal.Signals(number))
 
-    def _validates_first(self, trainer: pl.Trainer, number: int) -> bool:
-        """Whether a validation comes now, which a resumed run would leave out, and there is time for it."""
-        self._postponed = validates(trainer) and number == signal.SIGUSR1 and not self._postponed
-        return self._postponed
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._postponed:
+            self._stop(trainer, self._postponed)
 
     def _stop(self, trainer: pl.Trainer, number: signal.Signals) -> None:
         path = Path(trainer.default_root_dir) / "checkpoints" / f"stopped-step={trainer.global_step}.ckpt"
@@ -72,7 +80,10 @@ class Requeue(Checkpoint):  # Lightning puts those behind all other callbacks, w
         if trainer.is_global_zero:
             for older in set(path.parent.glob("stopped-*.ckpt")) - {path}:
                 trainer.strategy.remove_checkpoint(older)
-        self._say(trainer, f"stopped by {number.name}; run the same command again to go on from {path}")
+        self._leave(trainer, number, f" from {path}")
+
+    def _leave(self, trainer: pl.Trainer, number: signal.Signals, where: str) -> None:
+        self._say(trainer, f"stopped by {number.name}; run the same command again to go on{where}")
         if (job := slurm_job()) and number != signal.SIGINT:
             if number == signal.SIGTERM:
                 self._await_end(trainer, job)

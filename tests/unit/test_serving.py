@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from datetime import timedelta
+
 import numpy as np
 import pytest
 import torch
 from ranks import RankError, run_ranks
 from torch import Tensor
 
-from otherside import serving
+from otherside import distributed, serving
 from otherside.batching import Packed, Tokens
 from otherside.distributed import rank
 from otherside.serving import Serving
@@ -83,6 +86,20 @@ def test_a_rank_that_dies_ends_all() -> None:
 
     with pytest.raises(RankError, match=r"rank \d failed"):
         run_ranks(2, on_rank, timeout=20)
+
+
+def test_the_others_wait_for_scores_longer_than_for_a_step() -> None:
+    def on_rank() -> bool:
+        service = Serving(prepare, forward)
+        distributed.wait_at_most(timedelta(seconds=1))  # as strategies do when all are ready
+
+        def lead() -> bool:
+            time.sleep(3)
+            return np.array_equal(service.encode(TEXTS), expected(TEXTS))
+
+        return service.run(lead)
+
+    assert all(run_ranks(2, on_rank))
 
 
 def test_a_check_may_end_the_work() -> None:

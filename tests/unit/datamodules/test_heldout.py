@@ -70,8 +70,9 @@ def test_few_rows_are_all_trained_on(tmp_path: Path) -> None:
 
 
 def test_rows_that_share_their_texts_are_not_held_out(tmp_path: Path) -> None:
-    one_answer = [{"question": f"question {i}", "answer": "See the manual."} for i in range(400)]
-    assert written(tmp_path, "a.jsonl", one_answer).held_out == 0
+    for rows_of_one in (400, 2):
+        lines = [{"question": f"question {i}", "answer": f"See page {i // rows_of_one}."} for i in range(400)]
+        assert written(tmp_path, "a.jsonl", lines).held_out == 0
 
 
 def test_texts_alone(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from datamodules import Pairs, Source, streaming
-from datamodules.labels import Examples
+from datamodules.labels import Examples, LabelledRows
 from datamodules.loading import OrderedBatches, PlannedBatches
 from datamodules.rows import BadRow
 from otherside.batching import Packed, PairBatch
@@ -87,6 +87,21 @@ def test_draws_follow_seed_epoch_and_row(
     assert drawn(0) == drawn(0) == drawn(0, size=5) and len(drawn(0)) == 20
     assert drawn(0) != drawn(1)  # the next epoch
     assert drawn(0) != drawn(0, seed=1)
+
+
+def test_each_row_has_a_draw_of_its_own(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, pairs_of: Callable[..., Pairs]
+) -> None:
+    """Forty rows that draw one of 19 or 20 others seldom agree; by one draw for all, they all would."""
+    source = write(tmp_path, "ab" * 20)
+    data = pairs_of(source, negatives=1, global_batch_size=40)
+    data.setup("fit")
+    planned = texts(tokenizer, PlannedBatches(data.plan, data.tables, data.make_batch(data.sources))[0])
+    rows = [json.loads(line) for line in Path(source.path).read_text().splitlines()]
+    streamed = [[row["query"], row["positive"], *row["negatives"]] for row in LabelledRows(1).of_window(rows, (0, 1))]
+    for drawn in (planned, streamed):
+        for others in zip(*drawn, strict=True):
+            assert len(set(others)) > 15
 
 
 @pytest.mark.parametrize("ordered", [False, True])

@@ -103,6 +103,11 @@ def test_a_revision_stands_for_all_that_decides_vectors(tiny_llama: Path, encode
     assert revision() == revision(Encoder.load(tiny_llama, max_length=64))
 
 
+def test_a_start_token_that_is_not_pooled_is_another_revision(tiny_llama_bos: Path) -> None:
+    pooled, read = (Encoder.load(tiny_llama_bos, pool_start=pool) for pool in (True, False))
+    assert model_meta(pooled).revision != model_meta(read).revision
+
+
 def test_a_kept_sink_is_another_revision(tiny_llama_sink: Path) -> None:
     kept, lost = (Encoder.load(tiny_llama_sink, max_length=64, keep_sink=keep) for keep in (True, False))
     assert model_meta(kept).revision != model_meta(lost).revision

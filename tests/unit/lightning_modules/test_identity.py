@@ -64,6 +64,13 @@ class TestValues:
         assert not identity.differences(before, {**before, name: None})
         assert identity.refused(identity.differences(before, {**before, name: value})) == {name: (None, value)}
 
+    def test_vectors_of_other_settings_are_others(self) -> None:
+        """As `predict` and `test` take a checkpoint of a run whose YAML was changed."""
+        model = {"pooling", "pool_start", "rescaled", "lora.r", "frozen_layers"}
+        backbone = {"backbone.attention", "backbone.start_token", "backbone.keep_sink"}
+        changed = {f"model.{name}": (1, 2) for name in (*model, *backbone)}
+        assert identity.of_vectors({**changed, "model.lora.dropout": (1, 2), "data.max_length": (1, 2)}) == changed
+
     def test_a_line_shows_the_first_differences_and_short_digests(self) -> None:
         changed = {f"s{i}": (f"mntp {'ab' * 32}", None) for i in range(7)}
         assert identity.told(changed).startswith("s0 mntp abababababab… -> none, s1")

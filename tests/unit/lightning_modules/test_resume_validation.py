@@ -75,6 +75,24 @@ def test_the_best_checkpoint(sixth: float, kill: int, place: Path, tiny_llama: P
     assert [path.name for path in (place / "cut" / "best").iterdir()] == ["step=4.ckpt"]
 
 
+def test_the_best_checkpoint_of_a_run_that_was_moved(place: Path, tiny_llama: Path) -> None:
+    values = {2: 1.0, 4: 0.5, 6: 0.8, 8: 3.0}
+    best = {"checkpoints.best": "val/loss"}
+    assert fit(place, tiny_llama, "cut", losing(values, 6), **best)[0] == 9
+    (place / "cut").rename(place / "moved")
+    status, output = fit(place, tiny_llama, "moved", losing(values), **best)
+    assert status == 0 and "encoder/ is that of step=4.ckpt: val/loss 0.5" in output
+    assert steps(place / "moved") == 4
+
+
+def test_what_was_best_in_another_run_is_none_of_this(place: Path, tiny_llama: Path) -> None:
+    best = {"checkpoints.best": "val/loss"}
+    assert fit(place, tiny_llama, "first", losing({2: 0.1, 4: 0.5, 6: 0.8, 8: 3.0}), **best)[0] == 0
+    start = {"ckpt_path": "first/checkpoints/step=6.ckpt"}
+    status, output = fit(place, tiny_llama, "second", losing({8: 0.7}), **best, **start)
+    assert status == 0 and "encoder/ is that of step=8.ckpt: val/loss 0.7" in output
+
+
 @pytest.mark.parametrize("kill", [4, 5])
 def test_an_early_stop(kill: int, place: Path, tiny_llama: Path) -> None:
     values = {2: 1.0, 4: 2.0, 6: 3.0, 8: 4.0}

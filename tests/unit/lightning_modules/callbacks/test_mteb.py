@@ -154,14 +154,30 @@ def test_tasks_that_do_not_fit_are_named_and_there_is_no_mean(place: Path, tiny_
     assert f"mteb at step 2:   left out, as mteb.time_budget is spent: {NAME}" in output and "mean" not in output
 
 
-@pytest.mark.parametrize("last", [2, 4])
-def test_an_evaluation_that_was_stopped_is_made_when_the_run_goes_on(last: int, place: Path, tiny_llama: Path) -> None:
+@pytest.mark.parametrize(("last", "ranks"), [(2, 1), (4, 1), (2, 2), (4, 2)])
+def test_an_evaluation_that_was_stopped_is_made_when_the_run_goes_on(
+    last: int, ranks: int, place: Path, tiny_llama: Path
+) -> None:
     asks = {"trainer.callbacks": [{"class_path": "pace.Ask", "init_args": {"batch": 1}}]}
-    config = stage(place, tiny_llama, "MNTP", f"asked{last}", last, **{"mteb.every_n_steps": 2, **asks})
-    status, output = runs.start("fit", "--config", config, cwd=place).wait(60)
-    assert status == 128 + signal.SIGUSR1 and "mteb at step 2: stopped" in output and list(said(output)) == [0]
-    output = runs.run("fit", "--config", config, "--trainer.callbacks", "[]", cwd=place)
+    name = f"asked-{last}-{ranks}"
+    config = stage(place, tiny_llama, "MNTP", name, last, **{"mteb.every_n_steps": 2, **asks})
+    fit = ("fit", "--config", config)
+    for status, output in [run.wait(60) for run in runs.start_ranks(ranks, *fit, cwd=place)][::-1]:
+        assert status == 128 + signal.SIGUSR1, output
+    assert "mteb at step 2: stopped" in output and list(said(output)) == [0]
+    assert f"{name}/checkpoints/stopped-step=2.ckpt" in output
+    output = runs.run_ranks(ranks, *fit, "--trainer.callbacks", "[]", cwd=place)
     assert list(said(output)) == list(range(2, last + 1, 2))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_evaluation_before_training_that_was_stopped_is_made_too(ranks: int, place: Path, tiny_llama: Path) -> None:
+    asks = {"trainer.callbacks": [{"class_path": "pace.Ask", "init_args": {"batch": None}}]}
+    fit = ("fit", "--config", stage(place, tiny_llama, "MNTP", f"early-{ranks}", 2, **asks))
+    for status, output in [run.wait(60) for run in runs.start_ranks(ranks, *fit, cwd=place)][::-1]:
+        assert status == 128 + signal.SIGUSR1, output
+    assert "stopped by SIGUSR1; run the same command again to go on\n" in output and "step 1/" not in output
+    assert list(said(runs.run_ranks(ranks, *fit, "--trainer.callbacks", "[]", cwd=place))) == [0, 2]
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10m", 600), ("1.5 h", 5400), ("7", 7)])

@@ -88,7 +88,7 @@ def test_only_the_newest_stop_stays(place: Path, tiny_llama: Path) -> None:
     assert len(list((place / "often" / "checkpoints").glob("stopped-*.ckpt"))) == 1
 
 
-@pytest.mark.parametrize(("number", "step"), [(signal.SIGUSR1, 2), (signal.SIGTERM, 1)])
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGUSR1, 1), (signal.SIGTERM, 1)])
 def test_a_validation_that_is_due_comes_first_if_there_is_time(
     number: signal.Signals, step: int, place: Path, tiny_llama: Path
 ) -> None:
