@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from typing_extensions import override
 from datamodules import streaming
 from datamodules.rows import BadRow
 from datamodules.sources import Table
+from otherside.candidates import key
 
 
 class Examples:
@@ -65,8 +66,12 @@ class LabelledTable(Table):
             BadRow: there is but one label, or a label has but one text.
         """
         labels = table.rows.data.column("label").combine_chunks().dictionary_encode()
-        examples = Examples(labels.indices.to_numpy().astype(np.int64))
-        names = labels.dictionary.to_pylist()
+        numbers, names = labels.indices.to_numpy().astype(np.int64), labels.dictionary.to_pylist()
+        rows = np.array([numbers, [key(text) for text in table.rows["text"]]]).T
+        first = np.sort(np.unique(rows, axis=0, return_index=True)[1])  # a text is no positive of itself
+        if len(first) < len(rows):
+            table, numbers = replace(table, rows=table.rows.select(first)), numbers[first]
+        examples = Examples(numbers)
         if len(names) < 2:
             raise BadRow(
                 f"{table.source}: labels: true must find texts of two labels or more, as negatives are of another; all "
@@ -116,6 +121,7 @@ class LabelledRows:
         Raises:
             BadRow: there is none in windows that are as large as one together.
         """
+        rows = list({(row["label"], row["text"]): row for row in rows}.values())  # a text is no positive of itself
         names, labels = np.unique([row["label"] for row in rows], return_inverse=True)
         examples = Examples(labels)
         usable = np.flatnonzero(examples.sizes[labels] > 1).tolist() if len(names) > 1 else []

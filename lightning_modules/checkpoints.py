@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import CheckpointIO
 from safetensors.torch import load_file, save_file
+from torch.utils._pytree import tree_map
 from typing_extensions import override
 
 from otherside.files import replace_folder
@@ -64,6 +65,7 @@ class FolderCheckpointIO(CheckpointIO):
         check(path)
         # mapped, as the weights are: the ranks of a node share what they read
         state = torch.load(path / STATE, map_location=map_location or "cpu", weights_only=True, mmap=True)
+        state = tree_map(_held, state)
         return {**state, "state_dict": load_file(path / WEIGHTS)}
 
     @override
@@ -73,7 +75,12 @@ class FolderCheckpointIO(CheckpointIO):
             trash = path.with_name(f".{path.name}.old")
             shutil.rmtree(trash, ignore_errors=True)
             path.rename(trash)  # never half a checkpoint under its own name
-            shutil.rmtree(trash)
+            shutil.rmtree(trash, ignore_errors=True)  # on NFS a file that is mapped stays until its reader has ended
+
+
+def _held(value: Any) -> Any:
+    """Numbers of a mapped file in memory: an optimizer takes them as they are, and would keep the file open."""
+    return value.clone() if isinstance(value, torch.Tensor) and value.ndim == 0 else value
 
 
 def write_manifest(folder: Path, step: int) -> None:

@@ -32,7 +32,8 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_modules.sizing.job import BUCKET
-from lightning_modules.waiting import TIMEOUT, Patient
+from lightning_modules.waiting import LOADING, TIMEOUT, Patient
+from otherside import distributed
 from otherside.sharding import whole_shape
 
 
@@ -104,7 +105,9 @@ class Sharded(Patient):
 
     @override
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        return self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)
+        found = self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)
+        distributed.meet(LOADING)  # each reads all of it, at its own pace
+        return found
 
     def on_first(self, values: dict[Any, Any]) -> dict[Any, Any]:
         """What was gathered, on rank 0, which writes it."""

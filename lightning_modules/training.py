@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import fcntl
 import logging
 import os
@@ -22,11 +23,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import (
     LSFEnvironment,
-    MPIEnvironment,
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from typing_extensions import override
 
 import lightning_modules.strategies  # noqa: F401  # their names in trainer.strategy
@@ -286,7 +286,7 @@ def classes() -> str:
 def is_launched() -> bool:
     """Whether something, or somebody, has said which of several nodes this is."""
     by_hand = any(name in os.environ for name in ("MASTER_ADDR", "NODE_RANK", "GROUP_RANK"))
-    environments = (SLURMEnvironment, TorchElasticEnvironment, LSFEnvironment, MPIEnvironment)
+    environments = (SLURMEnvironment, TorchElasticEnvironment, LSFEnvironment)
     return by_hand or any(environment.detect() for environment in environments)
 
 
@@ -336,8 +336,10 @@ def lock(root: Path) -> IO[str]:
 def _locked(file: IO[str]) -> bool:
     try:  # not flock, which the loader workers of a killed run would hold for seconds: they inherit it
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        rank_zero_warn(f"{file.name} cannot be locked ({error.strerror}): see that one process at a time trains there")
     return True
 
 

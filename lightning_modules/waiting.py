@@ -39,6 +39,14 @@ class Patient(ParallelStrategy):
         distributed.wait_at_most(self.timeout)
 
     @override
+    def teardown(self) -> None:
+        """Lightning moves all to the host here; what only training needs would be there once for each rank."""
+        self.optimizers = []
+        if self.lightning_module is not None:
+            self.lightning_module.zero_grad(set_to_none=True)
+        super().teardown()
+
+    @override
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         with self.writing():
             super().save_checkpoint(checkpoint, filepath, storage_options)

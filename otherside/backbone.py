@@ -126,6 +126,7 @@ class Backbone(nn.Module):
         self.kernel: Kernel = kernel
         self.sink = sink
         self._dtype = dtype
+        self.is_base = False  # inside `as_base`
         self.sink_state: Tensor | None
         self.register_buffer("sink_state", sink.state.to(lm.device) if sink else None, persistent=False)
         lm.get_input_embeddings().register_forward_hook(self._keep_sink)
@@ -340,12 +341,12 @@ class Backbone(nn.Module):
                 f"as_base needs the base's own weights; {', '.join(merged)} is merged into them. Open it by "
                 "Encoder.load(..., merge=False)."
             )
-        attention, self.attention = self.attention, "causal"
+        attention, self.attention, self.is_base = self.attention, "causal", True
         try:
             with self.without_adapters():
                 yield
         finally:
-            self.attention = attention
+            self.attention, self.is_base = attention, False
 
     @contextmanager
     def without_adapters(self) -> Iterator[None]:

@@ -68,6 +68,8 @@ class Encoder(Cosine, nn.Module):
         history: tuple[Training, ...] = (),
     ) -> None:
         super().__init__()
+        if max_length < 2:
+            raise ValueError(f"max_length must be at least 2 tokens; got {max_length}")
         check_length("max_length must be", max_length, backbone.lm.config, "Lower max_length.")
         self.backbone = backbone
         self.tokenizer = tokenizer
@@ -116,7 +118,8 @@ class Encoder(Cosine, nn.Module):
         config = BackboneConfig(str(model), dtype=dtype, kernel=kernel, **read)  # type: ignore[arg-type]
         backbone = Backbone.load(config, start=start_id(tokenizer), merge=merge)
         limit = positions(backbone.lm.config)
-        max_length = max_length or min(card.max_length, limit[0] if limit else card.max_length)
+        if max_length is None:
+            max_length = min(card.max_length, limit[0]) if limit else card.max_length
         pooling = pooling or card.pooling  # type: ignore[assignment]
         encoder = cls(backbone, tokenizer, pooling, max_length, pool_start, card.history)  # type: ignore[arg-type]
         encoder.to(device).eval()
@@ -147,7 +150,9 @@ class Encoder(Cosine, nn.Module):
     def forward(self, texts: Packed) -> Tensor:
         """(N, D) float32 vectors of packed texts, with gradients."""
         vectors_ND = pooling.pool(self.backbone(texts), texts, self.pooling, self.pool_start)
-        return vectors_ND if self.factors is None else vectors_ND * self.factors
+        if self.factors is None or self.backbone.is_base:  # the base never had them
+            return vectors_ND
+        return vectors_ND * self.factors
 
     @torch.no_grad()
     def encode(
@@ -183,6 +188,7 @@ class Encoder(Cosine, nn.Module):
             )
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise TypeError("encode takes a list of strings; for one text, pass [text]")
+        texts = list(texts)  # columns of pandas count by their labels
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}")
         vectors = torch.empty(len(texts), self.backbone.hidden_size, dtype=torch.float32)

@@ -61,7 +61,7 @@ def replace_folder(work: Path, folder: Path) -> None:
         trash = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
         folder.rename(trash / folder.name)
         work.rename(folder)
-        shutil.rmtree(trash)
+        shutil.rmtree(trash, ignore_errors=True)  # on NFS a file that somebody reads stays until then
     else:
         work.rename(folder)
     _to_disk(folder.parent)

@@ -5,11 +5,11 @@ Shapes: N texts, W words of one text, T tokens of a batch, L layers asked for, D
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import regex
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -37,7 +37,8 @@ def span_of(text: str, word: str) -> Span:
     Raises:
         ValueError: it does not stand there exactly once as a whole word.
     """
-    found = [match.span() for match in re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", text)]
+    # Of regex a word's letters include marks, as Hindi writes vowels
+    found = [match.span() for match in regex.finditer(rf"(?<!\w){regex.escape(word)}(?!\w)", text)]
     if len(found) != 1 or not word:
         raise ValueError(
             f"a word must stand in its text once, as a whole word; {word!r} stands in {text[:80]!r} {len(found)} "
@@ -116,10 +117,12 @@ def _means(states: list[Tensor], lengths: Tensor, tokens: list[list[list[int]]])
     """Per text (W, L, D): means of token vectors, as a product with a sparse (W, T) matrix."""
     firsts = (lengths.cumsum(0) - lengths).tolist()
     words = [[first + i for i in word] for first, text in zip(firsts, tokens, strict=True) for word in text]
-    places = torch.tensor([(row, token) for row, word in enumerate(words) for token in word]).T
+    places = torch.tensor([(row, token) for row, word in enumerate(words) for token in word], dtype=torch.long)
     shares = torch.tensor([1 / len(word) for word in words for _ in word])
     size = (len(words), int(lengths.sum()))
-    matrix_WT = torch.sparse_coo_tensor(places, shares, size, check_invariants=False).to(states[0].device)
+    matrix_WT = torch.sparse_coo_tensor(places.reshape(-1, 2).T, shares, size, check_invariants=False).to(
+        states[0].device
+    )
     vectors_WLD = torch.stack([torch.sparse.mm(matrix_WT, state_TD.float()) for state_TD in states], dim=1)
     return [part.numpy() for part in vectors_WLD.cpu().split([len(text) for text in tokens])]
 

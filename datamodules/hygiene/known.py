@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from array import array
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import regex
 from numpy.typing import NDArray
 
 from otherside.candidates import key
 
-NO_WORD = re.compile(r"[\W_]+")
+NO_WORD = regex.compile(r"[\W_]+")
 SHORTEST = 12  # letters and digits; shorter texts, such as "Thank you.", are anywhere
 
 

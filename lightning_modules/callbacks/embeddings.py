@@ -18,12 +18,14 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_modules.base import EncoderModule
+from otherside import distributed
 from otherside.batching import TextBatch
 from otherside.lineage import sha256
 from otherside.weights import card_of
 
 FILE, WORK, SETTINGS = "predictions.parquet", ".predictions", "settings.json"
 KEY = b"otherside.settings"  # of the file's own metadata
+DRIFT = 7 * 24 * 3600.0  # seconds: no collective keeps ranks in step while they predict
 ROWS = 8192  # about so many rows of all ranks are one part
 
 
@@ -124,6 +126,7 @@ class Embeddings(pl.Callback):
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._held:
             self._write_part(trainer.global_rank)
+        distributed.meet(DRIFT)
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             self._join(trainer.world_size, Path(trainer.default_root_dir) / FILE)

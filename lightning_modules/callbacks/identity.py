@@ -14,6 +14,7 @@ from lightning_modules import finished, identity
 from lightning_modules.base import EncoderModule
 from lightning_modules.checkpoints import IDENTITY
 from lightning_modules.identity import Values
+from otherside import distributed
 from otherside.tokenizer import start_name
 from otherside.weights import card_of
 
@@ -45,7 +46,8 @@ class Identity(pl.Callback):
             return
         self.now = identity.plain({**self.settings, **facts(pl_module), **training_facts(trainer, pl_module)})
         root = Path(trainer.default_root_dir)
-        if note := finished.ended(root, trainer.max_steps, trainer.max_epochs):
+        # One answer: where file systems are slow to show a note, ranks would wait for each other at different places
+        if note := distributed.from_first(finished.ended(root, trainer.max_steps, trainer.max_epochs)):
             self._end(trainer, root, note)
         start = f"resumes from {self.checkpoint}" if self.checkpoint else "no checkpoint yet"
         self._say(trainer, f"fit in {root}: {start}")

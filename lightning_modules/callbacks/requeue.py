@@ -43,6 +43,8 @@ class Requeue(Checkpoint):  # Lightning puts those behind all other callbacks, w
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # Lightning's own handler runs a collective inside the signal, on which ranks that are not in step hang
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        # Nor its question to all ranks, behind which the host waits for the device at every batch
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -65,7 +65,8 @@ class Watchdog(pl.Callback):
         watch.stop()
         if not isinstance(exception, Exception):
             return  # asked to stop
-        if isinstance(exception, dist.DistError) or any(said in str(exception) for said in BROKEN):
+        of_gloo = type(exception) is RuntimeError and any(said in str(exception) for said in BROKEN)
+        if isinstance(exception, dist.DistError) or (of_gloo and "in DataLoader worker" not in str(exception)):
             raise RankLostError(watch.who()) from exception
         watch.tell(exception)
 

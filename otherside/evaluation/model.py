@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -107,8 +107,9 @@ def model_meta(
     from mteb.models.model_meta import ScoringFunction
 
     backbone = encoder.backbone
-    lineage, lm = backbone.lineage, backbone.lm
-    is_trained = adapters.is_attached(lm) or backbone.trains_whole
+    lineage = replace(backbone.lineage, adapters=()) if backbone.is_base else backbone.lineage
+    lm = backbone.lm
+    is_trained = (adapters.is_attached(lm) or backbone.trains_whole) and not backbone.is_base
     stages = [made.name for made in lineage.adapters] + ([stage or "adapter"] if is_trained else [])
     if not stages:
         stages = ["uni" if backbone.attention == "causal" else "bi"]
@@ -122,7 +123,7 @@ def model_meta(
     }
     if is_quantized(lm):
         settings["quantized"] = True
-    if encoder.factors is not None:
+    if encoder.factors is not None and not backbone.is_base:
         settings["rescaled"] = _bytes(encoder.factors).hex()
     revision = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     base = Path(lineage.base)

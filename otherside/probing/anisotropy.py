@@ -52,7 +52,9 @@ def anisotropy(
     for i, vectors_WLD in layer_vectors(encoder, texts, spans, layers, progress=progress):
         unit_WLD = normalised(vectors_WLD)
         words[i], inside[i] = unit_WLD[0], mean_cosine(unit_WLD[1:])
-    cosines = {RANDOM: pairs(words), INSIDE: np.stack([found for found in inside if not np.isnan(found).any()])}
+    cosines = {RANDOM: pairs(words)}
+    if several := [found for found in inside if not np.isnan(found).any()]:  # texts of several words
+        cosines[INSIDE] = np.stack(several)
     return [
         Row("anisotropy", name, "", layer, "", "context", "cosine", bootstrap(found[:, place]))
         for place, layer in enumerate(layers)

@@ -112,7 +112,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         if "sentence" not in (columns := reader.fieldnames or []):
             raise ValueError(f"--data: the first line of {path} must name columns: {NEEDS}; got {', '.join(columns)!r}")
         for row in reader:
-            yield reader.line_num, {name: value for name, value in row.items() if value not in (None, "")}
+            yield reader.line_num, _filled(row)
         return
     for number, line in enumerate(file, start=1):
         if line.strip():
@@ -120,7 +120,12 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                 found = json.loads(line)
             except ValueError:
                 found = None
-            yield number, found if isinstance(found, dict) else {}
+            yield number, _filled(found) if isinstance(found, dict) else {}
+
+
+def _filled(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Without cells that hold nothing: blank ones of CSV, null and NaN of JSON."""
+    return {name: value for name, value in row.items() if value not in (None, "") and value == value}
 
 
 def _mention(row: Mapping[str, Any]) -> Mention:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from otherside.files import atomic
+from otherside.probing.anisotropy import INSIDE, RANDOM
 from otherside.probing.figures import write_figures
 from otherside.probing.results import OFF, ON, Result
 from otherside.probing.scores import Score
@@ -74,10 +75,10 @@ def _anisotropy(results: Sequence[Result]) -> Iterator[str]:
     body = []
     for result in results:
         rows = result.find(task="anisotropy", layer=result.settings["layers"])
-        body += [[result.name, *(shown(row.score) for row in rows)]] if rows else []
+        found = {row.input: shown(row.score) for row in rows}
+        body += [[result.name, *(found.get(name, "") for name in (RANDOM, INSIDE))]] if rows else []
     if body:
-        header = ["variant", "random words", "same sentence"]
-        yield "Anisotropy of the last layer: mean cosine\n\n" + markdown(header, body)
+        yield "Anisotropy of the last layer: mean cosine\n\n" + markdown(["variant", RANDOM, INSIDE], body)
 
 
 def _words(results: Sequence[Result]) -> Iterator[str]:

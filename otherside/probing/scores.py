@@ -55,17 +55,23 @@ def count(n: int, groups: np.ndarray | None = None, strata: np.ndarray | None = 
     Args:
         n: number of items.
         groups: (n,) items of one group depend on each other and are drawn together; None: each item is a group.
-        strata: (n,) from each stratum as many groups are drawn as it has; None: one stratum.
+        strata: (n,) as many groups are drawn as there are in each stratum, and of those in several strata, in each set
+            of these; None: one stratum.
         seed: of the draws.
     """
     groups, strata = _groups(n, groups), _strata(n, strata)
     rng = np.random.default_rng(seed)
-    times = np.empty((DRAWS, n), np.int32)
-    for stratum in np.unique(strata):
-        items = np.flatnonzero(strata == stratum)
-        names, owner = np.unique(groups[items], return_inverse=True)
-        times[:, items] = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=DRAWS)[:, owner]
-    return times
+    _, owner = np.unique(groups, return_inverse=True)
+    inside: dict[int, set[float]] = {}
+    for group, stratum in zip(owner.tolist(), strata.tolist(), strict=True):
+        inside.setdefault(group, set()).add(stratum)
+    alike: dict[tuple[float, ...], list[int]] = {}
+    for group in sorted(inside):
+        alike.setdefault(tuple(sorted(inside[group])), []).append(group)
+    times = np.empty((DRAWS, len(inside)), np.int32)
+    for _, members in sorted(alike.items()):
+        times[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=DRAWS)
+    return times[:, owner]
 
 
 def resample(times: np.ndarray, strata: np.ndarray | None = None, seed: int = 0) -> np.ndarray:

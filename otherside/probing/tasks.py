@@ -95,13 +95,17 @@ class Task:
         return self.targets.ndim == 2
 
     def split(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Item numbers of training and test set: as published, else a random fifth drawn by `seed` is the test set."""
+        """Item numbers of training and test set: as published, else a random fifth drawn by `seed` is the test set,
+        less the items of a class that would be in no other.
+        """
         from sklearn.model_selection import train_test_split
 
         numbers = np.arange(len(self.targets))
         if self.test is not None:
             return numbers[~self.test], numbers[self.test]
         train, test = train_test_split(numbers, test_size=TEST_SHARE, random_state=seed)
+        if not self.regression and (unknown := ~np.isin(self.targets[test], self.targets[train])).any():
+            train, test = np.concatenate([train, test[unknown]]), test[~unknown]
         return train, test
 
     def words(self, condition: Condition) -> list[list[Mention]]:

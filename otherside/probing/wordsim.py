@@ -6,12 +6,12 @@ Shapes: n pairs of a list, W words, L layers, D hidden size, B draws.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import regex
 from scipy.stats import rankdata
 from tqdm import tqdm
 
@@ -107,9 +107,9 @@ def mentions_of(lists: Sequence[WordList], contexts: Sequence[str] = ()) -> dict
     }
     if contexts:
         inside: dict[str, list[Mention]] = {word: [] for word in words}
-        spelled = {form: word for word in words for form in (word.capitalize(), word)}
+        spelled = {word.capitalize(): word for word in words} | {word: word for word in words}
         for text in contexts:
-            for match in re.finditer(r"[^\W\d_]+", text):
+            for match in regex.finditer(r"[^\W\d_]+", text):
                 places = inside.get(spelled.get(match[0], ""))
                 if places is not None and len(places) < OCCURRENCES and all(m.text != text for m in places):
                     places.append(Mention(text, *match.span()))

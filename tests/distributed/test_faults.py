@@ -102,6 +102,74 @@ def test_a_checkpoint_may_take_longer_than_ranks_wait(strategy: str, place: Path
     assert newest(place / f"slow-{strategy}") == 2
 
 
+def read_slowly() -> None:
+    from lightning_modules import checkpoints
+
+    check = checkpoints.check
+
+    def slowly(folder: Path) -> int:  # as a slower disk would take
+        time.sleep(12 if os.environ["RANK"] == "1" else 0)
+        return check(folder)
+
+    checkpoints.FolderCheckpointIO.load_checkpoint.__globals__["check"] = slowly
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["FSDP2", "ZeRO"])
+def test_a_checkpoint_may_take_longer_to_read_than_ranks_wait(strategy: str, place: Path, tiny_llama: Path) -> None:
+    impatient = {"class_path": f"lightning_modules.strategies.{strategy}", "init_args": {"timeout": 6}}
+    root = f"read-{strategy}"
+    runs.run_ranks(2, *command(place, tiny_llama, root, impatient, 1), cwd=place)
+    longer = command(place, tiny_llama, root, impatient, 2)
+    runs.wait_ranks(runs.start_ranks(2, *longer, cwd=place, before=read_slowly))
+    assert newest(place / root) == 2
+
+
+def embed_at_their_own_pace() -> None:
+    from lightning_modules.base import EncoderModule
+
+    predict = EncoderModule.predict_step
+
+    def slowly(self: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        time.sleep(5 * self.global_rank)
+        return predict(self, batch, batch_idx)
+
+    EncoderModule.predict_step = slowly  # type: ignore[method-assign]
+
+
+def test_ranks_of_a_prediction_may_drift_apart(place: Path, tiny_llama: Path) -> None:
+    settings = {"data.init_args.predict_sources": [{"path": str(place / "sentences.txt")}]}
+    _, _, config, *_ = command(place, tiny_llama, "drift", waiting("ddp", 6), 1, **settings)
+    ranks = runs.start_ranks(2, "predict", "--config", config, cwd=place, before=embed_at_their_own_pace)
+    runs.wait_ranks(ranks)
+    assert (place / "drift" / "predictions.parquet").is_file()
+
+
+def watch_what_lightning_does() -> None:
+    """For ranks: it asks all at each batch, on the device; and it moves to the host what nobody needs any more."""
+    from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+
+    from lightning_modules.callbacks import EncoderFolder
+
+    end = EncoderFolder.on_fit_end
+
+    def wait(self: Any) -> None:
+        os._exit(77)
+
+    def look(self: Any, trainer: Any, module: Any) -> None:
+        assert not trainer.strategy.optimizers and all(p.grad is None for p in module.parameters())
+        end(self, trainer, module)
+
+    _TrainingEpochLoop._broadcast_sigterm_tensor = wait  # type: ignore[method-assign]
+    EncoderFolder.on_fit_end = look  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero2", "fsdp2"])
+def test_ranks_do_without_what_lightning_does_for_all(strategy: str, place: Path, tiny_llama: Path) -> None:
+    fit = command(place, tiny_llama, f"spared-{strategy}", strategy, 2)
+    runs.wait_ranks(runs.start_ranks(2, *fit, cwd=place, before=watch_what_lightning_does))
+
+
 def write_in_vain() -> None:
     from lightning_modules import checkpoints
 

@@ -2,15 +2,17 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from conftest import SENTENCES
 from tiny import load, random_texts, train_a_little
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 
-from otherside.adapters import Lora
+from otherside.adapters import Lora, attach
 from otherside.attention import ATTENTION, packed_attention
 from otherside.backbone import Backbone, BackboneConfig, MaskError
 from otherside.encoder import Encoder
@@ -295,6 +297,35 @@ class TestLimit:
         encoder = Encoder.load(folder)
         assert encoder.max_length == 20
         assert encoder.encode(["word " * 100]).shape == (1, 64)
+
+
+def test_a_column_of_pandas_is_read_in_its_order(tiny_llama: Path) -> None:
+    encoder, texts = Encoder.load(tiny_llama), pandas.Series(["a", "b c", "d e f"]).iloc[[2, 0, 1]]
+    assert np.array_equal(encoder.encode(texts), encoder.encode(["d e f", "a", "b c"]))
+
+
+def test_a_length_has_room_for_text(tiny_llama: Path) -> None:
+    for length in (0, 1):
+        with pytest.raises(ValueError, match=f"max_length must be at least 2 tokens; got {length}"):
+            Encoder.load(tiny_llama, max_length=length)
+
+
+def test_inside_as_base_it_is_the_base(tiny_llama: Path) -> None:
+    """Its texts' vectors and what mteb files them under, too."""
+    encoder = Encoder.load(tiny_llama)
+    attach(encoder.backbone.lm, Lora(r=2))
+    for name, parameter in encoder.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    encoder.factors = torch.linspace(0.5, 2, 64)
+    base, texts = Encoder.load(tiny_llama, attention="causal"), ["a b c", "d e"]
+    trained = encoder.encode(texts)
+    with encoder.backbone.as_base():
+        assert np.array_equal(encoder.encode(texts), base.encode(texts))
+        named = encoder.mteb_model_meta
+        assert (named.name, named.revision) == (base.mteb_model_meta.name, base.mteb_model_meta.revision)
+    assert np.array_equal(encoder.encode(texts), trained)
+    assert encoder.mteb_model_meta.revision != base.mteb_model_meta.revision
 
 
 def test_texts_may_be_named(tiny_llama) -> None:

@@ -39,6 +39,9 @@ def test_a_word_must_stand_in_its_text_once(tiny_llama: Path) -> None:
 
 def test_whole_words_only() -> None:
     assert span_of("A bobcat and a cat.", "cat") == (15, 18)
+    assert span_of("आज हमें और हम", "हम") == (11, 13), "vowel signs belong to the word"
+    with pytest.raises(ValueError, match="0 times"):
+        span_of("cafe\u0301 noir", "cafe")
 
 
 @pytest.mark.parametrize("span", [(-2, 3), (5, 5), (4, 700)])
@@ -52,6 +55,8 @@ def test_nothing_asked_for(tiny_llama: Path) -> None:
     assert encoder.word_vectors([], []) == []
     assert [v.shape for v in encoder.word_vectors(TEXTS, [[], []])] == [(0, 64)] * 2
     assert [v.shape for v in encoder.word_vectors(TEXTS, [["bank"], []])] == [(1, 64), (0, 64)]
+    many = [f"{TEXTS[0]} {TEXTS[0]}"] * 200  # longer, so that chunks hold no word that is asked for
+    assert encoder.word_vectors([*many, TEXTS[0]], [*([[]] * 200), ["bank"]])[-1].shape == (1, 64)
     assert encoder.training, "left as it was"
     with pytest.raises(TypeError, match="a list of words for each text"):
         encoder.word_vectors(TEXTS[:1], ["bank"])

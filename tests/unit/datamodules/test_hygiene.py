@@ -124,6 +124,10 @@ def test_pairs_are_as_alike_as_what_is_less_alike() -> None:
     assert alike([text(), long], [long]) == 0
 
 
+def test_marks_are_part_of_words() -> None:
+    assert number("वह लड़का घर जाता है") != number("वह लड़की घर जाती है")
+
+
 def test_short_texts_are_anywhere() -> None:
     known = Known()
     known.add("a", [(False, "Thank you."), (True, "A man is playing the guitar."), (False, "a cat sits on a mat")])

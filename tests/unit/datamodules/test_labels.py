@@ -104,6 +104,24 @@ def test_each_row_has_a_draw_of_its_own(
             assert len(set(others)) > 15
 
 
+def test_a_text_is_no_positive_of_itself(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, pairs_of: Callable[..., Pairs]
+) -> None:
+    lines = [json.dumps({"text": text, "label": text[0]}) for text in ["a 1", "a 2", "b 1", "a 1", "b 2", "a 1"]]
+    source = Source(written(tmp_path / "twice.jsonl", lines), labels=True)
+    data = pairs_of(source, negatives=1)
+    data.setup("fit")
+    assert [row["text"] for row in data.tables[0].rows] == ["a 1", "a 2", "b 1", "b 2"]
+    planned = texts(tokenizer, PlannedBatches(data.plan, data.tables, data.make_batch(data.sources))[0])
+    rows = [json.loads(line) for line in lines]
+    streamed = [[row["query"], row["positive"]] for row in LabelledRows(1).of_window(rows, (0, 1))]
+    for query, positive, *_ in [*planned, *streamed]:
+        assert query != positive and query[0] == positive[0]
+    lonely = Source(written(tmp_path / "alone.jsonl", [*lines[:3], lines[2]]), labels=True)
+    with pytest.raises(BadRow, match="1 of 2 labels have one, such as 'b'"):
+        pairs_of(lonely).setup("fit")
+
+
 @pytest.mark.parametrize("ordered", [False, True])
 def test_ranks_together_see_the_same_pairs(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path, pairs_of: Callable[..., Pairs], ordered: bool

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import json
 import logging
 import os
@@ -21,7 +23,7 @@ def content(step: int) -> dict[str, Any]:
     return {
         "global_step": step,
         "state_dict": {"lora_A": torch.full((2, 3), float(step)), "lora_B": torch.arange(4.0).view(2, 2).T},
-        "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(2)}}}],
+        "optimizer_states": [{"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(2)}}}],
     }
 
 
@@ -40,6 +42,28 @@ def test_what_is_read_is_what_was_written(folder: Path) -> None:
     assert torch.equal(found["state_dict"]["lora_B"], torch.tensor([[0.0, 2.0], [1.0, 3.0]]))
     assert torch.equal(found["optimizer_states"][0]["state"][0]["exp_avg"], torch.ones(2))
     assert sorted(path.name for path in folder.iterdir()) == ["step=10.ckpt", "step=2.ckpt"]  # nothing left behind
+
+
+def test_no_number_keeps_its_file_open(folder: Path) -> None:
+    """Optimizers take steps as they are, for the whole run; on NFS the file could not be removed."""
+    state = IO.load_checkpoint(folder / "step=2.ckpt")["optimizer_states"][0]["state"][0]
+    maps = Path("/proc/self/maps")
+    assert "step=2.ckpt/state.pt" in maps.read_text()
+    step = state["step"]
+    del state
+    gc.collect()
+    assert step == 3 and "step=2.ckpt/state.pt" not in maps.read_text()
+
+
+def test_a_file_that_is_read_elsewhere_does_not_end_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on NFS, where it stays in its folder under another name."""
+
+    def stays(path: str, *args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    monkeypatch.setattr(os, "rmdir", stays)
+    IO.remove_checkpoint(folder / "step=2.ckpt")
+    assert [path.name for path in folder.glob("*.ckpt")] == ["step=10.ckpt"]
 
 
 def test_the_newest_is_that_of_the_highest_step(folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import re
 import shutil
@@ -178,3 +180,12 @@ def test_what_a_killed_run_leaves_behind_does_not_hold_its_folder(tmp_path: Path
         lock(tmp_path).close()
     finally:
         os.kill(worker, signal.SIGKILL)
+
+
+def test_a_file_system_without_locks_is_no_other_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lockf(*_: Any) -> None:  # as Lustre without -o flock
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "lockf", lockf)
+    with pytest.warns(UserWarning, match=r"\.lock cannot be locked \(Function not implemented\)"):
+        lock(tmp_path).close()

@@ -1,6 +1,7 @@
 """A probing task of one's own, from a table."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,22 @@ def test_what_it_refuses(rows: list[dict[str, Any]], message: str, tmp_path: Pat
         read_own(write(tmp_path / "t.tsv", rows))
 
 
+def test_bare_words_and_a_rare_class(tiny_llama: Path, tmp_path: Path) -> None:
+    """No text has two words; and wherever a split falls, what is tested was trained on."""
+    words = [f"{first}{second}" for first in "bdklmr" for second in ("at", "in", "op", "ug")]
+    rows = [{"sentence": word, "word": word, "label": "ab"[i % 2]} for i, word in enumerate(words)]
+    rows[3]["label"] = rows[8]["label"] = "rare"
+    task = read_own(write(tmp_path / "bare.jsonl", rows))
+    for seed in range(200):
+        train, test = task.split(seed)
+        assert set(task.targets[test]) <= set(task.targets[train]) and len(train) + len(test) == 24
+    data = str(tmp_path / "bare.jsonl")
+    found, _ = run_probe(
+        [str(tiny_llama)], tmp_path / "out", data=data, dtype="float32", device="cpu", protocol=Protocol(1)
+    )
+    assert [row.input for row in found.find(task="anisotropy")] == ["random words"]
+
+
 def test_a_papers_name_is_no_paper_task(tmp_path: Path) -> None:
     """`telicity.tsv` would be judged as the paper's telicity; the mark is what Excel begins a CSV with."""
     file = write(tmp_path / "telicity.csv", LABELLED)
@@ -113,6 +130,9 @@ def test_quotes_and_capitals(tmp_path: Path) -> None:
 def test_what_else_it_refuses(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must have a label in every row, or a rating in every row"):
         read_own(write(tmp_path / "t.jsonl", [*LABELLED, *RATED]))
+    for nothing in (None, math.nan):
+        with pytest.raises(ValueError, match=r"line 49, must have .*both or neither of label and rating"):
+            read_own(write(tmp_path / "t.jsonl", [*LABELLED, {**LABELLED[0], "label": nothing}]))
     (tmp_path / "t.jsonl").write_text("[1]\n")
     with pytest.raises(ValueError, match="line 1, must have"):
         read_own(tmp_path / "t.jsonl")

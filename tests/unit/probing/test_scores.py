@@ -38,6 +38,16 @@ def test_draws_are_as_large_as_the_test_set_and_hold_whole_groups() -> None:
     assert abs(np.bincount(draws.ravel(), minlength=len(groups)) / 1000 - 1).max() < 0.25, "each item about once a draw"
 
 
+def test_a_group_in_several_strata_is_drawn_whole() -> None:
+    """A word whose sentences are of both classes; those of one class are drawn from their like."""
+    groups, classes = np.array([0, 0, 1, 1, 2, 2, 3, 3, 3]), np.array([0, 1, 0, 0, 1, 1, 1, 0, 0])
+    times = count(9, groups, classes)
+    for group in range(4):
+        assert (times[:, groups == group] == times[:, groups == group][:, :1]).all()
+    assert (times[:, [0, 6]].sum(1) == 2).all() and len(np.unique(times[:, 0])) == 3
+    assert (times[:, [2, 4]] == 1).all()
+
+
 def test_a_draw_without_an_item_of_a_stratum_has_all_of_them() -> None:
     times = np.zeros((1000, 4), np.int32)
     times[:, :2] = 1

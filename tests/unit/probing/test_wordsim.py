@@ -35,6 +35,10 @@ def test_where_words_are_found() -> None:
     assert [text for text, _ in places["dog"]] == contexts[2:7]
     assert "sea" not in places
     assert [m[:3] for m in found[ALONE]["sea"] + found[SPACE]["sea"]] == [("sea", 0, 3), (" sea", 1, 4)]
+    both = mentions_of([WordList("L", (("may", "May"),), (1,))], ["He may go.", "In May."])
+    assert [both[CONTEXTS][word][0].text for word in ("may", "May")] == ["He may go.", "In May."]
+    hindi = mentions_of([WordList("L", (("हम", "किताब"),), (1,))], ["हमें किताब दो"])
+    assert list(hindi[CONTEXTS]) == ["किताब"]
     assert CONTEXTS not in mentions_of([WordList("L", (("rain", "cat"),), (1,))])
     assert mentions_of([]) == {}
 

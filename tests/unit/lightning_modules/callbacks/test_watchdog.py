@@ -13,7 +13,7 @@ import pytest
 import torch.distributed as dist
 from ranks import run_ranks
 
-from lightning_modules.callbacks.watchdog import Watch
+from lightning_modules.callbacks.watchdog import RankLostError, Watch, Watchdog
 
 TIMEOUT = 4.0  # three quarters of it are a standstill
 
@@ -45,3 +45,26 @@ def test_a_start_is_no_standstill() -> None:
 def test_a_standstill_is_said_once_and_for_how_long(comes: bool, who: str) -> None:
     [line] = watched(5, comes)
     assert re.fullmatch(rf"no rank has moved for [34] s: {who}", line)
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("[../gloo/tcp/pair.cc] Connection closed by peer"), True),
+        (dist.DistNetworkError("The client socket has timed out"), True),
+        (OSError("HTTPSConnectionPool(host='a.b', port=443): Read timed out."), False),
+        (RuntimeError("Caught OSError in DataLoader worker process 0. … Read timed out."), False),
+        (ValueError("line 8: field 'query' is missing"), False),
+    ],
+)
+def test_what_a_rank_fails_of_is_told(error: Exception, lost: bool) -> None:
+    """Not taken for another rank's death, whatever words it has."""
+    told: list[Exception] = []
+    watchdog = Watchdog()
+    watchdog._watch = SimpleNamespace(stop=lambda: None, tell=told.append, who=lambda: "rank 1 died")  # type: ignore[assignment]
+    try:
+        watchdog.on_exception(None, None, error)  # type: ignore[arg-type]
+    except RankLostError:
+        assert lost and not told
+    else:
+        assert not lost and told == [error]
