@@ -67,7 +67,8 @@ class LabelledTable(Table):
         """
         labels = table.rows.data.column("label").combine_chunks().dictionary_encode()
         numbers, names = labels.indices.to_numpy().astype(np.int64), labels.dictionary.to_pylist()
-        rows = np.array([numbers, [key(text) for text in table.rows["text"]]]).T
+        texts = (text for chunk in table.rows.data.column("text").chunks for text in chunk.to_pylist())
+        rows = np.array([numbers, [key(text) for text in texts]]).T
         first = np.sort(np.unique(rows, axis=0, return_index=True)[1])  # a text is no positive of itself
         if len(first) < len(rows):
             table, numbers = replace(table, rows=table.rows.select(first)), numbers[first]

@@ -39,8 +39,8 @@ NEGATIVES = ("negatives", "negative", "neg", "hard_negatives", "hard_negative")
 SCORES = ("scores", "neg_scores")
 TEXTS = ("text", "sentence", "content", "document", "passage", "body", "abstract", "description")
 # Beside these two texts are more or less alike, or not at all: such rows are no pairs of a query and its positive
-REMEDY = "Name them: --fields '{query: COLUMN, positive: COLUMN}' or '{text: COLUMN}'."
 GRADES = ("score", "label", "labels", "gold_label", "similarity", "similarity_score", "relatedness", "relevance")
+REMEDY = "Name them: --fields '{query: COLUMN, positive: COLUMN}' or '{text: COLUMN}'."
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ def new(
     hours: float = 1.0,
     nodes: int = 1,
     gpus: int | None = None,
-    gpu_memory: float = 80,
+    gpu_memory: float | None = None,
     on_bad_row: Literal["raise", "skip"] = "raise",
 ) -> None:
     """Write a recipe for your data, and this machine or GPUs elsewhere: a folder with a YAML per stage.
@@ -32,7 +32,7 @@ def new(
         hours: that all stages together shall take at most, as estimated.
         nodes: machines, like this one or with --gpus.
         gpus: of each node, where the recipe is not for this machine; the time is that of H100s.
-        gpu_memory: of such a GPU, in GB.
+        gpu_memory: of such a GPU, in GB; 80 if it is not given.
         on_bad_row: raise stops at the first malformed row; skip leaves such rows out and counts them.
 
     Raises:

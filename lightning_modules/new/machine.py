@@ -40,25 +40,28 @@ class Hardware:
         return self.nodes * max(1, self.gpus)
 
 
-def hardware(nodes: int, gpus: int | None, gpu_memory: float) -> Hardware:
+def hardware(nodes: int, gpus: int | None, gpu_memory: float | None) -> Hardware:
     """What a user asks for; where gpus is None, machines like this one.
 
     Raises:
         ValueError: a number is none of machines or GPUs, or gpus is missing.
     """
+    for option, number in (("--nodes", nodes), ("--gpus", gpus)):
+        if number is not None and number < 1:
+            raise ValueError(f"{option} must be at least 1; got {number}")
     if gpus is None:
+        if gpu_memory is not None:
+            raise ValueError(f"--gpu_memory must stand beside --gpus, whose memory it is; got {gpu_memory:g} alone")
         found = here()
         if nodes > 1 and not found.gpus:
             raise ValueError(
                 f"--gpus must say how many GPUs each node has, as this machine has none; got --nodes {nodes}"
             )
         return replace(found, nodes=nodes, name=f"{nodes} nodes of {found.name}") if nodes > 1 else found
-    for option, number in (("--nodes", nodes), ("--gpus", gpus)):
-        if number < 1:
-            raise ValueError(f"{option} must be at least 1; got {number}")
-    name = f"{gpus} GPU{'s' * (gpus > 1)} of {gpu_memory:.0f} GB, as fast as an H100"
+    machine = Machine() if gpu_memory is None else Machine(memory=gpu_memory)
+    name = f"{gpus} GPU{'s' * (gpus > 1)} of {machine.memory:.0f} GB, as fast as an H100"
     name = f"{nodes} nodes of {name}" if nodes > 1 else name
-    return Hardware(name, gpus, "bfloat16", Machine(memory=gpu_memory), nodes)
+    return Hardware(name, gpus, "bfloat16", machine, nodes)
 
 
 def here() -> Hardware:

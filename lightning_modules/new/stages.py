@@ -107,13 +107,11 @@ def _planned(stage: Stage, shape: Shape, data: Data, hardware: Hardware, seconds
 def _job(stage: Stage, shape: Shape, data: Data, hardware: Hardware) -> Job:
     """As large as is usual; it need not fit."""
     rows = data.rows[stage]
-    ranks = hardware.ranks
-    usual = max(ROWS[stage], ranks) if hardware.gpus else 32
-    batch = min(usual, 1 << (rows // 2).bit_length() - 1)  # a power of 2
-    if rows < 4 or batch < ranks:
-        raise ValueError(
-            f"--data must have at least {max(4, 2 * ranks)} rows for a {stage} stage on {hardware.name}; got {rows}"
-        )
+    fewest = 2 * max(2, hardware.ranks)
+    if rows < fewest:
+        raise ValueError(f"--data must have at least {fewest} rows for a {stage} stage on {hardware.name}; got {rows}")
+    usual = ROWS[stage] if hardware.gpus else 32
+    batch = max(min(usual, 1 << (rows // 2).bit_length() - 1), hardware.ranks)  # a power of 2, and a row for each
     return Job(
         stage=stage,
         shape=shape,

@@ -83,9 +83,14 @@ def test_a_cluster_elsewhere(tmp_path: Path, tiny_llama: Path) -> None:
 
 def test_hardware_must_be_some() -> None:
     with pytest.raises(ValueError, match="--gpus must say how many GPUs each node has, as this machine has none"):
-        hardware(2, None, 80)
-    with pytest.raises(ValueError, match="--nodes must be at least 1; got 0"):
-        hardware(0, 1, 80)
+        hardware(2, None, None)
+    for gpus in (None, 1):
+        with pytest.raises(ValueError, match="--nodes must be at least 1; got 0"):
+            hardware(0, gpus, None)
+    with pytest.raises(ValueError, match="--gpu_memory must stand beside --gpus, whose memory it is; got 40 alone"):
+        hardware(1, None, 40)
+    with pytest.raises(ValueError, match="--gpu_memory must be positive; got 0"):
+        hardware(1, 1, 0)
 
 
 def test_what_is_not_taken_is_said(tmp_path: Path, tiny_llama: Path) -> None:
@@ -149,6 +154,13 @@ def test_steps_follow_data_and_time() -> None:
         ValueError, match="--data must have at least 4 rows for a mntp stage on 2 CPU cores, 16 GB; got 3"
     ):
         plan(shape, replace(DATA, rows={"mntp": 3}), CPU, 1)
+
+
+def test_every_rank_has_a_row() -> None:
+    shape, many = read_shape(str(SHAPES / "tiny")), gpus(3, nodes=8)
+    assert plan(shape, replace(DATA, rows={"mntp": 48}), many, 1)[0].job.global_batch == 24
+    with pytest.raises(ValueError, match="--data must have at least 48 rows for a mntp stage on 3 GPUs; got 47"):
+        plan(shape, replace(DATA, rows={"mntp": 47}), many, 1)
 
 
 def test_large_bases_have_the_published_rates() -> None:
