@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any, get_type_hints
 
 from lightning_modules import signals
@@ -88,10 +89,7 @@ def _train(command: str, arguments: list[str]) -> None:
 
     sys.path.append(str(Path.cwd()))  # one's own stages and callbacks; the script knows only its own folder
     arguments = with_includes(arguments)  # says what is wrong with a YAML before the seconds that imports take
-    with saying(LIBRARIES):
-        from lightning_modules.training import TrainingCLI
-
-    TrainingCLI(command, arguments)
+    _imported("lightning_modules.training", command).TrainingCLI(command, arguments)
 
 
 def _recipe(command: str, arguments: list[str]) -> None:
@@ -106,8 +104,7 @@ def _call(command: str, arguments: list[str]) -> None:
 
     (address, positional) = FUNCTIONS[command]
     module, _, name = address.partition(":")
-    with saying(LIBRARIES):
-        function = getattr(import_module(module), name)
+    function = getattr(_imported(module, command), name)
     docs, hints = docstring_parser.parse(function.__doc__), get_type_hints(function)
     says = {param.arg_name: param.description for param in docs.params}
     parser = Exact(prog=f"lightning {command}", description=docs.description, exit_on_error=False)
@@ -117,6 +114,15 @@ def _call(command: str, arguments: list[str]) -> None:
         parser.add_argument(argument, nargs=count, type=str if count else hints[name], help=says[name], **needed)
     parser.add_function_arguments(function, skip={name.removeprefix("--") for name in positional}, as_group=False)
     function(**vars(parser.instantiate(parser.parse_args(list(_spelled_out(arguments, hints))))))
+
+
+def _imported(module: str, command: str) -> ModuleType:
+    with saying(LIBRARIES), signals.at_once(_stopped(command)):
+        return import_module(module)
+
+
+def _stopped(command: str) -> str:
+    return f"\nlightning {command} was stopped by Ctrl-C; the same command begins again"
 
 
 def _spelled_out(arguments: list[str], hints: dict[str, Any]) -> Iterator[str]:
@@ -140,7 +146,7 @@ def _plainly(command: str, run: Callable[[], None]) -> None:
         sys.stdout.flush()
     except signals.Interrupted:
         if signals.is_first():
-            print(f"\nlightning {command} was stopped by Ctrl-C; the same command begins again", file=sys.stderr)
+            print(_stopped(command), file=sys.stderr)
         raise
     except Exception as error:
         from lightning_modules.errors import message

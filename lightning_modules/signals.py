@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 IMPATIENCE = 2.0  # seconds; launchers and schedulers signal parent and child, so one wish may arrive twice
@@ -12,6 +14,7 @@ IMPATIENCE = 2.0  # seconds; launchers and schedulers signal parent and child, s
 _first: dict[int, float] = {}  # signal -> when it came first
 _training = False
 _agreed = 0
+_farewell = ""
 
 
 class Interrupted(SystemExit):
@@ -36,6 +39,19 @@ def note_interrupt(on: bool) -> None:
     """Whether Ctrl-C, too, is only noted: while there are steps, and somebody looks at their end."""
     global _training
     _training = on
+
+
+@contextmanager
+def at_once(farewell: str) -> Iterator[None]:
+    """Ctrl-C ends the process with this line, as imports have nothing to lose: an exception amid them aborts
+    in C++, or is swallowed by a weak reference's callback.
+    """
+    global _farewell
+    _farewell = farewell
+    try:
+        yield
+    finally:
+        _farewell = ""
 
 
 def is_first() -> bool:
@@ -69,6 +85,10 @@ def _handle(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
     elif first and number == signal.SIGINT:
+        if _farewell:
+            if is_first():
+                os.write(2, f"{_farewell}\n".encode())
+            os._exit(128 + number)
         if not _training:
             raise Interrupted(128 + number)
         if is_first():

@@ -40,6 +40,19 @@ def test_ctrl_c_ends_at_once_where_there_is_no_step() -> None:
     assert run(after="os.kill(me, 2); time.sleep(9)") == 130
 
 
+@pytest.mark.parametrize(("amid", "status"), [("signals.at_once('stopped')", 130), ("contextlib.nullcontext()", 0)])
+def test_ctrl_c_amid_imports_ends_at_once_whoever_calls(amid: str, status: int) -> None:
+    """A weak reference's callback swallows what is raised in it, and C++ aborts."""
+    swallowed = f"""
+import contextlib, weakref
+with {amid}:
+    held = {{1}}
+    reference = weakref.ref(held, lambda _: os.kill(me, 2))
+    del held
+"""
+    assert run(after=swallowed) == status
+
+
 def test_ctrl_c_while_training_is_noted_and_a_second_one_means_now() -> None:
     assert run(after="signals.note_interrupt(True); os.kill(me, 2); assert signals.asked() == 2") == 0
     assert run(after="signals.note_interrupt(True); os.kill(me, 2); time.sleep(2.1); os.kill(me, 2)") == -2
