@@ -34,7 +34,8 @@ from recipe_steps import SHAPES, STAGES, published
 from torch import Tensor
 from transformers import AutoConfig, LlamaForCausalLM
 
-from lightning_modules.callbacks.throughput import operations, peak
+from lightning_modules.callbacks.throughput import operations
+from lightning_modules.hardware import peak
 from lightning_modules.mntp import MaskedBatch
 from lightning_modules.sizing.shape import Shape
 from otherside import adapters, mntp, pooling

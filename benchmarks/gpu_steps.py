@@ -20,7 +20,8 @@ from transformers import AutoConfig, LlamaForCausalLM
 
 from lightning_modules.automatic import job_of
 from lightning_modules.base import EncoderModule
-from lightning_modules.callbacks.throughput import operations, peak
+from lightning_modules.callbacks.throughput import operations
+from lightning_modules.hardware import peak
 from lightning_modules.sizing.memory import memory
 from lightning_modules.sizing.shape import Shape
 from otherside.adapters import Lora

@@ -17,7 +17,8 @@ import torch
 
 from datamodules import Blocks, Pairs, Sentences, Source
 from lightning_modules import MNTP, Supervised
-from lightning_modules.callbacks.throughput import operations, peak
+from lightning_modules.callbacks.throughput import operations
+from lightning_modules.hardware import peak
 from lightning_modules.sizing.shape import Shape
 from otherside import backbone, dropout
 from otherside.adapters import Lora

@@ -9,10 +9,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
 from typing_extensions import override
 
 from lightning_modules.base import EncoderModule
+from lightning_modules.hardware import peak
 from lightning_modules.sizing.shape import Shape
 from lightning_modules.sizing.speed import too_few
 from otherside.sharding import whole_shape
@@ -125,25 +125,6 @@ def operations(
     layers = 4 * shape.matrices + 6 * adapter if whole is None else (2 + 4 * whole) * shape.matrices
     attention = 12 if whole is None else 4 + 8 * whole
     return tokens * (layers + 4 * predicted * shape.embeddings) + attention * squares * shape.queries * shape.layers
-
-
-def peak(device: torch.device, dtype: torch.dtype, tries: int = 5) -> float:
-    """Operations a second of a large matrix product, the fastest of `tries`; a second at most."""
-    size = 8192 if device.type == "cuda" else 512  # CPUs are at their best by then, or emulate what they lack
-    generator = torch.Generator(device).manual_seed(0)
-    a, b = (torch.rand(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
-    out = torch.empty_like(a)
-    return 2 * size**3 / min(_seconds(a, b, out) for _ in range(tries))
-
-
-def _seconds(a: Tensor, b: Tensor, out: Tensor) -> float:
-    if a.is_cuda:
-        torch.cuda.synchronize(a.device)
-    begun = time.perf_counter()
-    torch.mm(a, b, out=out)
-    if a.is_cuda:
-        torch.cuda.synchronize(a.device)
-    return time.perf_counter() - begun
 
 
 def _waited(trainer: pl.Trainer) -> float:

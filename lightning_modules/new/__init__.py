@@ -40,7 +40,7 @@ def new(
         FileNotFoundError: the base is nowhere.
         ValueError: data or options are wrong, or the base does not fit the machine.
     """
-    from lightning_modules.new.machine import hardware
+    from lightning_modules.hardware import hardware
     from lightning_modules.new.run import run_new
 
     run_new(recipe, base, data, fields, hours, hardware(nodes, gpus, gpu_memory), on_bad_row)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_modules.new.machine import Hardware
+from lightning_modules.hardware import Hardware
 from lightning_modules.new.stages import Data, HeldOut, Planned, plan
 from lightning_modules.new.write import about, command, stage_yaml
 from lightning_modules.sizing.command import needed

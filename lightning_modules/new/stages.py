@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any, Literal
 
-from lightning_modules.new.machine import Hardware
+from lightning_modules.hardware import Hardware
 from lightning_modules.sizing.command import fitting, verdict
 from lightning_modules.sizing.job import STAGES, Job, Stage
 from lightning_modules.sizing.shape import Adapter, Shape

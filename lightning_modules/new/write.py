@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from lightning_modules.new.machine import Hardware
+from lightning_modules.hardware import Hardware
 from lightning_modules.new.stages import NAMES, TRAINERS, HeldOut, Planned
 from lightning_modules.sizing.command import needed
 

@@ -26,10 +26,10 @@ def size(
     chunk_tokens: int | None = None,
     lora_r: int | None = None,
     activation_checkpointing: bool | None = None,
-    gpu_memory: float = 80,
+    gpu_memory: float | None = None,
     reserve: float | None = None,
-    flops: float = 989e12,
-    utilisation: float = 0.4,
+    flops: float | None = None,
+    utilisation: float | None = None,
     bandwidth: float = 50,
     node_bandwidth: float = 450,
     latency: float = 5e-6,
@@ -37,23 +37,24 @@ def size(
 ) -> None:
     """What a stage needs on N nodes: memory of each rank, communication and time of a step. No weights are loaded.
 
-    Options replace the YAML's settings. GB are 10^9 bytes.
+    Options replace the YAML's settings. GB are 10^9 bytes. Where `trainer.accelerator` is cpu and --gpus is not
+    given, memory and speed are this machine's, shared by the processes of a node.
 
     Args:
         config: a stage's YAML.
         model: the base model, or a folder with its config.json.
         nodes: machines.
-        gpus: devices of each.
+        gpus: GPUs of each.
         strategy: ddp, zero1, zero2, zero3 or fsdp2.
         global_batch: texts or pairs of a batch, all ranks together.
         length: tokens of a text; the longest allowed, if not said.
         chunk_tokens: tokens that go through the model at once.
         lora_r: rank of the adapter; where the YAML has none (`lora: null`), one in place of full fine-tuning.
         activation_checkpointing: whether each layer is computed again in backward.
-        gpu_memory: of a device, in GB.
-        reserve: of it, for CUDA, NCCL and fragmentation, in GB; 4 on GPUs, 0 on CPUs.
-        flops: of a device per second, dense, in the base's type.
-        utilisation: share of them that training reaches.
+        gpu_memory: of a device, in GB; 80 if it is not given.
+        reserve: of it, for CUDA, NCCL and fragmentation, in GB; 4 on GPUs, 2 on CPUs.
+        flops: of a device per second, dense, in the base's type; 989e12, an H100's, if they are not given.
+        utilisation: share of them that training reaches; 0.4 on GPUs.
         bandwidth: of a device to another node, in GB/s.
         node_bandwidth: of a device to another of its node, in GB/s.
         latency: of one hop of a collective's ring, in seconds.
@@ -67,10 +68,20 @@ def size(
         model, nodes, gpus, strategy, global_batch, length, chunk_tokens, lora_r, activation_checkpointing
     )
     job = read_job(config, options)
-    reserve = (4 if job.cuda else 0) if reserve is None else reserve
-    job = cheapest(job, (gpu_memory - reserve) * GB)
-    machine = Machine(gpu_memory, reserve, flops, utilisation, bandwidth, node_bandwidth, latency)
+    machine = Machine() if job.cuda else _cpus(job.gpus)
+    given = {"memory": gpu_memory, "reserve": reserve, "flops": flops, "utilisation": utilisation}
+    machine = replace(machine, **{name: value for name, value in given.items() if value is not None})
+    machine = replace(machine, bandwidth=bandwidth, node_bandwidth=node_bandwidth, latency=latency)
+    job = cheapest(job, (machine.memory - machine.reserve) * GB)
     print(json_.dumps(report(job, machine), indent=2) if json else "\n".join(table(job, machine)))
+
+
+def _cpus(processes: int) -> Machine:
+    """This machine, as one of so many processes on it has it."""
+    from lightning_modules.hardware import cpu  # imports torch, which no GPU needs to be sized
+
+    whole = cpu().machine
+    return replace(whole, memory=whole.memory / processes, flops=whole.flops / processes)
 
 
 def needed(job: Job, machine: Machine) -> float:
@@ -129,7 +140,7 @@ def table(job: Job, machine: Machine) -> list[str]:
         "",
         f"{'time of a step':<34}{'s':>10}",
         f"  {'computation':<32}{time.compute:>10.3f}   {operations(job) / 1e12:,.1f} TFLOP at "
-        f"{machine.utilisation:.0%} of {machine.flops / 1e12:,.1f} TFLOP/s",
+        f"{machine.utilisation:.0%} of {machine.flops / 1e12:,.{1 if job.cuda else 3}f} TFLOP/s",
         f"  {'step':<32}{time.total:>10.3f}   {job.tokens * job.ranks * job.accumulate / time.total:,.0f} tokens/s",
         "",
         *([f"note: {said}"] if (said := advice(job)) else []),
@@ -145,7 +156,7 @@ def advice(job: Job) -> str | None:
 
 def verdict(job: Job, machine: Machine) -> str:
     """One line: whether it fits, and if not, what to change first."""
-    total, room = needed(job, machine), f"{machine.memory:g} GB"
+    total, room = needed(job, machine), f"{machine.memory:.4g} GB"
     if total <= machine.memory:
         return f"fits in {room}: {total:.1f} GB needed"
     if found := fitting(job, machine):

@@ -216,8 +216,9 @@ def read_job(config: Path, options: Overrides = Overrides()) -> Job:
     blocks = str(data.get("class_path")).endswith(".Blocks")
     length = (rows.get("block_size", 512) or rows.get("max_length")) if blocks else rows.get("max_length")
     taken = {key: backbone[key] for key in ("dtype", "quantized", "kernel", "attention_dropout") if key in backbone}
-    if taken.get("dtype") == "auto":  # of the machine in question, not of this one
-        del taken["dtype"]
+    run = _trainer(trainer, options)
+    if taken.get("dtype", "auto") == "auto":  # of the machine in question, which is this one if there are no GPUs
+        taken["dtype"] = "bfloat16" if run["cuda"] else _of_this_machine()
     taken |= {key: init[key] for key in ("recompute",) if key in init}
     return Job(
         stage=stage,
@@ -236,8 +237,14 @@ def read_job(config: Path, options: Overrides = Overrides()) -> Job:
         even=blocks,
         moments=_moments(_mapping(init, "optimizer")),
         **taken,
-        **_trainer(trainer, options),
+        **run,
     )
+
+
+def _of_this_machine() -> str:
+    from otherside.backbone import fast_dtype  # imports torch
+
+    return fast_dtype()
 
 
 def _adapter(init: Mapping[str, Any], options: Overrides) -> Adapter:
@@ -265,7 +272,7 @@ def _trainer(trainer: Mapping[str, Any], options: Overrides) -> dict[str, Any]:
         "offload_base": bool(arguments.get("offload_parameters")),
         "bucket": arguments.get("reduce_bucket_size", BUCKET),
         "accumulate": trainer.get("accumulate_grad_batches") or 1,
-        "cuda": trainer.get("accelerator") != "cpu",
+        "cuda": trainer.get("accelerator") != "cpu" or options.gpus is not None,
     }
 
 

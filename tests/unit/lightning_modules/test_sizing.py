@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import runs
 import torch
@@ -37,7 +38,7 @@ from lightning_modules.sizing.speed import Machine, operations, step_time, traff
 from lightning_modules.strategies import ZeRO
 from otherside import attention, full
 from otherside.adapters import Lora, attach
-from otherside.backbone import Backbone, BackboneConfig
+from otherside.backbone import Backbone, BackboneConfig, fast_dtype
 from otherside.lineage import Lineage
 from otherside.losses import InfoNCE
 from otherside.mntp import Masking
@@ -390,12 +391,25 @@ class TestSettings:
         main(["size", str(file), "--model", str(SHAPES / "sheared-llama-1.3b"), "--gpus", "8"])
         assert "fit in 80 GB" in capsys.readouterr().out.replace("fits", "fit")
 
+    def test_a_recipe_for_cpus_is_sized_for_this_machine(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """Of which processes have a part each; --gpus is for others."""
+        told = []
+        for more in ([], ["--nodes", "2"], ["--gpus", "1"]):
+            main(["size", str(REPOSITORY / "configs" / "quickstart" / "mntp.yaml"), "--json", *more])
+            told.append(json.loads(capsys.readouterr().out))
+        here, nodes, gpu = told
+        machine, memory = here["machine"], psutil.virtual_memory().total / 1e9
+        assert machine["memory"] <= memory and machine["flops"] < 1e14 and here["job"]["dtype"] == fast_dtype()
+        assert nodes["machine"]["memory"] == machine["memory"]
+        assert gpu["machine"]["memory"] == 80 and gpu["job"]["cuda"] and gpu["job"]["dtype"] == "bfloat16"
+
     @pytest.mark.parametrize("file", STAGES, ids=lambda f: f"{f.parent.name}/{f.stem}")
     def test_every_recipe_fits_where_its_header_says(self, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
         shape = BASES.get(file.parent.name, file.parent.name)
         [header] = re.findall("^# Hardware: .*", file.read_text(), re.MULTILINE)
         gpus, memory_of_each = re.findall(r"(\d+) (?:GPUs|GB)", f"1 GPUs {header}")[-2:]
-        main(["size", str(file), "--model", str(SHAPES / shape), "--gpus", gpus, "--gpu_memory", memory_of_each])
+        devices = [] if "CPU cores" in header else ["--gpus", gpus]
+        main(["size", str(file), "--model", str(SHAPES / shape), *devices, "--gpu_memory", memory_of_each])
         assert capsys.readouterr().out.splitlines()[-1].startswith(f"fits in {memory_of_each} GB")
 
     def test_a_stage_not_trained_yet_has_its_recipes_base(self, tmp_path: Path, tiny_llama: Path) -> None:

@@ -12,8 +12,8 @@ import runs
 import yaml
 
 from lightning_modules import recipe
+from lightning_modules.hardware import Hardware, hardware, here
 from lightning_modules.includes import read_settings
-from lightning_modules.new.machine import Hardware, hardware, here
 from lightning_modules.new.stages import TRAINERS, Data, plan
 from lightning_modules.new.write import PRESETS, settings, stage_yaml
 from lightning_modules.sizing.command import needed

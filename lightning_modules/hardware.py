@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass, replace
 
 import torch
 
 from lightning_modules import host
-from lightning_modules.callbacks.throughput import peak
 from lightning_modules.sizing.speed import Machine
 from otherside.backbone import fast_dtype
 
@@ -66,14 +66,46 @@ def hardware(nodes: int, gpus: int | None, gpu_memory: float | None) -> Hardware
 
 def here() -> Hardware:
     """Look at this machine; a second of measuring."""
-    kind, dtype = "cuda" if torch.cuda.is_available() else "cpu", fast_dtype()
-    flops = peak(torch.device(kind), getattr(torch, dtype))
-    gpus = torch.cuda.device_count()
-    if kind == "cuda":
-        memory = min(torch.cuda.get_device_properties(i).total_memory for i in range(gpus)) / 1e9
-        name = f"{gpus} GPU{'s' * (gpus > 1)} ({torch.cuda.get_device_name(0)}) of {memory:.0f} GB"
-    else:
-        memory, gpus = host.total() / 1e9, 0
-        name = f"{len(os.sched_getaffinity(0))} CPU cores, {memory:.0f} GB"
-    utilisation = GPU if gpus else CPU[dtype]
-    return Hardware(name, gpus, dtype, Machine(memory, RESERVE[kind], flops, utilisation))
+    if not torch.cuda.is_available():
+        return cpu()
+    gpus, dtype = torch.cuda.device_count(), fast_dtype()
+    memory = min(torch.cuda.get_device_properties(i).total_memory for i in range(gpus)) / 1e9
+    name = f"{gpus} GPU{'s' * (gpus > 1)} ({torch.cuda.get_device_name(0)}) of {memory:.0f} GB"
+    return Hardware(name, gpus, dtype, _measured("cuda", memory, dtype, GPU))
+
+
+def cpu() -> Hardware:
+    """This machine's processors."""
+    memory, dtype = host.total() / 1e9, fast_dtype()
+    name = f"{len(os.sched_getaffinity(0))} CPU cores, {memory:.0f} GB"
+    return Hardware(name, 0, dtype, _measured("cpu", memory, dtype, CPU[dtype]))
+
+
+def _measured(kind: str, memory: float, dtype: str, utilisation: float) -> Machine:
+    return Machine(memory, RESERVE[kind], peak(torch.device(kind), getattr(torch, dtype)), utilisation)
+
+
+def peak(device: torch.device, dtype: torch.dtype, patience: float = 0.5) -> float:
+    """Operations a second of a large matrix product, the most of several; about a second. On CPUs small ones come
+    first, as some emulate a type, and large ones then, which suffer less from what else runs there.
+    """
+    sizes = [8192] * 5 if device.type == "cuda" else [512, 512, 1024, 1024, 2048, 2048]
+    until, most = time.monotonic() + patience, 0.0
+    for size in sizes:
+        if most and time.monotonic() > until:
+            break
+        most = max(most, 2 * size**3 / _seconds(size, device, dtype))
+    return most
+
+
+def _seconds(size: int, device: torch.device, dtype: torch.dtype) -> float:
+    """Of one product."""
+    a = torch.rand(size, size, device=device, generator=torch.Generator(device).manual_seed(0)).to(dtype)
+    out = torch.empty_like(a)
+    if a.is_cuda:
+        torch.cuda.synchronize(a.device)
+    begun = time.perf_counter()
+    torch.mm(a, a, out=out)
+    if a.is_cuda:
+        torch.cuda.synchronize(a.device)
+    return time.perf_counter() - begun
