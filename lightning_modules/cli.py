@@ -57,7 +57,7 @@ FUNCTIONS: dict[str, tuple[str, dict[str, str | None]]] = {
     "export": ("otherside.export:export", {"encoder": None, "out": None}),
     "push": ("otherside.export.push:push", {"export": None, "repo": None}),
     "mine": ("datamodules.mining:mine", {"encoder": None, "pairs": None}),
-    "size": ("lightning_modules.sizing:size", {"config": None}),
+    "size": ("lightning_modules.sizing.command:size", {"config": None}),
 }
 LISTS = ("--layers", "--tasks", "--weights")  # options that take lists
 WORDS = ("all", "last", "null")  # and what they take besides

@@ -1,5 +1,1 @@
 """How large a stage is on N nodes with M GPUs: plain arithmetic on its settings and the base model's shape."""
-
-from lightning_modules.sizing.command import size
-
-__all__ = ["size"]
