@@ -210,7 +210,8 @@ def packed_attention(
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     window = sliding_window if sliding_window is not None and sliding_window < borders.longest else None
     if kernel == "auto":
-        kernel = "eager" if softcap is not None else best_kernel(q.device, q.dtype, borders.longest, dropout)
+        best = best_kernel(q.device, q.dtype, borders.longest, dropout, module.training)
+        kernel = "eager" if softcap is not None else best
     attend = _unpadded if kernel in UNPADDED else _repadded
     return attend(q, k, v, borders, kernel, Rule(causal, scaling, dropout, window, softcap))[None], None
 
@@ -226,12 +227,16 @@ def check_asked(module: nn.Module, others: dict[str, Any]) -> None:
         )
 
 
-def best_kernel(device: torch.device, dtype: torch.dtype, longest: int, dropout: float) -> Kernel:
-    """For `auto`: SDPA; in half precision `varlen` on CUDA without dropout, on CPUs `eager` to train short texts."""
+def best_kernel(device: torch.device, dtype: torch.dtype, longest: int, dropout: float, training: bool) -> Kernel:
+    """For `auto`: SDPA; in half precision `varlen` on CUDA without dropout, on CPUs `eager` to train short texts.
+
+    Whether gradients are wanted must not count: what is computed again in backward was computed without at first, and
+    each kernel draws its own dropout.
+    """
     if dtype not in HALF:
         return "sdpa"
     if device.type != "cuda":
-        return "eager" if longest <= EAGER_UP_TO and torch.is_grad_enabled() else "sdpa"
+        return "eager" if longest <= EAGER_UP_TO and training else "sdpa"
     has_varlen = importlib.util.find_spec("torch.nn.attention.varlen") is not None
     ampere = torch.cuda.get_device_capability(device) >= (8, 0)  # what flash attention needs
     return "varlen" if has_varlen and ampere and not dropout else "sdpa"

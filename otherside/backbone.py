@@ -284,7 +284,7 @@ class Backbone(nn.Module):
             return True
         layer: Any = next((module for module in self.lm.modules() if hasattr(module, "attention_dropout")), None)
         dropout = layer.attention_dropout if layer is not None else 0.0
-        return best_kernel(device, self.dtype, 0, dropout) not in UNPADDED
+        return best_kernel(device, self.dtype, 0, dropout, self.training) not in UNPADDED
 
     @property
     def own_kernel(self) -> Literal["eager", "sdpa"]:

@@ -131,7 +131,7 @@ def test_a_kernel_is_what_its_name_says(kernel):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "longest", "grad", "kernel"),
+    ("dtype", "longest", "training", "kernel"),
     [
         (torch.float32, 9, True, "sdpa"),
         (torch.bfloat16, 128, True, "eager"),
@@ -140,9 +140,8 @@ def test_a_kernel_is_what_its_name_says(kernel):
         (torch.bfloat16, 9, False, "sdpa"),
     ],
 )
-def test_auto_on_a_cpu(dtype, longest, grad, kernel):
-    with torch.set_grad_enabled(grad):
-        assert best_kernel(torch.device("cpu"), dtype, longest, 0.1) == kernel
+def test_auto_on_a_cpu(dtype, longest, training, kernel):
+    assert best_kernel(torch.device("cpu"), dtype, longest, 0.1, training) == kernel
 
 
 class TestAskedFor:

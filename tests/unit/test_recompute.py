@@ -25,8 +25,8 @@ def trained(backbone: Backbone) -> list[nn.Parameter]:
 
 
 def gradients(folder: Path, how: str, dropout: float = 0.3, dtype: str = "float32") -> dict[str, Tensor]:
-    """Of a loss on three chunks."""
-    backbone = load(folder, Lora(r=4, dropout=dropout), dtype=dtype).train()
+    """Of a loss on three chunks; dropout on attention, too, which each kernel draws in its own way."""
+    backbone = load(folder, Lora(r=4, dropout=dropout), dtype=dtype, attention_dropout=dropout).train()
     train_a_little(backbone.lm)
     runs: dict[str, Callable[[Packed], Tensor]] = {
         "kept": backbone,
