@@ -43,6 +43,11 @@ from otherside.weights import card_of
 Item = TypeVar("Item")
 
 FACTORS = "factors"  # in a checkpoint, what rescales vectors
+PRECISIONS = ("32-true", "bf16-mixed")  # of the trainer, in which weights keep their types
+SMALLER = (
+    "Lower the learning rate (model.optimizer), and clip gradients (trainer.gradient_clip_val: 1.0). The newest "
+    "checkpoint is whole, and the same command goes on from it."
+)
 
 
 def adamw(parameters: Any) -> torch.optim.Optimizer:
@@ -147,6 +152,14 @@ class EncoderModule(pl.LightningModule, ABC):
         )
         self.encoder: Encoder = None  # type: ignore[assignment]  # built in configure_model, where strategies shard
         self.strict_loading = False  # checkpoints hold trainable weights only; on_load_checkpoint is strict about those
+
+    @override
+    def setup(self, stage: str) -> None:
+        if self.trainer.precision not in PRECISIONS:
+            raise ValueError(
+                f"trainer.precision must be {' or '.join(PRECISIONS)}, as others round what is trained; got "
+                f"{self.trainer.precision}. Leave it out: the backbone computes in model.backbone.dtype."
+            )
 
     @override
     def configure_model(self) -> None:
@@ -267,8 +280,20 @@ class EncoderModule(pl.LightningModule, ABC):
         self.seed_step(batch.step)
         loss = self.loss(batch)
         if self.logs(self.trainer.global_step + 1):
-            self.show("train/loss", distributed.mean(loss.detach()))
+            self.show("train/loss", self._finite(distributed.mean(loss.detach()).cpu()))
             self.show("lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        return loss
+
+    def _finite(self, loss: Tensor) -> Tensor:
+        """The same for all ranks.
+
+        Raises:
+            ValueError: it is not a number, or infinite.
+        """
+        if not loss.isfinite():
+            raise ValueError(
+                f"train/loss must be finite; got {loss:g} in step {self.trainer.global_step + 1}. {SMALLER}"
+            )
         return loss
 
     def logs(self, step: int) -> bool:
@@ -354,7 +379,13 @@ class EncoderModule(pl.LightningModule, ABC):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         kept = self.trainable()
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
+        weights = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
+        if broken := [name for name, weight in weights.items() if not weight.isfinite().all()]:
+            raise ValueError(
+                f"weights must be finite to be kept; {len(broken)} of {len(weights)} tensors are not, such as "
+                f"{broken[0]}. {SMALLER}"
+            )
+        checkpoint["state_dict"] = weights
         checkpoint[ENCODER] = self.save_encoder  # for FolderCheckpointIO, which calls it where it writes
         checkpoint[FACTORS] = self.encoder.factors
 

@@ -45,8 +45,8 @@ def check_candidates(data: Any, loss: InfoNCE) -> None:
 class SimCSE(EncoderModule):
     """Unsupervised contrastive learning: the same sentence twice, dropout differs (Gao et al., 2021).
 
-    Llama has no dropout of its own: the two views differ by `backbone.attention_dropout` and `lora.dropout`; in full
-    fine-tuning by the former alone.
+    Llama has no dropout of its own: the two views differ by `backbone.attention_dropout`. `lora.dropout` alone is not
+    enough, as an adapter that changes nothing yet has nothing to drop.
 
     Args:
         loss: InfoNCE, cross-entropy of each text's positive against all other texts of the global batch.
@@ -58,10 +58,10 @@ class SimCSE(EncoderModule):
 
     def __init__(self, loss: InfoNCE = InfoNCE(), **kwargs: Any) -> None:  # noqa: B008
         super().__init__(**kwargs)
-        if not (self.backbone_config.attention_dropout or (self.lora and self.lora.dropout)):
+        if not self.backbone_config.attention_dropout:
             raise ValueError(
-                "SimCSE needs dropout, or both views of a sentence are the same; backbone.attention_dropout and "
-                f"{'lora.dropout are both 0' if self.lora else 'lora is null'}. The published values are 0.3 and 0.05."
+                "SimCSE needs backbone.attention_dropout above 0, or both views of a sentence are the same, as a new "
+                "adapter, whatever its lora.dropout, changes nothing yet; got 0. The published value is 0.3."
             )
         self.info_nce = loss
 

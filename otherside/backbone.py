@@ -387,7 +387,7 @@ def set_attention_dropout(lm: PreTrainedModel, share: float) -> None:
     if share and not layers:
         raise ValueError(
             f"backbone.attention_dropout must be 0 for a {type(lm).__name__}, whose layers have no such setting; got "
-            f"{share}. Use lora.dropout."
+            f"{share}. Use another backbone.model for the stage simcse."
         )
     for layer in layers:
         layer.attention_dropout = share

@@ -12,6 +12,7 @@ from tiny import train_a_little
 
 from datamodules import Pairs, Sentences, Source
 from lightning_modules.base import EncoderModule
+from lightning_modules.contrastive import SimCSE
 from lightning_modules.mntp import MNTP, MaskedBatch
 from otherside import mntp
 from otherside.adapters import Lora
@@ -27,7 +28,8 @@ TEXTS[3] += ", and then " + TEXTS[5]  # of different lengths
 def build(
     stage: type[Stage], llama: Path, *, dropout: float = 0.0, attention_dropout: float = 0.0, **options: Any
 ) -> Stage:
-    """A stage with an adapter that does something, in training mode."""
+    """A stage with an adapter that does something, in training mode. SimCSE's dropout is on attention, too."""
+    attention_dropout = attention_dropout or (dropout if stage is SimCSE else 0.0)
     backbone = BackboneConfig(str(llama), dtype="float32", attention_dropout=attention_dropout)
     module = stage(backbone=backbone, lora=Lora(r=4, dropout=dropout), max_length=64, **options)
     module.configure_model()

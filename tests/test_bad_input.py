@@ -224,10 +224,9 @@ case(
 case("global_batch_size", lambda bad: bad.data(global_batch_size=0), "global_batch_size must be between 1 and", "got 0")
 case(
     "SimCSE without dropout",
-    lambda bad: bad.model("SimCSE", **{"backbone.attention_dropout": 0.0, "lora.dropout": 0.0}),
-    "SimCSE needs dropout",
-    "backbone.attention_dropout and lora.dropout are both 0",
-    "0.3 and 0.05",
+    lambda bad: bad.model("SimCSE", **{"backbone.attention_dropout": 0.0, "lora.dropout": 0.1}),
+    "SimCSE needs backbone.attention_dropout above 0",
+    "The published value is 0.3",
 )
 case(
     "SimCSE with a batch of one",
@@ -266,6 +265,12 @@ case(
     lambda bad: bad.fit(**{"trainer.strategy": "zero2", "trainer.precision": "bf16-mixed"}),
     "trainer.precision must be 32-true with ZeRO",
     "bf16-mixed",
+)
+case(
+    "precision that rounds what is trained",
+    lambda bad: bad.fit(**{"trainer.precision": "bf16-true"}),
+    "trainer.precision must be 32-true or bf16-mixed",
+    "got bf16-true. Leave it out: the backbone computes in model.backbone.dtype",
 )
 case(
     "several nodes without a launcher",

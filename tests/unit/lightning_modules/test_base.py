@@ -30,8 +30,8 @@ def step(module: EncoderModule, batch: Any, number: int = 3) -> tuple[Tensor, di
 
 
 def settings_of(stage: type[EncoderModule], dropout: float) -> dict[str, float]:
-    """SimCSE refuses to start without any dropout; one that rounds to none is none."""
-    return {"dropout": dropout or (1e-9 if stage is SimCSE else 0.0), "attention_dropout": dropout}
+    """SimCSE refuses to start without dropout on attention; one that rounds to none is none."""
+    return {"dropout": dropout, "attention_dropout": dropout or (1e-9 if stage is SimCSE else 0.0)}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -134,6 +134,24 @@ def test_checkpoints_hold_trainable_weights_only(tiny_llama: Path) -> None:
     checkpoint["state_dict"].popitem()
     with pytest.raises(ValueError, match=r"28 trainable tensors; 1 differ.*missing instead of"):
         module.on_load_checkpoint(checkpoint)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tiny_llama: Path, tmp_path: Path) -> None:
+    runs.write_data(tmp_path, rows=16)
+    module = stages.build(MNTP, tiny_llama, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e38))
+    trainer = stages.trainer(tmp_path, max_steps=5)
+    with pytest.raises(ValueError, match=r"train/loss must be finite; got nan in step \d"):
+        trainer.fit(module, stages.data(module, tmp_path / "sentences.txt"))
+
+
+def test_weights_that_are_no_numbers_are_not_kept(tiny_llama: Path) -> None:
+    """They would take the place of good ones."""
+    module = stages.build(MNTP, tiny_llama)
+    name, weight = next((n, p) for n, p in module.named_parameters() if p.requires_grad)
+    with torch.no_grad():
+        weight[0, 0] = float("inf")
+    with pytest.raises(ValueError, match=f"1 of 28 tensors are not, such as {name}"):
+        module.on_save_checkpoint({"state_dict": module.state_dict()})
 
 
 def test_factors_of_a_checkpoint_are_where_the_model_is(tiny_llama: Path) -> None:
