@@ -64,7 +64,7 @@ FACTORS: dict[str, list[str]] = {
     "scale 50": [f"{MODEL}.loss.scale", "50"],
     "scale 10": [f"{MODEL}.loss.scale", "10"],
     "matryoshka": [f"{MODEL}.loss.matryoshka", "[72, 144, 288]"],
-    "false negatives left out": [f"{MODEL}.loss.false_negative_margin", "0.0"],
+    "false negatives left out": [f"{MODEL}.loss.false_negative_margin", "-0.1"],
     # model
     "not rescaled": [f"{MODEL}.rescaled", "false"],
     "last token": [f"{MODEL}.pooling", "last_token"],

@@ -67,7 +67,8 @@ class InfoNCE:
         matryoshka: also apply the loss to the first k dimensions, for each k here; the mean over all sizes
             (Kusupati et al., 2022). Empty: full vectors only.
         false_negative_margin: leave out candidates that are closer to the query than its positive's cosine minus this
-            margin: probably unlabelled positives. None: keep all.
+            margin, which is at most 0: probably unlabelled positives. -0.1 leaves out what is nearer by more than 0.1
+            (as Qwen3-Embedding). Batches of sources with `in_batch: false` keep all. None: keep all.
         teacher: also learn the scores of a teacher, in batches of sources with `scores: true`. None: learn none.
     """
 
@@ -82,6 +83,11 @@ class InfoNCE:
             raise ValueError(f"loss.scale must be positive; got {self.scale}. It is 1 / temperature.")
         if any(k < 1 for k in self.matryoshka):
             raise ValueError(f"loss.matryoshka must hold sizes of at least 1; got {self.matryoshka}")
+        if self.false_negative_margin is not None and self.false_negative_margin > 0:
+            raise ValueError(
+                "loss.false_negative_margin must be at most 0, or an encoder whose vectors are all the same would have "
+                f"no loss; got {self.false_negative_margin}. -0.1 leaves out what is nearer than the positive by more."
+            )
 
     def __call__(self, queries: Tensor, positives: Tensor, negatives: Tensor, marks: Marks | None = None) -> Tensor:
         """Loss of this rank; its mean over ranks is the global batch's mean over queries, whatever the split.
@@ -109,7 +115,9 @@ class InfoNCE:
         if self.symmetric:
             directions.append((positives, queries_of_all(queries, marks)))
         widths = [k for k in self.matryoshka if k < queries.shape[1]] + [queries.shape[1]]
-        loss = torch.stack([self._rows(*direction, width) for width in widths for direction in directions]).mean()
+        margin = self.false_negative_margin if marks is None or marks.in_batch else None  # own negatives are known ones
+        losses = [self._rows(*direction, width, margin) for width in widths for direction in directions]
+        loss = torch.stack(losses).mean()
         if self.teacher and marks and marks.scores is not None:
             own = documents(positives, negatives, replace(marks, in_batch=False))
             assert own.left_out is not None
@@ -119,14 +127,14 @@ class InfoNCE:
         share = distributed.world_size() / distributed.total(len(queries), queries.device)  # DDP takes ranks' mean
         return loss * share
 
-    def _rows(self, rows: Tensor, candidates: Candidates, width: int) -> Tensor:
+    def _rows(self, rows: Tensor, candidates: Candidates, width: int, margin: float | None) -> Tensor:
         """Summed loss of this rank's rows, first `width` dimensions."""
         cosines, targets = _cosines(rows, candidates.vectors, width), candidates.targets
         logits = cosines * self.scale
         if candidates.left_out is not None:
             logits.masked_fill_(candidates.left_out, float("-inf"))
-        if self.false_negative_margin is not None:
-            limit = cosines.gather(1, targets[:, None]) - self.false_negative_margin
+        if margin is not None:
+            limit = cosines.gather(1, targets[:, None]) - margin
             suspect = (cosines > limit).scatter(1, targets[:, None], False)
             logits.masked_fill_(suspect, float("-inf"))
         return F.cross_entropy(logits, targets, reduction="sum")
