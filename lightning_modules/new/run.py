@@ -89,4 +89,5 @@ def _say(written: Any, stages: Sequence[Planned], recipe: Path, machine: Hardwar
         print(
             f"  {recipe / job.stage}.yaml  {planned.steps} steps of {job.global_batch}, texts of up to {job.length} "
             f"tokens: {about(planned)}, {needed(job, machine.machine):.1f} GB"
+            + (f"; it reads {planned.passes:.0%} of the rows" if planned.passes < 0.995 else "")
         )

@@ -16,9 +16,9 @@ HeldOut = Literal["pairs", "texts"] | None  # what rows are held out
 NAMES = {stage: name for name, stage in STAGES.items()}
 ROWS: dict[Stage, int] = {"mntp": 32, "simcse": 128, "supervised": 256}  # of a batch on GPUs; on CPUs 32
 EPOCHS: dict[Stage, int] = {"mntp": 1, "simcse": 1, "supervised": 3}
-FEWEST, MOST = 10, 1000  # steps; the published runs stop at 1,000
+FEWEST, MOST = 10, 1000  # steps; the published runs stop at 1,000, which need not be all of somebody's pairs
 SHORT = 40  # steps; fewer need the higher rates of configs/quickstart, more those of configs/evening
-LARGE = 1_000_000_000  # weights, from which on rates are the published ones
+LARGE = 1_000_000_000  # weights, from which on rates are as far as possible the published ones
 RATES: dict[Stage, tuple[float, float, float]] = {  # quickstart, evening, published
     "mntp": (1e-3, 5e-4, 5e-5),
     "simcse": (5e-4, 3e-4, 3e-5),
@@ -65,6 +65,7 @@ class Planned:
         seconds: of a step, as estimated.
         rate: of learning, at its highest.
         trainer: name of its preset in configs/trainer/.
+        passes: how often it reads each row.
     """
 
     job: Job
@@ -72,6 +73,7 @@ class Planned:
     seconds: float
     rate: float
     trainer: str
+    passes: float
 
 
 def plan(shape: Shape, data: Data, hardware: Hardware, hours: float) -> list[Planned]:
@@ -97,11 +99,24 @@ def _planned(stage: Stage, shape: Shape, data: Data, hardware: Hardware, seconds
         raise ValueError(f"--base must fit {hardware.name}, as a {stage} stage; it {verdict(job, hardware.machine)}.")
     job = fits[1]
     each = step_time(job, hardware.machine).total
-    epochs = ceil(data.rows[stage] * EPOCHS[stage] / job.global_batch)
-    steps = max(FEWEST, min(epochs, MOST, int(seconds / each)))
-    rate = RATES[stage][2 if shape.base >= LARGE else 1 if steps > SHORT else 0]
+    steps = max(FEWEST, min(_enough(stage, data.rows[stage] / job.global_batch), int(seconds / each)))
     trainer = "cpu" if not hardware.gpus else "one-gpu" if hardware.ranks == 1 else job.strategy
-    return Planned(job, steps, each, rate, trainer)
+    passes = steps * job.global_batch / data.rows[stage]
+    return Planned(job, steps, each, _rate(stage, shape, steps), trainer, passes)
+
+
+def _enough(stage: Stage, epoch: float) -> int:
+    """Steps of a stage, an epoch of which has so many. Stages without labels stop early, as published."""
+    most = max(MOST, epoch) if stage == "supervised" else MOST
+    return ceil(min(epoch * EPOCHS[stage], most))
+
+
+def _rate(stage: Stage, shape: Shape, steps: int) -> float:
+    """For a large base the published one, raised as far as fewer steps, and a rate that falls to 0, move weights less."""
+    short, long, published = RATES[stage]
+    if shape.base >= LARGE:
+        return min(long, float(f"{published * max(1, 2 * MOST / steps):.1e}"))
+    return long if steps > SHORT else short
 
 
 def _job(stage: Stage, shape: Shape, data: Data, hardware: Hardware) -> Job:

@@ -163,9 +163,27 @@ def test_every_rank_has_a_row() -> None:
         plan(shape, replace(DATA, rows={"mntp": 47}), many, 1)
 
 
-def test_large_bases_have_the_published_rates() -> None:
+@pytest.mark.parametrize(
+    ("rows", "rates"),
+    [
+        (64_000, [1e-4, 1.2e-4, 3e-4]),  # 1,000, 500 and 750 steps
+        (3_200, [5e-4, 3e-4, 3e-4]),  # no more than for small bases
+        (4_000_000, [1e-4, 6e-5, 2e-4]),  # 1,000, 1,000 and 15,625
+    ],
+)
+def test_large_bases_are_moved_as_far_as_by_the_published_runs(rows: int, rates: list[float]) -> None:
+    """Those keep nearly their whole rate for 1,000 steps; ours falls to 0 in however many there are."""
     shape = read_shape(str(SHAPES / "sheared-llama-1.3b"))
-    assert [stage.rate for stage in plan(shape, DATA, gpus(8), 10)] == [5e-5, 3e-5, 2e-4]
+    many = replace(DATA, rows={"mntp": rows, "simcse": rows, "supervised": rows})
+    found = plan(shape, many, gpus(8), 100)
+    assert [stage.rate for stage in found] == rates
+
+
+def test_all_pairs_are_read_where_time_allows() -> None:
+    shape = read_shape(str(SHAPES / "tiny"))
+    found = [plan(shape, replace(DATA, rows={"supervised": 10**6}), gpus(8), hours)[0] for hours in (100, 1e-6)]
+    assert [stage.job.global_batch * stage.steps >= 10**6 for stage in found] == [True, False]
+    assert found[0].passes == pytest.approx(1, abs=1e-3) and found[1].passes < 0.9
 
 
 @pytest.mark.parametrize("name", TRAINERS)
