@@ -112,7 +112,7 @@ def _enough(stage: Stage, epoch: float) -> int:
 
 
 def _rate(stage: Stage, shape: Shape, steps: int) -> float:
-    """For a large base the published one, raised as far as fewer steps, and a rate that falls to 0, move weights less."""
+    """For a large base the published one, raised as fewer steps, and a rate that falls to 0, move weights less."""
     short, long, published = RATES[stage]
     if shape.base >= LARGE:
         return min(long, float(f"{published * max(1, 2 * MOST / steps):.1e}"))
