@@ -51,11 +51,13 @@ class LabelledTable(Table):
     Args:
         negatives: texts of other labels for each row.
         seed: draws them, together with the row id.
+        keys: of each label.
         examples: the rows by label.
     """
 
     negatives: int = 1
     seed: int = 0
+    keys: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     examples: Examples = field(default_factory=lambda: Examples(np.zeros(0, np.int64)))
 
     @classmethod
@@ -83,7 +85,7 @@ class LabelledTable(Table):
                 f"{table.source}: labels: true must find two texts or more of each label, one for the other; "
                 f"{len(alone)} of {len(names)} labels have one, such as {alone[0]!r}. Remove these rows."
             )
-        return cls(**vars(table), negatives=negatives, seed=seed, examples=examples)
+        return cls(**vars(table), negatives=negatives, seed=seed, keys=_keys(names), examples=examples)
 
     @override
     def read(self, rows: NDArray[np.int64], ids: NDArray[np.int64]) -> dict[str, list[Any]]:
@@ -94,7 +96,8 @@ class LabelledTable(Table):
         ]
         wanted = [number for row, others in zip(rows.tolist(), drawn, strict=True) for number in (row, *others)]
         texts = iter(self.rows[wanted]["text"])
-        return _columns([[next(texts) for _ in range(1 + len(others))] for others in drawn])
+        labels = [self.keys[self.examples.labels[[row, *others]]] for row, others in zip(rows, drawn, strict=True)]
+        return _columns([[next(texts) for _ in range(1 + len(others))] for others in drawn], labels)
 
 
 @dataclass
@@ -134,14 +137,21 @@ class LabelledRows:
                 "streaming: false."
             )
         drawn = [[row, *examples.draw(row, self.negatives, np.random.default_rng((*entropy, row)))] for row in usable]
-        columns = _columns([[rows[number]["text"] for number in numbers] for numbers in drawn])
+        keys = _keys(names.tolist())[labels]
+        columns = _columns([[rows[i]["text"] for i in numbers] for numbers in drawn], [keys[i] for i in drawn])
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def _columns(rows: list[list[str]]) -> dict[str, list[Any]]:
-    """Of each row's text, positive and negatives."""
+def _keys(names: Sequence[Any]) -> NDArray[np.int64]:
+    """The same in every process, and every window of a stream."""
+    return np.array([key(str(name)) for name in names], np.int64)
+
+
+def _columns(rows: list[list[str]], labels: list[NDArray[np.int64]]) -> dict[str, list[Any]]:
+    """Of each row's text, positive and negatives, and the keys of their labels."""
     return {
         "query": [query for query, *_ in rows],
         "positive": [positive for _, positive, *_ in rows],
         "negatives": [negatives for _, _, *negatives in rows],
+        "labels": [[own, *others] for own, _, *others in (keys.tolist() for keys in labels)],
     }

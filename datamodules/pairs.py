@@ -54,12 +54,12 @@ class Pairs(TextData):
     def open(self, source: Source) -> Table:
         """The rows of a training or validation source."""
         table = super().open(source)
-        return LabelledTable.of(table, self.negatives or 1, self.seed) if source.labels else table
+        return LabelledTable.of(table, self.negatives or 0, self.seed) if source.labels else table
 
     @override
     def expander(self) -> Expand:
         """Texts of a stream with labels become pairs."""
-        return LabelledRows(self.negatives or 1) if self.sources[0].labels else super().expander()
+        return LabelledRows(self.negatives or 0) if self.sources[0].labels else super().expander()
 
     @override
     def make_batch(self, sources: Sequence[Source]) -> PairMaker:
@@ -95,7 +95,7 @@ class PairMaker:
         queries = tokenise(self.tokenizer, rows["query"], self.max_length, settings.instruction)
         texts = [text for texts in (rows["positive"], *negatives) for text in texts]
         documents = tokenise(self.tokenizer, texts, self.max_length, settings.document_instruction)
-        marks = Marks.of(rows["query"], rows["positive"], negatives, settings.in_batch, scores)
+        marks = Marks.of(rows["query"], rows["positive"], negatives, settings.in_batch, scores, rows.get("labels"))
         return PairBatch(step, Packed.from_tokens(queries + documents), len(queries), marks)
 
     def _draw(self, count: int, row: int) -> list[int]:

@@ -84,9 +84,10 @@ class Source:
         instruction: put before queries, and before texts.
         document_instruction: put before positives and negatives.
         in_batch: whether other rows' texts are negatives of a pair, too. False: only its own hard negatives, of which
-            every row must have one; for data in which other rows' texts are often positives, such as classes.
+            every row must have one; for data in which other rows' texts are often positives.
         labels: rows are a `text` and its `label`, and become pairs, drawn anew in each epoch: another text of the label
-            is the positive, `data.negatives` texts of other labels are the negatives, and the only ones.
+            is the positive; texts of other labels are the negatives: `data.negatives` of each row's own, and those of
+            other rows.
         scores: read a teacher's scores for `loss.teacher`, too, which every row must have: `scores`, a list of numbers,
             one for each of its negatives, and `positive_score`. `lightning mine` writes them.
         weight: how often this source is drawn against the others; null in all: an epoch holds each of their rows once.
@@ -106,9 +107,6 @@ class Source:
     split: str = "train"
     name: str | None = None
     revision: str | None = None
-
-    def __post_init__(self) -> None:
-        self.in_batch = self.in_batch and not self.labels
 
     def __str__(self) -> str:
         return self.path if isinstance(self.path, str) else ", ".join(self.path)
@@ -266,7 +264,7 @@ def row_check(source: Source, kind: Kind) -> Check:
                 f"scores and labels must not both be true, as pairs of labels are drawn; got {source}. Remove one."
             )
         return partial(check_labelled, columns={"text": "text", "label": "label", **source.fields})
-    if source.scores or not source.in_batch:
+    if source.scores or source.labels or not source.in_batch:
         raise ValueError(
             f"in_batch, labels and scores must be for datamodules.Pairs; got {source}, which is read as texts. Remove "
             "them."

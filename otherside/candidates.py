@@ -29,12 +29,14 @@ class Marks:
         owners: (K,) int64, number of the query that each hard negative belongs to.
         in_batch: whether a query is told from all texts of the batch; False: from its own hard negatives only.
         scores: (Q + K,) float32, a teacher's, of each positive and hard negative with its query; None: there are none.
+        labels: (2 Q + K,) int64, what each text is labelled with, by `key`; None: nothing is.
     """
 
     keys: Tensor
     owners: Tensor
     in_batch: bool = True
     scores: Tensor | None = None
+    labels: Tensor | None = None
 
     @classmethod
     def of(
@@ -44,8 +46,11 @@ class Marks:
         negatives: Sequence[Sequence[str]],
         in_batch: bool = True,
         scores: Sequence[Sequence[float]] | None = None,
+        labels: Sequence[Sequence[int]] | None = None,
     ) -> Marks:
-        """Of texts without their instructions; `scores` are of each row's positive, then of its negatives."""
+        """Of texts without their instructions. `scores` are of each row's positive, then of its negatives; `labels` of
+        its query, and its positive, then of its negatives.
+        """
         keys = [key(text) for texts in (queries, positives, *negatives) for text in texts]
         counts = torch.tensor([len(texts) for texts in negatives], dtype=torch.int64)
         owners = torch.arange(len(queries)).repeat_interleave(counts)
@@ -53,6 +58,9 @@ class Marks:
         if scores is not None:
             ordered = [row[0] for row in scores] + [score for row in scores for score in row[1:]]
             marks.scores = torch.tensor(ordered, dtype=torch.float32)
+        if labels is not None:
+            own = [row[0] for row in labels]
+            marks.labels = torch.tensor([*own, *own, *(label for row in labels for label in row[1:])])
         return marks
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Marks:
@@ -91,7 +99,7 @@ def documents(positives: Tensor, negatives: Tensor, marks: Marks | None = None) 
     """What queries are compared with: positives and hard negatives of all ranks, or of a query's own row.
 
     Of them, with `marks`, none is a negative that says the same as the query or its positive; nor, among those of all
-    ranks, as another positive of the same query, wherever it stands.
+    ranks, as another positive of the same query, wherever it stands, nor one of the same label.
 
     Args:
         positives: (Q, D).
@@ -105,7 +113,9 @@ def documents(positives: Tensor, negatives: Tensor, marks: Marks | None = None) 
     queries, answers, hard = marks.keys.split([len(rows), len(rows), len(negatives)])
     texts = torch.cat([answers, hard])
     if marks.in_batch:
-        return _of_all_ranks(mine, rows, queries, (texts, torch.cat([queries, hard])))
+        keys = [texts, torch.cat([queries, hard])]
+        labels = [] if marks.labels is None else [marks.labels[len(rows) :]]
+        return _of_all_ranks(mine, rows, queries, keys, labels)
     strange = rows[:, None] != torch.cat([rows, marks.owners])
     return Candidates(mine, rows).known(strange | (texts == queries[:, None]) | (texts == answers[:, None]))
 
@@ -116,16 +126,31 @@ def queries_of_all(queries: Tensor, marks: Marks | None = None) -> Candidates:
     if marks is None:
         return _of_all_ranks(queries, rows)
     asked, answers = marks.keys[: len(rows)], marks.keys[len(rows) : 2 * len(rows)]
-    return _of_all_ranks(queries, rows, answers, (asked, answers))
+    labels = [] if marks.labels is None else [marks.labels[: len(rows)]]
+    return _of_all_ranks(queries, rows, answers, [asked, answers], labels)
 
 
-def _of_all_ranks(mine: Tensor, rows: Tensor, own: Tensor | None = None, keys: tuple[Tensor, ...] = ()) -> Candidates:
+def _of_all_ranks(
+    mine: Tensor, rows: Tensor, own: Tensor | None = None, keys: Sequence[Tensor] = (), labels: Sequence[Tensor] = ()
+) -> Candidates:
+    """Vectors (M, D) of each rank, its rows' targets first.
+
+    Args:
+        mine: this rank's vectors.
+        rows: (Q,) numbers of its rows.
+        own: (Q,) keys of the rows' texts.
+        keys: two of (M,), see `_same`.
+        labels: none, or one of (M,).
+    """
     sizes = distributed.counts(len(mine), mine.device)
     everyone = Candidates(distributed.gather(mine, sizes), rows + sum(sizes[: distributed.rank()]))
     if own is None:
         return everyone
-    texts, partners = distributed.gather(torch.stack(keys, dim=1), sizes).T.contiguous()
-    return everyone.known(_same(own, texts, partners))
+    texts, partners, *alike = distributed.gather(torch.stack([*keys, *labels], dim=1), sizes).T.contiguous()
+    left_out = _same(own, texts, partners)
+    for mine_, all_ in zip(labels, alike, strict=True):
+        left_out |= mine_[: len(rows), None] == all_
+    return everyone.known(left_out)
 
 
 def _same(own: Tensor, texts: Tensor, partners: Tensor) -> Tensor:

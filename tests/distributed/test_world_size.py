@@ -63,7 +63,7 @@ def test_two_ranks_train_as_one_process(
 @pytest.mark.parametrize("kind", ["alone", "labels", "scores"])
 def test_own_negatives_only_train_as_one_process(ranks: int, kind: str, place: Path, tiny_llama: Path) -> None:
     """Rows with one, two or three negatives, of which two are drawn, with a teacher's scores or not; or texts with
-    labels.
+    labels, told from all of other labels.
     """
     rows = [json.loads(line) for line in (place / "pairs.jsonl").read_text().splitlines()]
     file = place / f"{kind}.jsonl"
@@ -73,7 +73,7 @@ def test_own_negatives_only_train_as_one_process(ranks: int, kind: str, place: P
         else {**row, "negatives": [other["positive"] for other in rows[i - 1 - i % 3 : i]] or ["Rain."]}
         for i, row in enumerate(rows)
     ]
-    source: dict[str, Any] = {"path": str(file), "in_batch": False}
+    source: dict[str, Any] = {"path": str(file), "in_batch": kind == "labels"}
     settings: dict[str, Any] = {"data.init_args.sources": [source], **ALONE}
     if kind != "alone":
         source[kind] = True

@@ -190,6 +190,19 @@ class TestDuplicates:
         found = InfoNCE(symmetric=True)(q, p, n, marks(**texts))
         assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
+    def test_the_same_label_is_no_negative(self):
+        """In both directions; negatives of the rows are of labels 1, 0 and so on."""
+        labels = [0, 1, 0, 0, 1, 1, 0, 1]
+        hard = [1 - labels[i] for i, row in enumerate(OWN) for _ in row]
+        asked = [[label] + [1 - label] * len(row) for label, row in zip(labels, OWN, strict=True)]
+        of_candidates = [*labels, *hard]
+        q, p, n = batch()
+        kept = [[j for j in row if of_candidates[j] != labels[i]] for i, row in enumerate(ALL)]
+        back = [[j for j in row if j < 8] for row in kept]
+        expected = (row_by_row(q, p, n, kept) + row_by_row(p, q, n[:0], back)) / 2
+        found = InfoNCE(symmetric=True)(q, p, n, marks(labels=asked))
+        assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
     def test_all_the_same(self):
         """Nothing is left to tell a positive from: a loss of 0, not of NaN."""
         found = [x.requires_grad_() for x in batch()]
@@ -338,6 +351,7 @@ KNOWN = {
     "nothing": None,
     "duplicates": {"queries": "aacdefgh", "positives": "ABCDEFGA"},
     "own": {"positives": "ABCDEFGA", "in_batch": False},
+    "labels": {"labels": [0, 1, 0, 0, 2, 1, 0, 2]},
 }
 
 
@@ -353,10 +367,19 @@ def shares(known, pairs, negatives):
     for mine in rows:
         part = slice(first, first + len(mine))
         of_rank = {**texts, "queries": texts["queries"][part], "positives": texts["positives"][part]}
+        if "labels" in texts:
+            of_rank["labels"] = labelled(mine, texts["labels"][part])
         parts.append(Marks.of(negatives=mine, scores=graded(mine, first), **of_rank))
         first += len(mine)
     everyone = [row for mine in rows for row in mine]
+    if "labels" in texts:
+        texts["labels"] = labelled(everyone, texts["labels"])
     return Marks.of(negatives=everyone, scores=graded(everyone), **texts), parts
+
+
+def labelled(rows, own):
+    """Each row's label, then another one for each of its negatives."""
+    return [[label, *[(label + 1) % 3] * len(row)] for label, row in zip(own, rows, strict=True)]
 
 
 def graded(rows, first=0):

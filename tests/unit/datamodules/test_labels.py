@@ -17,6 +17,7 @@ from datamodules.labels import Examples, LabelledRows
 from datamodules.loading import OrderedBatches, PlannedBatches
 from datamodules.rows import BadRow
 from otherside.batching import Packed, PairBatch
+from otherside.candidates import key
 
 LABELS = "abcab" + "bca" * 5  # of 20 rows
 
@@ -67,8 +68,11 @@ def test_a_batch_of_labels(tokenizer: PreTrainedTokenizerBase, tmp_path: Path, p
     data.setup("fit")
     for loader in (data.train_dataloader(), data.val_dataloader()):
         for batch in loader:
-            assert isinstance(batch, PairBatch) and not batch.marks.in_batch
-            for query, positive, *negatives in texts(tokenizer, batch):
+            assert isinstance(batch, PairBatch) and batch.marks.in_batch and batch.marks.labels is not None
+            rows = texts(tokenizer, batch)
+            said = [*[row[0] for row in rows], *[row[1] for row in rows], *[text for row in rows for text in row[2:]]]
+            assert batch.marks.labels.tolist() == [key(text[0]) for text in said]
+            for query, positive, *negatives in rows:
                 assert query[0] == positive[0] and query != positive
                 assert len(set(negatives)) == 3 and not any(text[0] == query[0] for text in negatives)
 
@@ -98,7 +102,9 @@ def test_each_row_has_a_draw_of_its_own(
     data.setup("fit")
     planned = texts(tokenizer, PlannedBatches(data.plan, data.tables, data.make_batch(data.sources))[0])
     rows = [json.loads(line) for line in Path(source.path).read_text().splitlines()]
-    streamed = [[row["query"], row["positive"], *row["negatives"]] for row in LabelledRows(1).of_window(rows, (0, 1))]
+    windows = LabelledRows(1).of_window(rows, (0, 1))
+    streamed = [[row["query"], row["positive"], *row["negatives"]] for row in windows]
+    assert all(row["labels"] == [key(text[0]) for text in (row["query"], *row["negatives"])] for row in windows)
     for drawn in (planned, streamed):
         for others in zip(*drawn, strict=True):
             assert len(set(others)) > 15
