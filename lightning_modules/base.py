@@ -136,6 +136,7 @@ class EncoderModule(pl.LightningModule, ABC):
         self.chunk_tokens, self.recompute, self.seed = chunk_tokens, recompute, seed
         self.kept_tokens = math.inf if recompute is False else 0.0  # whose activations are kept; auto: see `settle`
         self._normed = 0  # the last step whose gradient norm was logged
+        self._losses: tuple[int, list[Tensor]] = (-1, [])  # of the batches of a step
         self.tokenizer = load_tokenizer(backbone.model, backbone.revision, backbone.start_token)
         inherited = card.pool_start is not False  # format 1 had no such setting
         self.pool_start = inherited if pool_start is None else pool_start
@@ -278,9 +279,11 @@ class EncoderModule(pl.LightningModule, ABC):
     @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self.seed_step(batch.step)
-        loss = self.loss(batch)
-        if self.logs(self.trainer.global_step + 1):
-            self.show("train/loss", self._finite(distributed.mean(loss.detach()).cpu()))
+        loss, step = self.loss(batch), self.trainer.global_step + 1
+        if self.logs(step):
+            earlier = self._losses[1] if self._losses[0] == step else []  # where gradients are accumulated
+            self._losses = (step, [*earlier, loss.detach()])
+            self.show("train/loss", self._finite(distributed.mean(torch.stack(self._losses[1]).mean()).cpu()))
             self.show("lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         return loss
 

@@ -102,9 +102,10 @@ def test_accumulated_gradients_are_the_mean_over_batches(tiny_llama: Path, tmp_p
     module = make()
     before = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
     loaded = stages.data(module, tmp_path / "sentences.txt")
-    stages.trainer(tmp_path, max_steps=1, accumulate_grad_batches=2).fit(module, loaded)
+    trainer = stages.trainer(tmp_path, max_steps=1, accumulate_grad_batches=2)
+    trainer.fit(module, loaded)
     after = dict(module.named_parameters())
-    by_hand = make()
+    by_hand, losses = make(), []
     for i in range(2):
         read = loaded.train_dataloader().dataset[i]
         read = stages.MaskedBatch(
@@ -113,7 +114,10 @@ def test_accumulated_gradients_are_the_mean_over_batches(tiny_llama: Path, tmp_p
                 read.texts, read.rows, by_hand.masking, by_hand.mask_id, by_hand.tokenizer.vocab_size, 42
             ),
         )
-        (by_hand.loss(read) / 2).backward()
+        losses.append(by_hand.loss(read))
+        (losses[-1] / 2).backward()
+    assert abs(losses[0] - losses[1]) > 0.01
+    assert trainer.callback_metrics["train/loss"] == pytest.approx(float(sum(losses) / 2), rel=1e-5)
     gradients = adapter_gradients(by_hand)
     for name, gradient in gradients.items():
         assert distance(before[name] - after[name].detach(), gradient) < 1e-4, name
