@@ -13,9 +13,8 @@ import yaml
 
 from lightning_modules import recipe
 from lightning_modules.hardware import Hardware, hardware, here
-from lightning_modules.includes import read_settings
-from lightning_modules.new.stages import TRAINERS, Data, plan
-from lightning_modules.new.write import PRESETS, settings, stage_yaml
+from lightning_modules.new.stages import Data, plan
+from lightning_modules.new.write import stage_yaml
 from lightning_modules.sizing.command import needed
 from lightning_modules.sizing.job import read_job
 from lightning_modules.sizing.shape import Shape, read_shape
@@ -166,21 +165,6 @@ def test_every_rank_has_a_row() -> None:
 def test_large_bases_have_the_published_rates() -> None:
     shape = read_shape(str(SHAPES / "sheared-llama-1.3b"))
     assert [stage.rate for stage in plan(shape, DATA, gpus(8), 10)] == [5e-5, 3e-5, 2e-4]
-
-
-@pytest.mark.parametrize("name", TRAINERS)
-def test_trainers_are_those_of_configs(name: str) -> None:
-    assert TRAINERS[name] == {
-        k: v for k, v in read_settings(PRESETS / f"{name}.yaml")["trainer"].items() if k != "devices"
-    }
-
-
-def test_presets_are_included_inside_a_checkout(tmp_path: Path) -> None:
-    planned = plan(read_shape(str(SHAPES / "tiny")), DATA, CPU, 1)[0]
-    inside = settings(planned, PRESETS.parents[1] / "runs" / "mine", "base", None)
-    assert inside["include"] == "../../configs/trainer/cpu.yaml" and "accelerator" not in inside["trainer"]
-    outside = settings(planned, tmp_path / "mine", "base", None)
-    assert "include" not in outside and outside["trainer"]["accelerator"] == "cpu"
 
 
 def test_yamls_are_short_and_have_a_header(tmp_path: Path) -> None:
