@@ -271,7 +271,7 @@ def classes() -> str:
     bases: dict[str, Any] = {
         "--model": LightningModule,
         "--data": LightningDataModule,
-        "--trainer.callbacks+": (Probing, Embeddings),
+        "--trainer.callbacks+": Probing,
     }
     lines = [
         f"  {option} {kind.__name__:11} {str(kind.__doc__).splitlines()[0]}"
