@@ -45,7 +45,7 @@ def test_a_recipe_from_a_csv_trains(tmp_path: Path, tiny_llama: Path) -> None:
     assert "runs/mine/data: 456 texts, 228 pairs, 12 held out" in output
     assert output.splitlines()[-1] == "next: lightning recipe runs/mine"
     for stage in ("mntp", "simcse", "supervised"):
-        assert "fits in 80 GB" in runs.run("size", f"runs/mine/{stage}.yaml", cwd=tmp_path)
+        assert "\nfits in " in runs.run("size", f"runs/mine/{stage}.yaml", cwd=tmp_path)
     short = ["--trainer.max_steps", "2", "--model.schedule.total_steps", "2", "--model.schedule.warmup_steps", "1"]
     runs.run("recipe", "runs/mine", *short, "--trainer.val_check_interval", "2", cwd=tmp_path, timeout=280)
     for stage in ("mntp", "simcse", "supervised"):
