@@ -19,13 +19,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import pyarrow.parquet as pq
-from harness import command, machine
+from harness import keep
 from scipy.stats import t
 from sklearn.linear_model import LogisticRegression
 
@@ -180,10 +179,8 @@ def main() -> None:
         found = {seed: scored(work, factor, seed) for seed in options.seeds}
         rows.append([factor, *(gain([found[s][name] - plain[s][name] for s in options.seeds]) for name in before)])
         print(markdown(["factor", *before], rows), flush=True)
-    text = markdown(["factor", *before], rows)
-    title = f"# One factor at a time: the supervised stage\n\n`{command()}`, {machine()}."
-    report = options.out / f"{date.today()}-ablation.md"
-    report.write_text(f"{title}\n\nSeeds {options.seeds}; * the interval leaves out 0.\n\n{text}\n")
+    text = [f"Seeds {options.seeds}; * the interval leaves out 0.", "", markdown(["factor", *before], rows)]
+    keep(options.out, "ablation", "One factor at a time: the supervised stage", text)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,11 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
-from harness import command, machine
+from harness import keep
 from peft.tuners import lora
 from texts import BASE
 from torch import Tensor
@@ -126,8 +125,7 @@ def main() -> None:
         for kind in kinds[:: 1 if i % 2 else -1]:
             model.become(kind)
             found[kind].append(timed(model.step)[0])
-    text = ["# Adapted linears", "", machine(), ""]
-    text += [f"{BASE}, {settings.layers} layers, {settings.dtype}, {len(model.texts.input_ids)} tokens, one thread", ""]
+    text = [f"{BASE}, {settings.layers} layers, {settings.dtype}, {len(model.texts.input_ids)} tokens, one thread", ""]
     text += ["| linears | CPU s a step, best | PEFT's : this | operations | MB kept | first step, s |"]
     text += ["| --- | ---: | --- | ---: | ---: | ---: |"]
     for kind in kinds:
@@ -138,11 +136,8 @@ def main() -> None:
             f"| {kind} | {min(found[kind]):.2f} | {shown if kind != PEFT else ''} | {operations} | "
             f"{f'{kept / 1e6:.0f}' if kept else ''} | {first[kind]:.0f} |"
         )
-    text += ["", "Steps took turns; ratios are those of the same round: median (lowest–highest).", ""]
-    text += [f"Command: `{command()}`", ""]
-    print("\n".join(text))
-    settings.out.mkdir(parents=True, exist_ok=True)
-    (settings.out / f"{date.today()}-adapted-linear.md").write_text("\n".join(text))
+    text += ["", "Steps took turns; ratios are those of the same round: median (lowest–highest)."]
+    keep(settings.out, "adapted-linear", "Adapted linears", text)
 
 
 if __name__ == "__main__":

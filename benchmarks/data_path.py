@@ -12,10 +12,9 @@ import argparse
 import json
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
-from harness import command, machine
+from harness import keep, machine
 from texts import BASE, articles
 
 from datamodules import Pairs, Source
@@ -61,19 +60,14 @@ def main() -> None:
         ] * 4  # an epoch of many batches
         rows.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
         found = [measure(rows, workers, settings.batch, settings.seconds) for workers in settings.workers]
-    text = ["# Data path", "", machine(), "", "| workers | pairs / s | tokens / s | "]
+    text = ["| workers | pairs / s | tokens / s | "]
     needs = {name: HALF_OF_A_GPU / (4 * weights) for name, weights in SHAPES.items()}
     text[-1] += " | ".join(f"GPUs fed at {name} ({need:,.0f} tokens / s each)" for name, need in needs.items()) + " |"
     text += ["| ---: | ---: | ---: |" + " ---: |" * len(needs)]
     for row in found:
         fed = " | ".join(f"{row['tokens'] / need:.1f}" for need in needs.values())
         text.append(f"| {row['workers']} | {row['pairs']:,.0f} | {row['tokens']:,.0f} | {fed} |")
-    text += ["", f"Command: `{command()}`", ""]
-    print("\n".join(text))
-    settings.out.mkdir(parents=True, exist_ok=True)
-    stem = settings.out / f"{date.today()}-data-path"
-    stem.with_suffix(".md").write_text("\n".join(text))
-    stem.with_suffix(".json").write_text(json.dumps({"machine": machine(), "rows": found}, indent=1) + "\n")
+    keep(settings.out, "data-path", "Data path", text, {"machine": machine(), "rows": found})
 
 
 if __name__ == "__main__":

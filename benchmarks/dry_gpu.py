@@ -59,7 +59,8 @@ from otherside.losses import Distillation, InfoNCE
 
 LARGE = 700e12  # operations a second of one large product, of which utilisation is a share
 STEPS = 3  # the first makes what later ones keep, the last logs
-KINDS = ("smollm2-135m", "sheared-llama-1.3b", "llama-3.1-8b")  # heads grouped and embeddings tied, neither, grouped
+KINDS = ("smollm2-135m", "sheared-llama-1.3b")  # heads grouped and embeddings tied, neither
+GROUPED = "llama-3.1-8b"  # and not tied; only MNTP has a head
 TEACHERS = {"sdpa": "kl", "eager": "margin"}  # that the supervised stage is checked with, by kernel
 SHOWN = 12  # kinds of kernel in a table
 
@@ -263,7 +264,8 @@ def checks(stages: list[str]) -> Iterator[dict[str, Any]]:
     for stage in stages:
         dropout = 0.3 if stage == "simcse" else 0.0
         kernels = ("sdpa", "eager") if dropout else ("sdpa", "eager", "varlen")
-        for shape, kernel in [*((shape, "auto") for shape in KINDS), *(("tiny", kernel) for kernel in kernels)]:
+        shapes = (*KINDS, GROUPED) if stage == "mntp" else KINDS
+        for shape, kernel in [*((shape, "auto") for shape in shapes), *(("tiny", kernel) for kernel in kernels)]:
             teacher = TEACHERS.get(kernel) if stage == "supervised" else None
             backbone = {"attention_dropout": dropout, "kernel": kernel}
             job = Job(stage, shape, lengths, 120, backbone=backbone, teacher=teacher)

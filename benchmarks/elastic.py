@@ -12,11 +12,10 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from datetime import date
 from itertools import product
 from pathlib import Path
 
-from harness import command, machine
+from harness import keep
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "distributed"))
@@ -47,18 +46,7 @@ def main() -> None:
             cells = [before, after, f"{first} → {then}", *(f"{value:.1e}" for value in worst.values())]
             lines.append(f"| {' | '.join(cells)} |")
             print(lines[-1], flush=True)
-    text = [
-        "# Going on with other ranks",
-        "",
-        machine(),
-        "",
-        *lines,
-        "",
-        f"Command: `{command()}`",
-        "",
-    ]
-    out.mkdir(parents=True, exist_ok=True)
-    (out / f"{date.today()}-elastic.md").write_text("\n".join(text))
+    keep(out, "elastic", "Going on with other ranks", lines)
 
 
 if __name__ == "__main__":

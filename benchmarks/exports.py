@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from harness import HERE, command, machine
+from harness import HERE, keep
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from otherside.export import TEXTS
@@ -162,19 +162,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "reports")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
-    report = asked.out / f"{date.today()}-exports.md"
-    kept = report.with_suffix(".json")
+    kept = asked.out / f"{date.today()}-exports.json"
     costs = exports(asked.encoder, asked.encoder, CASES, kept)
     whole, randoms = [case for case in CASES if case[1] == "float32"], []
     for size in asked.billions:
         with tempfile.TemporaryDirectory() as work:
             randoms.append(exports(f"random, {size}", random_llama(Path(work) / "base", size), whole, kept))
     text = [
-        "# Exports: differences, time and memory",
-        "",
-        f"{machine()}, one thread",
-        "",
-        f"{asked.encoder}, {counted(costs)}. Relative differences of vectors of {len(TEXTS)} texts.",
+        f"{asked.encoder}, {counted(costs)}, one thread. Relative differences of vectors of {len(TEXTS)} texts.",
         "",
         table(costs),
         "",
@@ -185,12 +180,8 @@ def main() -> None:
         "from the first table.",
         "",
         markdown(["kind", "numbers", "CPU minutes", "peak GB", "OUT, GB"], by_arithmetic(costs, *randoms)),
-        "",
-        f"Command: `{command()}`",
-        "",
     ]
-    print("\n".join(text))
-    report.write_text("\n".join(text))
+    keep(asked.out, "exports", "Exports: differences, time and memory", text)
 
 
 if __name__ == "__main__":

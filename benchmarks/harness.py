@@ -184,7 +184,7 @@ def report(
 ) -> None:
     """A dated Markdown table and everything as JSON, in `out`."""
     rows = [c.row(contender) for c in comparisons for contender in c.rounds]
-    text = [f"# {title}", "", machine(), "", "Settings: " + ", ".join(f"{k} {v}" for k, v in settings.items()), ""]
+    text = ["Settings: " + ", ".join(f"{k} {v}" for k, v in settings.items()), ""]
     text += ["| case | contender | real tokens / round | real tokens / s | utilisation | peak MB | ours is faster by |"]
     text += ["| --- | --- | ---: | ---: | ---: | ---: | --- |"]
     for row in rows:
@@ -205,19 +205,25 @@ def report(
         "kernel's high-water mark above what the process held before its first round.",
         *([notes] if notes else []),
     ]
-    text += ["", f"Command: `{command()}`", ""]
-    print("\n".join(text))
+    rounds = [{"case": c.case, "rounds": c.rounds} for c in comparisons]
+    kept = {"settings": {k: str(v) for k, v in settings.items()}, "rows": rows, "rounds": rounds}
+    keep(out, name, title, text, {"machine": machine(), **kept})
+
+
+def keep(out: Path, name: str, title: str, lines: Sequence[str], content: Any = None) -> None:
+    """Print a report, and leave it in `out`: dated Markdown with machine and command; what there is as JSON, too."""
+    text = "\n".join([f"# {title}", "", machine(), "", *lines, "", f"Command: `{command()}`", ""])
+    print(text)
     out.mkdir(parents=True, exist_ok=True)
     stem = out / f"{date.today()}-{name}"
-    stem.with_suffix(".md").write_text("\n".join(text))
-    rounds = [{"case": c.case, "rounds": c.rounds} for c in comparisons]
-    content = {
-        "machine": machine(),
-        "settings": {k: str(v) for k, v in settings.items()},
-        "rows": rows,
-        "rounds": rounds,
-    }
-    stem.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+    stem.with_suffix(".md").write_text(text)
+    if content is not None:
+        stem.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def held(name: str) -> int:
+    """Bytes of this process by the kernel: VmRSS, or VmHWM, its peak."""
+    return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) * 1024
 
 
 def command() -> str:

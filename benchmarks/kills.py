@@ -21,13 +21,13 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import datasets
 import torch
-from harness import command, machine
+from harness import keep
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import runs
@@ -162,10 +162,7 @@ def report(settings: argparse.Namespace, hits: Counter[tuple[int, str]], failed:
     lines = [f"| killed while | {' | '.join(heads)} |", f"| --- |{' --- |' * len(heads)}"]
     lines += [f"| {name} | {' | '.join(str(hits[ranks, name]) for ranks in settings.ranks)} |" for name in PHASES]
     said = f"{settings.count - len(failed)} of {settings.count} killed runs ended with the weights of one left alone."
-    text = ["# Random kills", "", machine(), "", said, "", *lines, "", *failed, f"Command: `{command()}`", ""]
-    settings.out.mkdir(parents=True, exist_ok=True)
-    (settings.out / f"{date.today()}-kills.md").write_text("\n".join(text))
-    print("\n".join([said, *lines]), flush=True)
+    keep(settings.out, "kills", "Random kills", [said, "", *lines, *(["", *failed] if failed else [])])
     if failed:
         print(f"the runs that failed are in {place}", flush=True)
 

@@ -14,11 +14,10 @@ import json
 import os
 import subprocess
 import tempfile
-from datetime import date
 from pathlib import Path
 
 import numpy as np
-from harness import HERE, command, machine, python_of
+from harness import HERE, keep, python_of
 from safetensors.numpy import load_file
 
 from otherside.encoder import Encoder
@@ -79,10 +78,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = compare(Path(folder))
     text = [
-        "# LLM2Vec's models: our vectors and its own package's",
-        "",
-        machine(),
-        "",
         f"Tiny models, {len(texts())} texts of up to thousands of tokens, float32. Difference: the largest of a",
         f"vector, relative to its length; {TOLERANCE:.0e} is allowed.",
         "",
@@ -92,13 +87,8 @@ def main() -> None:
         "",
         "On a CPU the package leaves Qwen 2 causal (our causal attention equals it then); its mask is opened here,",
         "as under flash attention.",
-        "",
-        f"Command: `{command()}`",
-        "",
     ]
-    print("\n".join(text))
-    out.mkdir(parents=True, exist_ok=True)
-    (out / f"{date.today()}-llm2vec.md").write_text("\n".join(text))
+    keep(out, "llm2vec", "LLM2Vec's models: our vectors and its own package's", text)
     if failed := [row for row in rows if not row[-1] <= TOLERANCE]:
         raise SystemExit(f"{len(failed)} of {len(rows)} cases differ by more than {TOLERANCE:.0e}")
 

@@ -11,20 +11,17 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import transformers
-from harness import command
+from harness import held, keep
 from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -41,18 +38,13 @@ LARGE = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 12
 SMALL = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}
 
 
-def status(name: str) -> float:
-    """A line of this process's status, in MB."""
-    return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) / 1024
-
-
 @contextmanager
 def peak() -> Iterator[dict[str, float]]:
     """MB that the block needs on top, at its peak, and seconds."""
     Path("/proc/self/clear_refs").write_text("5")
-    found, before, begun = {}, status("VmRSS"), time.perf_counter()
+    found, before, begun = {}, held("VmRSS"), time.perf_counter()
     yield found
-    found |= {"mb": status("VmHWM") - before, "seconds": time.perf_counter() - begun}
+    found |= {"mb": (held("VmHWM") - before) / 2**20, "seconds": time.perf_counter() - begun}
 
 
 def build(folder: Path, vocabulary: int, shape: dict[str, int]) -> Path:
@@ -123,11 +115,11 @@ def train(strategy: str, ranks: int, model: Path, pairs: Path, batch: int, chunk
                 configure, loaded = type(module).configure_optimizers, {}
 
                 def after_setup(self: Supervised) -> Any:  # the model is loaded and, but for DeepSpeed's hooks, set up
-                    loaded["mb"] = status("VmHWM") - before
-                    loaded["kept"] = status("VmRSS") - before
+                    loaded["mb"] = (held("VmHWM") - before) / 2**20
+                    loaded["kept"] = (held("VmRSS") - before) / 2**20
                     return configure(self)
 
-                before = status("VmRSS")
+                before = held("VmRSS")
                 type(module).configure_optimizers = after_setup  # type: ignore[method-assign]
                 trainer.fit(module, data)
         return {"loading": loaded, "step": callback.taken[-1], "all": loading}
@@ -143,11 +135,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/reports"))
     settings = parser.parse_args()
     torch.set_num_threads(1)
-    about = (
-        f"{date.today()}, CPU ({platform.processor() or platform.machine()}), one thread a rank, gloo, torch "
-        f"{torch.__version__}, transformers {transformers.__version__}, float32"
-    )
-    lines = ["# Memory of a rank", "", about, ""]
+    lines = ["One thread a rank, gloo, float32", ""]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         rows = write_pairs(folder / "pairs.jsonl", 10_000)
@@ -175,9 +163,7 @@ def main() -> None:
             each = most["seconds"] / batch
             lines.append(f"| {batch} | {most['mb']:.0f} | {most['seconds']:.1f} | {each:.4f} |")
             print(lines[-1], flush=True)
-    lines += ["", f"Command: `{command()}`", ""]
-    settings.out.mkdir(parents=True, exist_ok=True)
-    (settings.out / f"{date.today()}-memory.md").write_text("\n".join(lines))
+    keep(settings.out, "memory", "Memory of a rank", lines)
 
 
 if __name__ == "__main__":

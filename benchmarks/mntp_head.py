@@ -11,17 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import transformers
-from harness import command
+from harness import held, keep
 
 from otherside import mntp
 from otherside.adapters import Lora
@@ -44,12 +41,6 @@ def full_logits(backbone: Backbone, texts: Packed, labels: torch.Tensor) -> torc
 VARIANTS = {"masked positions": masked_positions, "full logits": full_logits}
 
 
-def high_water() -> float:
-    """Peak resident memory of this process since the last reset, in GB."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 2**20
-
-
 def measure(variant: str, backbone: Backbone, texts: Packed, labels: torch.Tensor) -> dict[str, float]:
     """Loss, seconds and GB of one step, in a fork."""
     handle, name = tempfile.mkstemp()
@@ -58,10 +49,11 @@ def measure(variant: str, backbone: Backbone, texts: Packed, labels: torch.Tenso
         os.waitpid(child, 0)
         return json.loads(Path(name).read_text())
     Path("/proc/self/clear_refs").write_text("5")
-    before, begun = high_water(), time.perf_counter()
+    before, begun = held("VmHWM"), time.perf_counter()
     loss = VARIANTS[variant](backbone, texts, labels)
     loss.backward()
-    result = {"loss": loss.item(), "seconds": time.perf_counter() - begun, "gigabytes": high_water() - before}
+    seconds, gigabytes = time.perf_counter() - begun, (held("VmHWM") - before) / 2**30
+    result = {"loss": loss.item(), "seconds": seconds, "gigabytes": gigabytes}
     Path(name).write_text(json.dumps(result))
     os._exit(0)
 
@@ -91,19 +83,11 @@ def main() -> None:
         name: {key: statistics.median(run[key] for run in rows) for key in rows[0]} for name, rows in runs.items()
     }
     ratios = {key: middle["masked positions"][key] / middle["full logits"][key] for key in ("seconds", "gigabytes")}
-    about = (
-        f"{date.today()}, {platform.processor() or platform.machine()}, one thread, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}, {settings.model}, {settings.dtype}, {settings.tokens} tokens, "
-        "20 % masked"
-    )
-    lines = ["# MNTP: head on masked positions against full logits", "", about, "", "| | s / step | peak GB | loss |"]
-    lines += ["| --- | --- | --- | --- |"]
+    lines = [f"{settings.model}, {settings.dtype}, one thread, {settings.tokens} tokens, 20 % masked", ""]
+    lines += ["| | s / step | peak GB | loss |", "| --- | --- | --- | --- |"]
     lines += [f"| {n} | {m['seconds']:.2f} | {m['gigabytes']:.2f} | {m['loss']:.5f} |" for n, m in middle.items()]
     lines += [f"| ratio | {ratios['seconds']:.2f} | {ratios['gigabytes']:.2f} | |", "", "Medians of alternating runs."]
-    report = "\n".join([*lines, "", f"Command: `{command()}`", ""])
-    print(report)
-    settings.out.mkdir(parents=True, exist_ok=True)
-    (settings.out / f"{date.today()}-mntp-head.md").write_text(report)
+    keep(settings.out, "mntp-head", "MNTP: head on masked positions against full logits", lines)
 
 
 if __name__ == "__main__":

@@ -16,14 +16,13 @@ import random
 import statistics
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from harness import command, machine
+from harness import keep
 from scipy.stats import spearmanr
 
 from otherside.adapters import Lora, SavedAdapter
@@ -96,7 +95,7 @@ def main() -> None:
     settings = parser.parse_args()
     torch.set_num_threads(1)
     texts, base = Texts(settings.pairs, settings.sts), Card.read(settings.encoder).lineage.base
-    text = ["# QLoRA", "", machine(), "", f"{base}, {DTYPE}, one thread", ""]
+    text = [f"{base}, {DTYPE}, one thread", ""]
     text += [
         "| vectors | cosine to as trained, mean (least) | retrieval MRR | STSBenchmark |",
         "| --- | --- | ---: | ---: |",
@@ -123,10 +122,7 @@ def main() -> None:
     ratios = sorted(a / b for a, b in zip(*found.values(), strict=True))
     text += ["", "CPU seconds of a step: " + ", ".join(f"{name} {min(s):.2f}" for name, s in found.items())]
     text[-1] += f"; {statistics.median(ratios):.2f} × ({ratios[0]:.2f}–{ratios[-1]:.2f})"
-    text += ["", f"`{command()}`"]
-    settings.out.mkdir(parents=True, exist_ok=True)
-    (settings.out / f"{date.today()}-quantized.md").write_text("\n".join(text) + "\n")
-    print("\n".join(text))
+    keep(settings.out, "quantized", "QLoRA", text)
 
 
 if __name__ == "__main__":

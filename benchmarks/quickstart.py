@@ -19,12 +19,11 @@ import json
 import os
 import subprocess
 import sys
-from datetime import date
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from harness import command, machine
+from harness import keep
 
 from otherside.encoder import Encoder
 from otherside.probing.report import markdown
@@ -128,11 +127,9 @@ def main() -> None:
         for name, figures in found.items():
             measured = [m for m in MEASURES if m in figures[0]]
             rows.append([case, name, *(shown([figure[m] for figure in figures]) for m in measured)])
-    text = markdown(["start token", "variant", *measured], rows)
-    print(text)
-    title = f"# The quickstart's encoders on texts that no stage has seen\n\n`{command()}`, {machine()}."
-    report = options.out / f"{date.today()}-quickstart.md"
-    report.write_text(f"{title}\n\nSeeds {options.seeds}: mean ± half of the range.\n\n{text}\n")
+    table = markdown(["start token", "variant", *measured], rows)
+    text = [f"Seeds {options.seeds}: mean ± half of the range.", "", table]
+    keep(options.out, "quickstart", "The quickstart's encoders on texts that no stage has seen", text)
 
 
 if __name__ == "__main__":

@@ -17,13 +17,13 @@ import statistics
 import tempfile
 import time
 from dataclasses import dataclass, field
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 import yaml
+from harness import held, keep
 
 from lightning_modules import training  # imported once, before the forks
 from lightning_modules.cli import main as lightning
@@ -40,11 +40,6 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("MNTP", {"model.lora.dropout": 0.05, "model.recompute": False}),
     ("Supervised", {"model.chunk_tokens": 512}),
 ]
-
-
-def held(name: str) -> int:
-    """A line of this process's status, in bytes."""
-    return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) * 1024
 
 
 @dataclass
@@ -144,10 +139,8 @@ def main() -> None:
             f"{work / found['seconds'] / 1e9:.0f} |"
         )
         print(lines[-1], flush=True)
-    settings.out.mkdir(parents=True, exist_ok=True)
-    about = f"{date.today()}, 2 busy CPU cores, one thread, torch {torch.__version__}, {MODEL}; "
-    about += f"pairs have {mean:.0f} tokens a text"
-    (settings.out / f"{date.today()}-sizing-measured.md").write_text("\n".join([about, "", *lines, ""]))
+    about = f"One thread, {MODEL}; pairs have {mean:.0f} tokens a text"
+    keep(settings.out, "sizing-measured", "`lightning size` against real runs", [about, "", *lines])
 
 
 if __name__ == "__main__":

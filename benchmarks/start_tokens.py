@@ -10,10 +10,9 @@ bidirectional, with its sink kept (`bi`) and without (`backbone.keep_sink`).
 from __future__ import annotations
 
 import argparse
-from datetime import date
 from pathlib import Path
 
-from harness import command, machine
+from harness import keep
 from quickstart import BASE, ROOT
 
 from otherside.encoder import Encoder
@@ -47,9 +46,7 @@ def main() -> None:
         rows.append([token.replace("|", "\\|"), *(f"{value:.3f}" for value in found)])
         print(*rows[-1], flush=True)
     header = ["start token", *(f"{v}: {m}" for v in VARIANTS for m in ("similarity", "retrieval MRR"))]
-    title = f"# Start tokens before an untrained Llama's texts\n\n`{command()}`, {machine()}."
-    report = options.out / f"{date.today()}-start-tokens.md"
-    report.write_text(f"{title}\n\n{markdown(header, rows)}\n")
+    keep(options.out, "start-tokens", "Start tokens before an untrained Llama's texts", [markdown(header, rows)])
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +80,7 @@ def main() -> None:
     settings = parser.parse_args()
     if settings.fit:
         return fit(settings.fit)
-    from harness import command, machine
+    from harness import keep, machine
 
     rounds: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -108,14 +107,10 @@ def main() -> None:
     names = ["imports", "tokenizer", "weights and adapter", "mask self-test", "everything else", "to the first step"]
     names += [name for name in rounds[0] if name.startswith("`")]
     middle = {name: statistics.median(took[name] for took in rounds[1:]) for name in names}
-    text = ["# Start-up", "", machine(), "", f"{BASE}, converted before.", "", "| what | seconds |", "| --- | ---: |"]
+    text = [f"{BASE}, converted before.", "", "| what | seconds |", "| --- | ---: |"]
     text += [f"| {name} | {seconds:.2f} |" for name, seconds in middle.items()]
-    text += ["", f"Medians of {settings.rounds} rounds.", "", f"Command: `{command()}`", ""]
-    print("\n".join(text))
-    settings.out.mkdir(parents=True, exist_ok=True)
-    stem = settings.out / f"{date.today()}-startup"
-    stem.with_suffix(".md").write_text("\n".join(text))
-    stem.with_suffix(".json").write_text(json.dumps({"machine": machine(), "rounds": rounds}, indent=1) + "\n")
+    text += ["", f"Medians of {settings.rounds} rounds."]
+    keep(settings.out, "startup", "Start-up", text, {"machine": machine(), "rounds": rounds})
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from harness import held
 from torch import Tensor
 
 from datamodules.plan import Plan, rank_slice
@@ -38,10 +39,6 @@ class Gathered(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         return torch.cat(gradients).view(Gathered.ranks, *gradients[0].shape).sum(0)
-
-
-def held(name: str) -> int:
-    return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) * 1024
 
 
 def loss_memory(ranks: int, negatives: int, width: int, loss: InfoNCE) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -38,6 +37,7 @@ from datamodules.rows import (
     file_type,
     read_file,
 )
+from otherside.files import atomic
 
 FORMAT_VERSION = 3  # part of every cache key: raise it when what is stored changes
 # Builders of `datasets` that read URLs
@@ -226,9 +226,8 @@ def cached(
             yield row
         # Written before `datasets` commits the table, so a table never lacks its note
         note.parent.mkdir(parents=True, exist_ok=True)
-        temporary = note.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps({"skipped": vars(skipped), "content": content.hexdigest()}))
-        temporary.replace(note)
+        with atomic(note) as temporary:
+            temporary.write_text(json.dumps({"skipped": vars(skipped), "content": content.hexdigest()}))
 
     try:
         dataset = datasets.Dataset.from_generator(generate, features=features, fingerprint=digest)

@@ -222,13 +222,7 @@ class StreamLoader(ResumableLoader):
 def stream_loader(
     dataset: StreamBatches, num_workers: int, first_step: Callable[[], int], positions: dict[int, Position]
 ) -> StreamLoader:
-    """A loader that starts at `positions[first_step()]`.
-
-    Raises:
-        ValueError: more than one worker, as the order would depend on their number.
-    """
-    if num_workers > 1:
-        raise ValueError(f"num_workers must be 0 or 1 with streaming: true; got {num_workers}. Set num_workers: 1.")
+    """A loader that starts at `positions[first_step()]`; of several workers the order would depend on their number."""
     loader = StreamLoader(
         dataset,
         batch_size=None,

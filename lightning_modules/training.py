@@ -45,7 +45,6 @@ from lightning_modules.callbacks import (
     ProgressLines,
     Requeue,
     RunProgressBar,
-    SameStart,
     Throughput,
     Watchdog,
 )
@@ -214,7 +213,7 @@ class TrainingCLI(LightningCLI):
         elif subcommand == "fit":
             options["ckpt_path"] = going_on(Path(options["ckpt_path"]), self.root / "checkpoints")
         found = self.identity.checkpoint = options["ckpt_path"]
-        self.trainer.callbacks += [SameStart(found), Embeddings(found)]  # type: ignore[attr-defined]
+        self.trainer.callbacks.append(Embeddings(found))  # type: ignore[attr-defined]
         return options
 
 
@@ -272,7 +271,7 @@ def classes() -> str:
     bases: dict[str, Any] = {
         "--model": LightningModule,
         "--data": LightningDataModule,
-        "--trainer.callbacks+": (Probing, Embeddings),
+        "--trainer.callbacks+": Probing,
     }
     lines = [
         f"  {option} {kind.__name__:11} {str(kind.__doc__).splitlines()[0]}"

@@ -181,7 +181,7 @@ class Backbone(nn.Module):
         sink = None
         if start is not None and keeps_sink(config, card):
             reads = distributed.rank() == 0
-            sink = distributed.from_first(sink_of(config.model, config.revision, card, start) if reads else None)
+            sink = distributed.from_first(sink_of(config.model, card, start) if reads else None)
         is_full = isinstance(new, Full)
         backbone = cls(lm, lineage, attention, config.kernel, sink, dtype if is_full else None)  # type: ignore[arg-type]  # as the card was checked to have it
         if is_full and dtype in HALF:

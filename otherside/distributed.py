@@ -1,4 +1,4 @@
-"""What ranks tell each other inside a loss. Everything here is the identity in a single process."""
+"""What ranks tell each other, and how long they wait for it. Everything here is the identity in a single process."""
 
 from __future__ import annotations
 

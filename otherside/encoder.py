@@ -5,8 +5,6 @@ Shapes: N texts, D hidden size.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +21,7 @@ from otherside.attention import Kernel
 from otherside.backbone import AnyDType, Attention, Backbone, BackboneConfig
 from otherside.batching import Packed, tokenise, tokens_at_once
 from otherside.evaluation.model import Cosine, MTEBModel, model_meta
-from otherside.files import replace_folder
+from otherside.files import atomic_folder
 from otherside.lineage import AUTO, Card, Lineage, Training
 from otherside.llama import check_length, positions
 from otherside.pooling import Pooling
@@ -286,8 +284,7 @@ class Encoder(Cosine, nn.Module):
         """
         folder = Path(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent)).resolve()
-        try:
+        with atomic_folder(folder) as work:
             self.tokenizer.backend_tokenizer.no_truncation()  # `encode` left it there
             self.tokenizer.save_pretrained(work)
             lineage = self._save_stages(work, stage, weights)
@@ -297,9 +294,6 @@ class Encoder(Cosine, nn.Module):
             history = (*self.history, *((training or Training(stage, steps),) if new else ()))
             factors = None if self.factors is None else rescale.write(self.factors, work)
             Card(lineage, stage, steps, *read, sink, template_of(self.tokenizer), factors, history).write(work)
-            replace_folder(work, folder)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
         return folder
 
     def _save_stages(self, work: Path, stage: str, weights: Mapping[str, Tensor] | None) -> Lineage:

@@ -30,6 +30,21 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def checked(folder: Path, file: str, digest: str) -> Path:
+    """Where a file of an encoder folder is.
+
+    Raises:
+        FileNotFoundError: it has none.
+        ValueError: it has another than its card says.
+    """
+    path = folder / file
+    if not path.is_file():
+        raise FileNotFoundError(f"the encoder {folder} must have {file}; there is no such file. Restore it.")
+    if (found := sha256(path)) != digest:
+        raise ValueError(f"{path} must have SHA-256 {digest[:12]}…; got {found[:12]}…. Restore it.")
+    return path
+
+
 @dataclass(frozen=True)
 class Merged:
     """One stage of a lineage: what it left behind.

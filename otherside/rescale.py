@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from otherside.batching import Packed, Tokens
-from otherside.lineage import RESCALE, sha256
+from otherside.lineage import RESCALE, checked, sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,15 +63,5 @@ def write(factors_D: Tensor, folder: Path) -> str:
 
 
 def read(folder: Path, digest: str) -> Tensor:
-    """Of an encoder folder.
-
-    Raises:
-        FileNotFoundError: it has none.
-        ValueError: it has another than its card says.
-    """
-    path = folder / RESCALE
-    if not path.is_file():
-        raise FileNotFoundError(f"the encoder {folder} must have {RESCALE}; there is no such file. Restore it.")
-    if (found := sha256(path)) != digest:
-        raise ValueError(f"{path} must have SHA-256 {digest[:12]}…; got {found[:12]}…. Restore it.")
-    return load_file(path)["factors"]
+    """Of an encoder folder; raises as `lineage.checked`."""
+    return load_file(checked(folder, RESCALE, digest))["factors"]

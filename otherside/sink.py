@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 from otherside import weights
 from otherside.conversion import fetch
-from otherside.lineage import SINK, Card, Lineage, sha256
+from otherside.lineage import SINK, Card, Lineage, checked, sha256
 from otherside.waits import quiet_libraries
 
 LAYERS = 8  # that are looked at; published Llamas, Mistrals and Qwens have a sink behind their fourth
@@ -52,27 +52,16 @@ class Sink:
 
     @classmethod
     def read(cls, folder: Path, digest: str) -> Sink:
-        """Of an encoder folder.
-
-        Raises:
-            FileNotFoundError: it has none.
-            ValueError: it has another than its card says.
-        """
-        path = folder / SINK
-        if not path.is_file():
-            raise FileNotFoundError(f"the encoder {folder} must have {SINK}; there is no such file. Restore it.")
-        if (found := sha256(path)) != digest:
-            raise ValueError(f"{path} must have SHA-256 {digest[:12]}…; got {found[:12]}…. Restore it.")
-        content = load_file(path)
+        """Of an encoder folder; raises as `lineage.checked`."""
+        content = load_file(checked(folder, SINK, digest))
         return cls(int(content["token"]), content["state"])
 
 
-def sink_of(model: str, revision: str | None, card: Card, token: int) -> Sink | None:
+def sink_of(model: str, card: Card, token: int) -> Sink | None:
     """That of an encoder folder which was made with this start token, else that of the base.
 
     Args:
         model: see `BackboneConfig`.
-        revision: of a hub id.
         card: of `model`.
         token: id of the start token.
     """

@@ -9,7 +9,6 @@ the average is of whole weights, in float32.
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -22,7 +21,7 @@ from torch import Tensor
 from otherside import adapters, full, stages, weights
 from otherside.adapters import SavedAdapter
 from otherside.backbone import Backbone, BackboneConfig
-from otherside.files import check_out, make_folder, replace_folder
+from otherside.files import atomic_folder, check_out, make_folder
 from otherside.lineage import BASE, CARD, Card, Lineage, Merged, Training
 
 STAGE = "soup"
@@ -64,13 +63,9 @@ def soup(encoders: list[str], out: Path, weights: list[float] | None = None, for
         raise ValueError("soup needs encoders that differ; these are one and the same")
     changed = Changed(encoders, shares, own)
     make_folder(out.parent, "the folder of OUT")
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent)).resolve()
-    try:
+    with atomic_folder(out) as work:
         history = _history(cards, first, len(common))
         made = _write(work, encoders[cards.index(first)], replace(first, history=history), common, changed)
-        replace_folder(work, out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     print(f"{out}: the average of {len(encoders)}, {made} on {len(common)} common stages")
 
 

@@ -9,7 +9,6 @@ from lightning_modules.callbacks.mteb import MTEB, MTEBSettings
 from lightning_modules.callbacks.probing import Probing
 from lightning_modules.callbacks.progress import ProgressLines, RunProgressBar
 from lightning_modules.callbacks.requeue import Requeue
-from lightning_modules.callbacks.same_start import SameStart
 from lightning_modules.callbacks.throughput import Throughput
 from lightning_modules.callbacks.watchdog import Watchdog
 
@@ -26,7 +25,6 @@ __all__ = [
     "ProgressLines",
     "Requeue",
     "RunProgressBar",
-    "SameStart",
     "Throughput",
     "Watchdog",
 ]

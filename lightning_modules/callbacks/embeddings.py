@@ -20,6 +20,7 @@ from typing_extensions import override
 from lightning_modules.base import EncoderModule
 from otherside import distributed
 from otherside.batching import TextBatch
+from otherside.files import atomic
 from otherside.lineage import sha256
 from otherside.weights import card_of
 
@@ -116,10 +117,8 @@ class Embeddings(pl.Callback):
         rows, vectors = (np.concatenate(column) for column in zip(*self._held, strict=True))
         kind = pa.list_(pa.float32(), vectors.shape[1])
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), type=kind)
-        path = self._file(self._part, rank)
-        work = path.with_suffix(".tmp")
-        pq.write_table(pa.table({"row": pa.array(rows), "vector": column}), work)
-        work.replace(path)
+        with atomic(self._file(self._part, rank)) as path:
+            pq.write_table(pa.table({"row": pa.array(rows), "vector": column}), path)
         self._part, self._held = self._part + 1, []
 
     @override

@@ -51,8 +51,7 @@ class Identity(pl.Callback):
             self._end(trainer, root, note)
         start = f"resumes from {self.checkpoint}" if self.checkpoint else "no checkpoint yet"
         self._say(trainer, f"fit in {root}: {start}")
-        if self.checkpoint:
-            self._compare(trainer, Path(self.checkpoint))
+        self._compare(trainer)
 
     def _read(self, module: EncoderModule) -> None:
         if known := self._known():
@@ -64,8 +63,14 @@ class Identity(pl.Callback):
         """What the checkpoint says of itself; None where there is no checkpoint, or none that can be read.
 
         Raises:
-            ValueError: it says nothing.
+            ValueError: ranks, each of which looked for it itself, found different ones; or it says nothing.
         """
+        mine = str(self.checkpoint or "no checkpoint")
+        if (first := distributed.from_first(mine)) != mine:
+            raise ValueError(
+                f"all ranks must go on from the same checkpoint; rank 0 found {first}, rank {distributed.rank()} "
+                f"{mine}. Set trainer.default_root_dir to a folder that all nodes see."
+            )
         folder = Path(self.checkpoint) if self.checkpoint else None
         if folder is None or not folder.is_dir():  # reading it says what is wrong
             return None
@@ -90,15 +95,14 @@ class Identity(pl.Callback):
         trainer.strategy.barrier()
         sys.exit(0)
 
-    def _compare(self, trainer: pl.Trainer, checkpoint: Path) -> None:
-        known = self._known()
-        if known is None:
+    def _compare(self, trainer: pl.Trainer) -> None:
+        if not (known := self._known()):
             return
         self.fingerprint, self.changes = known["fingerprint"], known["changes"]
         changed = identity.differences(known["identity"], self.now)
         self._refuse(identity.refused(changed))
         for name, pair in changed.items():
-            self.changes.append(f"{checkpoint.stem}: {identity.told({name: pair})}")
+            self.changes.append(f"{Path(str(self.checkpoint)).stem}: {identity.told({name: pair})}")
             self._say(trainer, f"goes on with {identity.told({name: pair})}")
 
     def _refuse(self, changed: Values) -> None:

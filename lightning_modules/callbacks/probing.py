@@ -139,9 +139,8 @@ class Probing(pl.Callback):
 
     def _vectors(self, encoder: Encoder) -> dict[Mention, np.ndarray]:
         """Last-layer vectors of all words needed."""
-        from otherside.probing.features import group_by_text
+        from otherside.probing.features import mention_vectors
         from otherside.probing.tasks import Mention, word_spans
-        from otherside.words import layer_vectors
 
         mentions = {
             m: None for task in self._tasks for i in np.concatenate(self._items(task)) for m in task.mentions[i]
@@ -149,13 +148,7 @@ class Probing(pl.Callback):
         for mention in self._random:
             mentions |= {Mention(mention.text, *span): None for span in [mention[1:], *word_spans(mention.text)]}
         wanted = list(mentions)
-        texts = group_by_text(wanted)
-        spans = [[wanted[i][1:] for i in numbers] for numbers in texts.values()]
-        members = list(texts.values())
-        found: dict[Mention, np.ndarray] = {}
-        for text, vectors in layer_vectors(encoder, list(texts), spans, [encoder.backbone.layers]):
-            found |= {wanted[i]: vector for i, vector in zip(members[text], vectors[:, 0], strict=True)}
-        return found
+        return {wanted[i]: vector for i, [vector] in mention_vectors(encoder, wanted, [encoder.backbone.layers])}
 
     def _texts(self, encoder: Encoder) -> dict[str, float]:
         """What is asked of whole texts; all ranks come to the same."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
-from typing import Any, Literal
+from typing import Literal
 
 from lightning_modules.hardware import Hardware
 from lightning_modules.sizing.command import fitting, verdict
@@ -23,18 +23,6 @@ RATES: dict[Stage, tuple[float, float, float]] = {  # quickstart, evening, publi
     "mntp": (1e-3, 5e-4, 5e-5),
     "simcse": (5e-4, 3e-4, 3e-5),
     "supervised": (5e-4, 3e-4, 2e-4),
-}
-TRAINERS: dict[str, dict[str, Any]] = {  # configs/trainer/, for folders where that is not
-    "cpu": {"accelerator": "cpu"},
-    "one-gpu": {"accelerator": "gpu"},
-    "ddp": {
-        "accelerator": "gpu",
-        "strategy": {"class_path": "lightning_modules.strategies.DDP", "init_args": {"timeout": 120}},
-    },
-    "fsdp2": {
-        "accelerator": "gpu",
-        "strategy": {"class_path": "lightning_modules.strategies.FSDP2", "init_args": {"timeout": 120}},
-    },
 }
 
 

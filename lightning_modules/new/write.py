@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,10 +11,10 @@ from typing import Any
 import yaml
 
 from lightning_modules.hardware import Hardware
-from lightning_modules.new.stages import NAMES, TRAINERS, HeldOut, Planned
+from lightning_modules.includes import PACKAGED
+from lightning_modules.new.stages import NAMES, HeldOut, Planned
 from lightning_modules.sizing.command import needed
 
-PRESETS = Path(__file__).parents[2] / "configs" / "trainer"  # of a checkout
 PURPOSES = {
     "mntp": "the base learns to use both sides of the context, on your texts.",
     "simcse": "the mntp stage as a sentence encoder, without labels, on your texts.",
@@ -62,13 +61,12 @@ def about(planned: Planned) -> str:
 def settings(planned: Planned, recipe: Path, model: str, held_out: HeldOut) -> dict[str, Any]:
     """All that the YAML says."""
     job, steps = planned.job, planned.steps
-    preset = PRESETS / f"{planned.trainer}.yaml"
-    inside = preset.is_file() and recipe.resolve().is_relative_to(PRESETS.parents[1])
     every = max(1, steps // 2)
     backbone: dict[str, Any] = {"model": model}
     backbone |= {"attention_dropout": job.attention_dropout} if job.attention_dropout else {}
     backbone |= {"activation_checkpointing": True} if job.layers_again else {}
-    content = {
+    return {
+        "include": f"{PACKAGED}trainer/{planned.trainer}.yaml",
         "model": {
             "class_path": f"lightning_modules.{NAMES[job.stage]}",
             "init_args": {
@@ -95,7 +93,6 @@ def settings(planned: Planned, recipe: Path, model: str, held_out: HeldOut) -> d
         },
         "checkpoints": {"every_n_steps": every},
         "trainer": {
-            **({} if inside else TRAINERS[planned.trainer]),
             **({"num_nodes": job.nodes} if job.nodes > 1 else {}),
             "devices": job.gpus,
             "default_root_dir": str(recipe / job.stage),
@@ -105,7 +102,6 @@ def settings(planned: Planned, recipe: Path, model: str, held_out: HeldOut) -> d
             **({"val_check_interval": every, "check_val_every_n_epoch": None} if held_out else {}),
         },
     }
-    return ({"include": os.path.relpath(preset, recipe.resolve())} if inside else {}) | content
 
 
 def _sources(stage: str, data: Path, held_out: HeldOut) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lightning_modules.includes import merged
+from lightning_modules.recipe import stages
 from lightning_modules.sizing.shape import Adapter, Full, Shape, read_shape
 
 Strategy = Literal["ddp", "zero1", "zero2", "zero3", "fsdp2"]
@@ -296,8 +297,6 @@ def strategy_named(name: str, stage: int = 2) -> Strategy:
 
 def base_of(config: Path, backbone: Mapping[str, Any]) -> str:
     """The base model; of a stage that is not trained yet, that of the stage in the same recipe it starts from."""
-    from lightning_modules.recipe import stages
-
     model = str(_first(backbone.get("model"), name="backbone.model"))
     if Path(model).exists():
         return model

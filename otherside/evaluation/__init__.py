@@ -2,6 +2,5 @@
 
 from otherside.evaluation.model import MTEBModel, model_meta
 from otherside.evaluation.run import Evaluation, Scores
-from otherside.evaluation.tasks import SUBSETS
 
-__all__ = ["SUBSETS", "Evaluation", "MTEBModel", "Scores", "model_meta"]
+__all__ = ["Evaluation", "MTEBModel", "Scores", "model_meta"]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,7 +13,7 @@ from otherside.backbone import DTypes
 from otherside.encoder import Encoder
 from otherside.export import gguf, onnx, readme, sentence_transformers, transformers
 from otherside.export.parity import OWN_READERS, TEXTS, Kind, ParityError, Reference, check_parity
-from otherside.files import check_out, make_folder, replace_folder
+from otherside.files import atomic_folder, check_out, make_folder
 from otherside.template import template_of
 from otherside.waits import quiet_libraries, saying
 from otherside.weights import card_of
@@ -65,8 +63,7 @@ def export(
         TOOLS[kind][0].check_installed()
     make_folder(out.parent, "the folder of OUT")
     quiet_libraries()
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent)).resolve()
-    try:
+    with atomic_folder(out) as work:
         with saying(f"opening {encoder}"):
             loaded = Encoder.load(encoder)
         _check_template(loaded, kind)
@@ -90,9 +87,6 @@ def export(
         if tool and dtype in small:
             tool.quantise(work, dtype)
             said = f"vectors have a mean cosine of {closeness(work, reference, kind, dtype):.4f} with the encoder's"
-        replace_folder(work, out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     print(f"{out}: {said}")
     print("\n".join([*readme.differences(kind, reference), f"How to open it: {out / readme.FILE}"]))
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from otherside.encoder import Encoder
 from otherside.probing.results import Row
 from otherside.probing.scores import bootstrap
-from otherside.probing.tasks import SEED, Mention, word_spans
+from otherside.probing.tasks import SEED, Mention, normalised, word_spans
 from otherside.words import layer_vectors
 
 PAIRS = 1000  # the paper's
@@ -73,11 +73,6 @@ def from_vectors(mentions: Sequence[Mention], vectors: Mapping[Mention, np.ndarr
 def spans_of_words(text: str) -> list[tuple[int, int]]:
     """Words, without punctuation that stands alone."""
     return [span for span in word_spans(text) if any(map(str.isalnum, text[slice(*span)]))]
-
-
-def normalised(vectors: np.ndarray) -> np.ndarray:
-    """Of length 1."""
-    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True).clip(1e-30)
 
 
 def pairs(words: Sequence[np.ndarray]) -> np.ndarray:

@@ -1,13 +1,13 @@
 """The files that keep vectors of words.
 
-Shapes: D hidden size, M mentions.
+Shapes: D hidden size, L layers, M mentions.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,27 +48,23 @@ class Store:
         """(M, D) float32 vectors of the mentions by layer, read-only; all missing layers are taken in one pass."""
         paths = {layer: self.path(mentions, layer) for layer in layers}
         missing = [layer for layer, path in paths.items() if not path.exists()]
-        texts = group_by_text(mentions)
         if missing:
-            self._take(mentions, texts, missing, paths, progress)
+            self._take(mentions, missing, paths, progress)
         elif progress is not None:
-            progress.update(len(texts))
+            progress.update(len(group_by_text(mentions)))
         return {layer: np.load(path, mmap_mode="r") for layer, path in paths.items()}
 
     def _take(
         self,
         mentions: Sequence[Mention],
-        texts: dict[str, list[int]],
         layers: Sequence[int],
         paths: dict[int, Path],
         progress: tqdm | None,
     ) -> None:
         encoder = self.encoder()
         vectors = np.empty((len(layers), len(mentions), encoder.backbone.hidden_size), np.float32)
-        members = list(texts.values())
-        spans = [[mentions[i][1:] for i in numbers] for numbers in members]
-        for text, found in layer_vectors(encoder, list(texts), spans, layers, progress=progress):
-            vectors[:, members[text]] = found.swapaxes(0, 1)
+        for i, vector_LD in mention_vectors(encoder, mentions, layers, progress):
+            vectors[:, i] = vector_LD
         self.folder.mkdir(parents=True, exist_ok=True)
         for layer, content in zip(layers, vectors, strict=True):
             with atomic(paths[layer]) as path, path.open("wb") as file:
@@ -81,3 +77,14 @@ def group_by_text(mentions: Sequence[Mention]) -> dict[str, list[int]]:
     for i, mention in enumerate(mentions):
         texts.setdefault(mention.text, []).append(i)
     return texts
+
+
+def mention_vectors(
+    encoder: Encoder, mentions: Sequence[Mention], layers: Sequence[int], progress: tqdm | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Number and (L, D) vectors of each mention, text by text, see `layer_vectors`."""
+    texts = group_by_text(mentions)
+    numbers = list(texts.values())
+    spans = [[mentions[i][1:] for i in inside] for inside in numbers]
+    for text, vectors_MLD in layer_vectors(encoder, list(texts), spans, layers, progress=progress):
+        yield from zip(numbers[text], vectors_MLD, strict=True)

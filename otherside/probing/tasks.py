@@ -135,9 +135,14 @@ def absolute_difference(vectors: np.ndarray) -> np.ndarray:
     return np.abs(vectors[:, 0] - vectors[:, 1])
 
 
+def normalised(vectors: np.ndarray) -> np.ndarray:
+    """Of length 1."""
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True).clip(1e-30)
+
+
 def cosine(vectors: np.ndarray) -> np.ndarray:
     """(N, 1) cosine of the two words' vectors."""
-    unit = vectors / np.linalg.norm(vectors, axis=2, keepdims=True).clip(1e-30)
+    unit = normalised(vectors)
     return (unit[:, 0] * unit[:, 1]).sum(1, keepdims=True)
 
 

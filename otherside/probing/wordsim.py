@@ -16,11 +16,10 @@ from scipy.stats import rankdata
 from tqdm import tqdm
 
 from otherside.encoder import Encoder
-from otherside.probing.features import group_by_text
+from otherside.probing.features import group_by_text, mention_vectors
 from otherside.probing.results import Row
 from otherside.probing.scores import DRAWS, Score, count
-from otherside.probing.tasks import Mention
-from otherside.words import layer_vectors
+from otherside.probing.tasks import Mention, normalised
 
 ALONE, SPACE, CONTEXTS = "alone", "behind a space", "in contexts"
 OCCURRENCES = 5  # of a word, whose vectors are averaged
@@ -181,19 +180,15 @@ def _vectors(
         for mention in taken:
             owners.setdefault(mention, []).append(places[word])
     mentions = list(owners)
-    texts = group_by_text(mentions)
-    members = list(texts.values())
-    spans = [[mentions[i][1:] for i in numbers] for numbers in members]
     found = np.zeros((len(places), len(layers), encoder.backbone.hidden_size), np.float32)
-    for text, vectors in layer_vectors(encoder, list(texts), spans, layers, progress=progress):
-        for number, vector_LD in zip(members[text], vectors, strict=True):
-            for owner in owners[mentions[number]]:
-                found[owner] += vector_LD
+    for number, vector_LD in mention_vectors(encoder, mentions, layers, progress):
+        for owner in owners[mentions[number]]:
+            found[owner] += vector_LD
     return places, found
 
 
 def _cosines(vectors_WD: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    unit = vectors_WD / np.linalg.norm(vectors_WD, axis=1, keepdims=True).clip(1e-30)
+    unit = normalised(vectors_WD)
     return (unit[one] * unit[other]).sum(1)
 
 

@@ -21,7 +21,7 @@ ZERO3 = {  # without its thresholds the tiny Llama's weights would all stay whol
 STRATEGIES = {"auto": "auto", "ddp": "ddp", "zero1": "zero1", "zero2": "zero2", "zero3": ZERO3, "fsdp2": "fsdp2"}
 SHARING = ("zero3", "fsdp2")  # that share the base's weights out, too
 CUT = {"model.init_args.chunk_tokens": 40, "trainer.accumulate_grad_batches": 2, "trainer.gradient_clip_val": 0.05}
-FULL = {"model.init_args.lora": None}
+FULL: dict[str, Any] = {"model.init_args.lora": None}
 FROZEN = {**FULL, "model.init_args.frozen_layers": 1}
 NF4 = {"model.init_args.backbone.quantized": "nf4"}
 SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.02}}
@@ -48,6 +48,11 @@ def train(
     config = runs.write_stage(place, stage, llama, root=root, **options | settings)
     runs.run_ranks(ranks, "fit", "--config", config, "--trainer.max_steps", str(stop), cwd=place, timeout=250)
     return place / root
+
+
+def once(place: Path, llama: Path, root: str, *how: Any, **settings: Any) -> Path:
+    """As `train`, but a run that is there already is taken as it is."""
+    return place / root if (place / root).exists() else train(place, llama, root, *how, **settings)
 
 
 def differences(found: Path, expected: Path) -> dict[str, float]:

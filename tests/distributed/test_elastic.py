@@ -5,12 +5,28 @@ nothing had happened.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import runs
-from strategies import ADAMW, STRATEGIES, assert_same_training, train
+from strategies import ADAMW, FULL, STRATEGIES, assert_same_training, once, train
 
-SETTINGS = {"model.init_args.optimizer": ADAMW}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "lora": {"model.init_args.optimizer": ADAMW},
+    "full": {"model.init_args.optimizer": ADAMW, **FULL},
+}
+DROPOUT = {
+    "lora": {"model.init_args.lora.dropout": 0.1},
+    "full": {"model.init_args.backbone.attention_dropout": 0.1},
+}
+PARTS = [
+    [("zero3", 2), ("ddp", 1), ("fsdp2", 2)],
+    [("fsdp2", 2), ("zero1", 1), ("zero2", 4)],
+    [("ddp", 4), ("zero3", 2), ("zero3", 1)],
+    [("zero2", 2), ("zero2", 1), ("zero2", 2)],
+    [("fsdp2", 1), ("fsdp2", 2), ("auto", 1)],
+]
+SAME = {"lora": [name for name in STRATEGIES if name != "auto"], "full": ["zero2", "zero3", "fsdp2"]}
 
 
 @pytest.fixture(scope="module")
@@ -20,27 +36,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def whole(place: Path, tiny_llama: Path) -> Path:
-    """Six steps of one process without a stop."""
-    return train(place, tiny_llama, "whole", "Supervised", "auto", 1, 6, **SETTINGS)
-
-
 @pytest.mark.parametrize(
-    "parts",
-    [
-        [("zero3", 2), ("ddp", 1), ("fsdp2", 2)],
-        [("fsdp2", 2), ("zero1", 1), ("zero2", 4)],
-        [("ddp", 4), ("zero3", 2), ("zero3", 1)],
-        [("zero2", 2), ("zero2", 1), ("zero2", 2)],
-        [("fsdp2", 1), ("fsdp2", 2), ("auto", 1)],
-    ],
-    ids=lambda parts: "-".join(f"{strategy}x{ranks}" for strategy, ranks in parts),
+    ("trained", "parts"),
+    [*(("lora", parts) for parts in PARTS), *(("full", parts) for parts in PARTS[:2])],
+    ids=lambda value: value if isinstance(value, str) else "-".join(f"{name}x{ranks}" for name, ranks in value),
 )
-def test_goes_on_with_other_ranks(parts: list[tuple[str, int]], place: Path, tiny_llama: Path, whole: Path) -> None:
-    root = "-".join(f"{strategy}{ranks}" for strategy, ranks in parts)
+def test_goes_on_with_other_ranks(trained: str, parts: list[tuple[str, int]], place: Path, tiny_llama: Path) -> None:
+    whole = once(place, tiny_llama, f"{trained}-whole", "Supervised", "auto", 1, 6, **SETTINGS[trained])
+    root = "-".join([trained, *(f"{strategy}{ranks}" for strategy, ranks in parts)])
     for i, (strategy, ranks) in enumerate(parts):
-        found = train(place, tiny_llama, root, "Supervised", strategy, ranks, 2 * i + 2, **SETTINGS)
+        found = train(place, tiny_llama, root, "Supervised", strategy, ranks, 2 * i + 2, **SETTINGS[trained])
     assert_same_training(found, whole)
 
 
@@ -59,11 +64,13 @@ def test_what_has_ended_on_two_ranks_is_told_on_two_ranks(place: Path, tiny_llam
         assert said in ended[0][1]
 
 
-@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "auto"])
-def test_goes_on_with_the_same_ranks_bit_for_bit(strategy: str, place: Path, tiny_llama: Path) -> None:
-    settings = {"model.init_args.lora.dropout": 0.1, **SETTINGS}
-    whole = train(place, tiny_llama, f"{strategy}-whole", "Supervised", strategy, 2, 6, **settings)
-    train(place, tiny_llama, f"{strategy}-cut", "Supervised", strategy, 2, 4, **settings)
-    cut = train(place, tiny_llama, f"{strategy}-cut", "Supervised", strategy, 2, 6, **settings)
+@pytest.mark.parametrize(
+    ("trained", "strategy"), [(trained, strategy) for trained in SAME for strategy in SAME[trained]]
+)
+def test_goes_on_with_the_same_ranks_bit_for_bit(trained: str, strategy: str, place: Path, tiny_llama: Path) -> None:
+    root, settings = f"{trained}-{strategy}", {**SETTINGS[trained], **DROPOUT[trained]}
+    whole = train(place, tiny_llama, f"{root}-whole", "Supervised", strategy, 2, 6, **settings)
+    train(place, tiny_llama, f"{root}-cut", "Supervised", strategy, 2, 4, **settings)
+    cut = train(place, tiny_llama, f"{root}-cut", "Supervised", strategy, 2, 6, **settings)
     runs.assert_equal(runs.adapter(cut), runs.adapter(whole))
     assert runs.metrics(cut, "train/loss") == runs.metrics(whole, "train/loss")

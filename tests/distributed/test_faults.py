@@ -17,7 +17,8 @@ from strategies import STRATEGIES, ZERO3
 
 KILLS = int(os.environ.get("OTHERSIDE_KILLS", "3"))  # per strategy
 STEPS = 200
-SLOW = 12  # seconds
+WAIT = 6  # seconds that ranks wait for each other where something takes longer
+SLOW = WAIT + 2
 EVERY_STEP = {"checkpoints.every_n_steps": 1, "model.init_args.schedule.total_steps": STEPS}
 
 
@@ -88,7 +89,7 @@ def write_slowly() -> None:
     write = checkpoints.write_manifest
 
     def slowly(folder: Path, step: int) -> None:  # as a hundred gigabytes would take
-        time.sleep(10)
+        time.sleep(SLOW)
         write(folder, step)
 
     checkpoints.write_manifest = slowly
@@ -96,7 +97,7 @@ def write_slowly() -> None:
 
 @pytest.mark.parametrize("strategy", ["DDP", "ZeRO"])
 def test_a_checkpoint_may_take_longer_than_ranks_wait(strategy: str, place: Path, tiny_llama: Path) -> None:
-    impatient = {"class_path": f"lightning_modules.strategies.{strategy}", "init_args": {"timeout": 6}}
+    impatient = {"class_path": f"lightning_modules.strategies.{strategy}", "init_args": {"timeout": WAIT}}
     fit = command(place, tiny_llama, f"slow-{strategy}", impatient, 2)
     runs.wait_ranks(runs.start_ranks(2, *fit, cwd=place, before=write_slowly))
     assert newest(place / f"slow-{strategy}") == 2
@@ -108,7 +109,7 @@ def read_slowly() -> None:
     check = checkpoints.check
 
     def slowly(folder: Path) -> int:  # as a slower disk would take
-        time.sleep(12 if os.environ["RANK"] == "1" else 0)
+        time.sleep(SLOW if os.environ["RANK"] == "1" else 0)
         return check(folder)
 
     checkpoints.FolderCheckpointIO.load_checkpoint.__globals__["check"] = slowly
@@ -117,7 +118,7 @@ def read_slowly() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["FSDP2", "ZeRO"])
 def test_a_checkpoint_may_take_longer_to_read_than_ranks_wait(strategy: str, place: Path, tiny_llama: Path) -> None:
-    impatient = {"class_path": f"lightning_modules.strategies.{strategy}", "init_args": {"timeout": 6}}
+    impatient = {"class_path": f"lightning_modules.strategies.{strategy}", "init_args": {"timeout": WAIT}}
     root = f"read-{strategy}"
     runs.run_ranks(2, *command(place, tiny_llama, root, impatient, 1), cwd=place)
     longer = command(place, tiny_llama, root, impatient, 2)
@@ -139,7 +140,7 @@ def embed_at_their_own_pace() -> None:
 
 def test_ranks_of_a_prediction_may_drift_apart(place: Path, tiny_llama: Path) -> None:
     settings = {"data.init_args.predict_sources": [{"path": str(place / "sentences.txt")}]}
-    _, _, config, *_ = command(place, tiny_llama, "drift", waiting("ddp", 6), 1, **settings)
+    _, _, config, *_ = command(place, tiny_llama, "drift", waiting("ddp", WAIT), 1, **settings)
     ranks = runs.start_ranks(2, "predict", "--config", config, cwd=place, before=embed_at_their_own_pace)
     runs.wait_ranks(ranks)
     assert (place / "drift" / "predictions.parquet").is_file()
@@ -240,11 +241,10 @@ def hang_behind_the_loss_in_rank_1() -> None:
     MNTP.on_before_backward = wait  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("strategy", ["zero2", "zero3", "fsdp2"])
-def test_the_time_out_holds_in_a_strategys_own_groups(strategy: str, place: Path, tiny_llama: Path) -> None:
+def test_the_time_out_holds_in_a_strategys_own_groups(place: Path, tiny_llama: Path) -> None:
     """MNTP's backward has no collective but the strategy's. torch gives DeepSpeed's groups half an hour on gloo."""
-    root = f"{strategy}-hanging"
-    fit = command(place, tiny_llama, root, waiting(strategy, 8), STEPS, stage="MNTP")
+    root = "zero2-hanging"
+    fit = command(place, tiny_llama, root, waiting("zero2", 8), STEPS, stage="MNTP")
     ranks = runs.start_ranks(2, *fit, cwd=place, before=hang_behind_the_loss_in_rank_1)
     wait_for(lambda: newest(place / root) >= 2, ranks)
     try:
@@ -286,13 +286,13 @@ def start_slowly() -> None:
 def test_a_slow_start_is_waited_for(strategy: str, place: Path, tiny_llama: Path) -> None:
     """Longer than a hang; in training every group has the time-out."""
     root = f"{strategy}-slow"
-    fit = command(place, tiny_llama, root, waiting(strategy, SLOW - 3), 2, stage="MNTP")
+    fit = command(place, tiny_llama, root, waiting(strategy, WAIT), 2, stage="MNTP")
     ended = runs.wait_ranks(runs.start_ranks(2, *fit, cwd=place, before=start_slowly))
     fetched = re.search(r"fetched at (.*)", ended[0][1])
     for _, output in ended:
         loads = re.search(r"loads at (.*)", output)
         assert fetched and loads and float(loads[1]) >= float(fetched[1])  # no rank is in a collective before
-        assert set(re.findall(r"groups wait (.*)", output)) == {f"{{{SLOW - 3:.1f}}}"}
+        assert set(re.findall(r"groups wait (.*)", output)) == {f"{{{WAIT:.1f}}}"}
         assert ("1 groups" in output) == (strategy == "ddp")
 
 

@@ -18,13 +18,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero2"])
-def test_goes_on_with_the_same_ranks_bit_for_bit(strategy: str, place: Path, tiny_llama: Path) -> None:
+def test_goes_on_with_the_same_ranks_bit_for_bit(place: Path, tiny_llama: Path) -> None:
     """With dropout; a checkpoint holds the adapter alone."""
     settings = {**NF4, "model.init_args.optimizer": ADAMW, "model.init_args.lora": {"r": 4, "dropout": 0.1}}
-    whole = train(place, tiny_llama, f"{strategy}-whole", "Supervised", strategy, 2, 6, **settings)
-    train(place, tiny_llama, f"{strategy}-cut", "Supervised", strategy, 2, 4, **settings)
-    cut = train(place, tiny_llama, f"{strategy}-cut", "Supervised", strategy, 2, 6, **settings)
+    whole = train(place, tiny_llama, "whole", "Supervised", "zero2", 2, 6, **settings)
+    train(place, tiny_llama, "cut", "Supervised", "zero2", 2, 4, **settings)
+    cut = train(place, tiny_llama, "cut", "Supervised", "zero2", 2, 6, **settings)
     runs.assert_equal(runs.adapter(cut), runs.adapter(whole))
     assert all("lora_" in name for name in runs.adapter(whole))
 

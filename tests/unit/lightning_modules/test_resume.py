@@ -52,18 +52,6 @@ def test_resume_in_the_middle_of_an_epoch_is_bit_equal(
     runs.assert_equal(runs.adapter(place / "whole"), runs.adapter(place / "cut"))
 
 
-@pytest.mark.parametrize("zero", [2, 3])
-def test_resume_under_deepspeed_is_bit_equal(zero: int, place: Path, tiny_llama_sink: Path) -> None:
-    config = runs.write_stage(place, "Supervised", tiny_llama_sink, steps=6)
-    machine = Path(__file__).parents[3] / "configs" / "trainer" / f"zero{zero}.yaml"
-    fit = ("fit", "--config", config, "--config", machine, "--trainer.accelerator", "cpu", "--trainer.devices", "1")
-    fit = (*fit, "--trainer.precision", "32-true", "--trainer.default_root_dir")
-    runs.run(*fit, f"whole{zero}", cwd=place)
-    runs.run(*fit, f"cut{zero}", "--trainer.max_steps", "4", cwd=place)
-    assert "resumes from" in runs.run(*fit, f"cut{zero}", cwd=place)
-    runs.assert_equal(runs.adapter(place / f"whole{zero}"), runs.adapter(place / f"cut{zero}"))
-
-
 def test_kill_at_random_moments_loses_nothing(place: Path, tiny_llama_sink: Path) -> None:
     config = runs.write_stage(place, "SimCSE", tiny_llama_sink, steps=12, **{"checkpoints.every_n_steps": 1})
     fit = ("fit", "--config", config, "--trainer.default_root_dir")

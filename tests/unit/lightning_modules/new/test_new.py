@@ -13,9 +13,8 @@ import yaml
 
 from lightning_modules import recipe
 from lightning_modules.hardware import Hardware, hardware, here
-from lightning_modules.includes import read_settings
-from lightning_modules.new.stages import TRAINERS, Data, plan
-from lightning_modules.new.write import PRESETS, settings, stage_yaml
+from lightning_modules.new.stages import Data, plan
+from lightning_modules.new.write import stage_yaml
 from lightning_modules.sizing.command import needed
 from lightning_modules.sizing.job import read_job
 from lightning_modules.sizing.shape import Shape, read_shape
@@ -46,7 +45,7 @@ def test_a_recipe_from_a_csv_trains(tmp_path: Path, tiny_llama: Path) -> None:
     assert "runs/mine/data: 456 texts, 228 pairs, 12 held out" in output
     assert output.splitlines()[-1] == "next: lightning recipe runs/mine"
     for stage in ("mntp", "simcse", "supervised"):
-        assert "fits in 80 GB" in runs.run("size", f"runs/mine/{stage}.yaml", cwd=tmp_path)
+        assert "\nfits in " in runs.run("size", f"runs/mine/{stage}.yaml", cwd=tmp_path)
     short = ["--trainer.max_steps", "2", "--model.schedule.total_steps", "2", "--model.schedule.warmup_steps", "1"]
     runs.run("recipe", "runs/mine", *short, "--trainer.val_check_interval", "2", cwd=tmp_path, timeout=280)
     for stage in ("mntp", "simcse", "supervised"):
@@ -184,21 +183,6 @@ def test_all_pairs_are_read_where_time_allows() -> None:
     found = [plan(shape, replace(DATA, rows={"supervised": 10**6}), gpus(8), hours)[0] for hours in (100, 1e-6)]
     assert [stage.job.global_batch * stage.steps >= 10**6 for stage in found] == [True, False]
     assert found[0].passes == pytest.approx(1, abs=1e-3) and found[1].passes < 0.9
-
-
-@pytest.mark.parametrize("name", TRAINERS)
-def test_trainers_are_those_of_configs(name: str) -> None:
-    assert TRAINERS[name] == {
-        k: v for k, v in read_settings(PRESETS / f"{name}.yaml")["trainer"].items() if k != "devices"
-    }
-
-
-def test_presets_are_included_inside_a_checkout(tmp_path: Path) -> None:
-    planned = plan(read_shape(str(SHAPES / "tiny")), DATA, CPU, 1)[0]
-    inside = settings(planned, PRESETS.parents[1] / "runs" / "mine", "base", None)
-    assert inside["include"] == "../../configs/trainer/cpu.yaml" and "accelerator" not in inside["trainer"]
-    outside = settings(planned, tmp_path / "mine", "base", None)
-    assert "include" not in outside and outside["trainer"]["accelerator"] == "cpu"
 
 
 def test_yamls_are_short_and_have_a_header(tmp_path: Path) -> None:
