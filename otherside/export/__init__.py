@@ -14,7 +14,7 @@ import numpy as np
 from otherside.backbone import DTypes
 from otherside.encoder import Encoder
 from otherside.export import gguf, onnx, readme, sentence_transformers, transformers
-from otherside.export.parity import OWN_READERS, TEXTS, Kind, ParityError, Reference, check_parity
+from otherside.export.parity import FULL, OWN_READERS, TEXTS, Kind, ParityError, Reference, check_parity
 from otherside.files import check_out, make_folder, replace_folder
 from otherside.template import template_of
 from otherside.waits import quiet_libraries, saying
@@ -123,8 +123,9 @@ def closeness(folder: Path, reference: Reference, kind: Kind, dtype: Precision) 
     Raises:
         ParityError: it is below `CLOSE`.
     """
-    [found] = OWN_READERS[kind](folder, [""], reference)
-    cosines = (found * reference.plain).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(reference.plain, axis=1)
+    [found], expected = OWN_READERS[kind](folder, [""], reference), reference.plain[FULL]
+    found = found[FULL]
+    cosines = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
     if not cosines.mean() >= CLOSE:
         raise ParityError(
             f"vectors with --dtype={dtype} must have a mean cosine of {CLOSE} or more with the encoder's; got "

@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from otherside.encoder import Encoder
 from otherside.export import origin
-from otherside.export.parity import Kind, Reference
+from otherside.export.parity import FULL, Kind, Reference
 from otherside.lineage import Card
 from otherside.tokenizer import start_name
 
@@ -37,7 +37,7 @@ tokenizer = tokenizers.Tokenizer.from_file("{folder}/tokenizer.json")
 tokenizer.encode_special_tokens = True  # what spells a special token is text
 session = onnxruntime.InferenceSession("{folder}/model.onnx")
 read = tokenizer.encode_batch(["The cat sat on the mat.", "Rain."])
-ids, mask = (numpy.array([getattr(text, name) for text in read]) for name in ("ids", "attention_mask"))
+ids, mask = (numpy.array([getattr(text, name) for text in read], "int64") for name in ("ids", "attention_mask"))
 [vectors] = session.run(["sentence_embedding"], {{"input_ids": ids, "attention_mask": mask}})""",
     "gguf": """from llama_cpp import Llama  # llama-cpp-python 0.3.36 or newer
 
@@ -166,11 +166,16 @@ def differences(kind: Kind, reference: Reference) -> list[str]:
     said = []
     if kind == "sentence-transformers" and (why := reference.unequal_prompts):
         said.append(f"With a prompt sentence-transformers gives other vectors than the encoder: {why}.")
-    elif kind == "sentence-transformers" and not reference.counted.all():
+    elif kind == "sentence-transformers" and not reference.counted[FULL].all():
         said.append(
             "Behind a prompt that ends in a space, sentence-transformers pools that space, too, before texts whose "
             "first token does not take it in, such as digits in many tokenizers: other vectors than the encoder's."
         )
+    if kind == "sentence-transformers":
+        where = "An empty text behind a prompt" if reference.has_start else "An empty text"
+        said.append(f"{where} is a vector of zeros in sentence-transformers, which pools no token of it.")
+    if kind == "gguf" and not reference.has_start:
+        said.append("llama.cpp has no vector of an empty text, which has no token.")
     if kind == "gguf" and reference.pooling == "mean":
         said.append(
             "What stands before a text is pooled with it: an instruction gives other vectors than the encoder's."

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from exports import TEXTS, relative, trained
 from tiny import SMOLLM2
 from tokenizers import Tokenizer
@@ -27,7 +28,9 @@ def vectors(folder: Path, texts: list[str]) -> np.ndarray:
     session = onnxruntime.InferenceSession(folder / "model.onnx")
     read = tokenizer.encode_batch(texts)
     fed = {"input_ids": [text.ids for text in read], "attention_mask": [text.attention_mask for text in read]}
-    found: np.ndarray = session.run(["sentence_embedding"], {name: np.array(rows) for name, rows in fed.items()})[0]
+    found: np.ndarray = session.run(
+        ["sentence_embedding"], {name: np.array(rows, "int64") for name, rows in fed.items()}
+    )[0]
     return found
 
 
@@ -41,10 +44,11 @@ def exported(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 
 def check(folder: str, out: Path) -> None:
-    texts = [*TEXTS, SPELLING, "One long text that has to be cut. " * 30]
+    texts = ["", *TEXTS, SPELLING, "One long text that has to be cut. " * 30]
     ours = Encoder.load(folder)
     assert relative(vectors(out, texts), ours.encode(texts)) < 1e-5
-    assert relative(vectors(out, TEXTS[:1]), ours.encode(TEXTS[:1])) < 1e-5  # another batch, another length
+    for batch in (TEXTS[:1], ["a"], [""], ["", ""]):  # other numbers of texts and tokens
+        assert relative(vectors(out, batch), ours.encode(batch)) < 1e-5, batch
     assert relative(Encoder.load(folder, attention="causal").encode(TEXTS), ours.encode(TEXTS)) > 1e-3
 
 
@@ -64,6 +68,16 @@ def test_pools_as_the_encoder_does(
     base: str, pooling: Pooling, pool_start: bool, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     folder = trained(request.getfixturevalue(base), tmp_path / "encoder", pooling, pool_start=pool_start)
+    export(folder, tmp_path / "out", kind="onnx")
+    check(folder, tmp_path / "out")
+
+
+def test_an_empty_text_without_a_start_token(tiny_llama: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    torch.nn.init.normal_(model.get_input_embeddings().weight.data)  # also of the token for padding, which was 0
+    model.save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path / "base")
+    folder = trained(tmp_path / "base", tmp_path / "encoder", start_token=None)
     export(folder, tmp_path / "out", kind="onnx")
     check(folder, tmp_path / "out")
 
