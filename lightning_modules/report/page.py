@@ -18,7 +18,7 @@ from lightning_modules.report.runs import Run, find_runs
 from lightning_modules.wandb import ID
 from otherside.files import atomic, make_folder
 from otherside.probing.findings import FILE as FINDINGS
-from otherside.probing.findings import MARGIN, Cell, read_findings
+from otherside.probing.findings import MARGIN, Cell, read_findings, spoken
 from otherside.probing.results import Measured, Result, read_results
 
 PAGE = "report.html"
@@ -164,9 +164,8 @@ def _findings(probed: Probed | None, paper: Published) -> list[dict[str, Any]]:
             claims.append({**claim, "tasks": tasks, "paper": published, "symbol": SYMBOLS[claim["verdict"]]})
         counts = [claim["verdict"] for claim in claims if claim["counted"]]
         tally = [(verdict, counts.count(verdict)) for verdict in SYMBOLS if verdict in counts]
-        found.append(
-            {**finding, "claims": claims, "counts": counts, "tally": tally, "symbol": SYMBOLS[finding["verdict"]]}
-        )
+        shown = {"verdict": spoken(finding), "symbol": SYMBOLS[finding["verdict"]]}
+        found.append({**finding, "claims": claims, "counts": counts, "tally": tally, **shown})
     return found
 
 

@@ -17,6 +17,7 @@ from sts import write_sts
 from lightning_modules.report.figures import begin
 from lightning_modules.report.runs import Run, find_runs
 from otherside.lineage import Card, Lineage, Merged
+from otherside.probing.findings import spoken
 
 QUICK = ("--repeats", "2", "--mlp=false", "--controls=false", "--dtype", "float32")
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -109,7 +110,7 @@ def test_report_of_everything(trained: Path) -> None:
             assert f"{value:.3f} ({low:.3f}…{high:.3f})" in page.text
             assert f"{float(row['paper']):.3f}" in page.text
     for finding in json.loads((out / "findings.json").read_text())["findings"]:
-        assert finding["verdict"] in page.text
+        assert spoken(finding) in page.text
         for claim in finding["claims"]:
             assert f"{claim['value']:+.3f}".replace("-", "−") in page.text
 
