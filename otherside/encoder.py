@@ -26,6 +26,7 @@ from otherside.evaluation.model import Cosine, MTEBModel, model_meta
 from otherside.files import replace_folder
 from otherside.lineage import AUTO, Card, Lineage, Training
 from otherside.llama import check_length, positions
+from otherside.modes import evaluating
 from otherside.pooling import Pooling
 from otherside.template import template_of
 from otherside.tokenizer import load_tokenizer, start_id, start_name
@@ -192,10 +193,8 @@ class Encoder(Cosine, nn.Module):
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}")
         vectors = torch.empty(len(texts), self.backbone.hidden_size, dtype=torch.float32)
-        training = self.training
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-        self.eval()
-        with tqdm(total=len(texts), unit="text", disable=not show_progress) as bar:
+        with evaluating(self), tqdm(total=len(texts), unit="text", disable=not show_progress) as bar:
             at_once = batch_size or TEXTS_AT_ONCE
             for first in range(0, len(texts), at_once):
                 chosen = order[first : first + at_once]
@@ -205,7 +204,6 @@ class Encoder(Cosine, nn.Module):
                     rows = torch.tensor(chosen)[part]
                     vectors[rows] = self(packed.select(part).to(self.device)).cpu()
                     bar.update(len(part))
-        self.train(training)
         if normalize:
             vectors = nn.functional.normalize(vectors, dim=1)
         return vectors.numpy()
