@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from otherside import adapters
 from otherside.backbone import Backbone
+from otherside.files import data_set
 from otherside.pooling import Pooling
 from otherside.quantized import is_quantized
 from otherside.sharding import whole_shape
@@ -129,7 +130,7 @@ def model_meta(
     base = Path(lineage.base)
     parameters = sum(whole_shape(parameter).numel() for parameter in lm.base_model.parameters())
     embeddings: Any = lm.get_input_embeddings().weight
-    hub = [source for source in sources if source.count("/") == 1 and not Path(source).suffix]
+    hub = filter(None, map(data_set, sources))
     return ModelMeta(
         loader=None,
         name=f"{ORGANISATION}/{'-'.join([base.stem if base.suffix == '.gguf' else base.name, *stages])}",

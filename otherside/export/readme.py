@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from otherside.encoder import Encoder
 from otherside.export import origin
 from otherside.export.parity import FULL, Kind, Reference
+from otherside.files import data_set
 from otherside.lineage import Card
 from otherside.tokenizer import start_name
 
@@ -62,14 +63,14 @@ def write(encoder: Encoder, source: str, card: Card, folder: Path, kind: Kind, r
     origin.pass_on(place, folder)
     scores = origin.scores(source, card)
     base = base_name(card.lineage.base)
-    data = [path.split(":")[0] for stage in card.history for path in stage.data]
+    data = {name for stage in card.history for path in stage.data if (name := data_set(path))}
     header = ModelCardData(
         model_name=name,
         base_model=base if is_hub_id(card.lineage.base) else None,
         library_name=LIBRARY[kind],
         pipeline_tag="sentence-similarity",
         tags=["feature-extraction", "sentence-similarity", "bidirectional-attention"],
-        datasets=sorted({path for path in data if is_hub_id(path)}) or None,
+        datasets=sorted(data) or None,
         eval_results=[found for task in scores.values() for found in task] or None,
         **origin.licence(place),  # type: ignore[arg-type]
     )
@@ -117,7 +118,7 @@ def stages(card: Card) -> list[str]:
     known = [None] * len(adapters) + list(card.history)
     rows = []
     for merged, told in zip(adapters, known[len(known) - len(adapters) :], strict=True):
-        read = [path if is_hub_id(path.split(":")[0]) else base_name(path) for path in told.data] if told else []
+        read = [path if data_set(path) else path.rpartition("/")[2] for path in told.data] if told else []
         steps = str(told.steps) if told else "not noted"
         trained = "an adapter" if merged.kind == "adapter" else "full fine-tuning"
         rows.append([merged.name, trained, steps, ", ".join(read) or "not noted", f"`{merged.sha256}`"])

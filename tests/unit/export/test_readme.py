@@ -55,7 +55,7 @@ def test_a_card_for_the_hub(tiny_llama: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with_history(trained(base, run / "encoder"), PROMPTS, (8, 16))
     card = json.loads((run / "encoder" / "encoder.json").read_text())
-    card["history"][0] |= {"data": ["org/pairs:en", "/home/me/texts.jsonl"]}
+    card["history"][0] |= {"data": ["org/pairs:en", "/home/me/texts.jsonl", "mine/faq.jsonl", "mine/wiki.txt.gz"]}
     (run / "encoder" / "encoder.json").write_text(json.dumps({**card, "steps": 3}))
     for step, value in ((1, 0.1), (3, 0.7654)):
         score(run / "mteb" / "results" / "otherside__tiny" / f"abc-step{step}", value)
@@ -67,7 +67,7 @@ def test_a_card_for_the_hub(tiny_llama: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "LICENSE.txt").read_text() == "Do as you like."
     _, text = said(tmp_path / "out")
     sha256 = card["lineage"]["adapters"][0]["sha256"]
-    assert f"| mntp | an adapter | 3 | org/pairs:en, texts.jsonl | `{sha256}` |" in text
+    assert f"| mntp | an adapter | 3 | org/pairs:en, texts.jsonl, faq.jsonl, wiki.txt.gz | `{sha256}` |" in text
     for word in (
         "8, 16 dimensions",
         "encode_query",
