@@ -34,15 +34,17 @@ batch = tokenizer(["The cat sat on the mat.", "Rain."], padding=True, return_ten
 vectors_of_tokens = model(**batch, use_cache=False).last_hidden_state""",
     "onnx": """import numpy, onnxruntime, tokenizers
 
-tokenizer = tokenizers.Tokenizer.from_file("{folder}/tokenizer.json")
+folder = "{folder}"
+tokenizer = tokenizers.Tokenizer.from_file(f"{{folder}}/tokenizer.json")
 tokenizer.encode_special_tokens = True  # what spells a special token is text
-session = onnxruntime.InferenceSession("{folder}/model.onnx")
+session = onnxruntime.InferenceSession(f"{{folder}}/model.onnx")
 read = tokenizer.encode_batch(["The cat sat on the mat.", "Rain."])
 ids, mask = (numpy.array([getattr(text, name) for text in read], "int64") for name in ("ids", "attention_mask"))
 [vectors] = session.run(["sentence_embedding"], {{"input_ids": ids, "attention_mask": mask}})""",
     "gguf": """from llama_cpp import Llama  # llama-cpp-python 0.3.36 or newer
 
-model = Llama("{folder}/model.gguf", embedding=True, n_ctx={length}, n_batch={length}, n_ubatch={length}, verbose=False)
+folder, length = "{folder}", {length}
+model = Llama(f"{{folder}}/model.gguf", embedding=True, n_ctx=length, n_batch=length, n_ubatch=length, verbose=False)
 vectors = model.embed(["The cat sat on the mat.", "Rain."])""",
 }
 

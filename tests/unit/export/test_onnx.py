@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from otherside.encoder import Encoder
 from otherside.export import ParityError, export, onnx
+from otherside.export.push import opened_there
 from otherside.pooling import Pooling
 from otherside.weights import resolve
 
@@ -110,6 +111,17 @@ def test_what_the_readme_says_runs(exported: tuple[str, Path]) -> None:
         [sys.executable, "-c", said + show], cwd=out.parent, capture_output=True, text=True, check=True
     )
     assert ran.stdout == "(2, 64) False\n"
+
+
+def test_what_it_says_on_the_hub_runs(exported: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's copy is the folder itself, as there is no hub here."""
+    _, out = exported
+    said = opened_there((out / "README.md").read_text(), out.name, "someone/encoder")
+    asked: list[str] = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo: asked.append(repo) or str(out))
+    found: dict[str, np.ndarray] = {}
+    exec(said.split("```python\n")[1].split("```")[0], found)
+    assert (asked, found["vectors"].shape) == (["someone/encoder"], (2, 64))
 
 
 def test_another_graph_is_refused(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
