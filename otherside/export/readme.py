@@ -63,9 +63,10 @@ def write(encoder: Encoder, source: str, card: Card, folder: Path, kind: Kind, r
     """
     place = origin.base_folder(card.lineage)
     origin.pass_on(place, folder)
-    scores = origin.scores(source, card)
+    evaluation = origin.evaluated(source, card)
+    scores = origin.scores(evaluation)
     base = base_name(card.lineage.base)
-    data = {name for stage in card.history for path in stage.data if (name := data_set(path))}
+    data = {found for stage in card.history for path in stage.data if (found := data_set(path))}
     header = ModelCardData(
         model_name=name,
         base_model=base if is_hub_id(card.lineage.base) else None,
@@ -95,7 +96,7 @@ def write(encoder: Encoder, source: str, card: Card, folder: Path, kind: Kind, r
         *(f"- {said}" for said in [*notes(kind, encoder, reference), *differences(kind, reference)]),
         *prompts(kind, card.prompts if kind != "sentence-transformers" else reference.prompts),
         *stages(card),
-        *measured(scores),
+        *measured(scores, evaluation.told if evaluation else ""),
     ]
     (folder / FILE).write_text(re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n")
 
@@ -128,11 +129,11 @@ def stages(card: Card) -> list[str]:
     return ["", "Stages:", "", *table(names, rows)] if rows else []
 
 
-def measured(scores: Mapping[str, Sequence[EvalResult]]) -> list[str]:
+def measured(scores: Mapping[str, Sequence[EvalResult]], how: str) -> list[str]:
     """Main scores of MTEB's tasks, as the run measured them."""
     means = {task: sum(result.metric_value for result in found) / len(found) for task, found in scores.items()}
     rows = [[task, scores[task][0].metric_name or "", f"{value:.4f}"] for task, value in means.items()]
-    return ["", "MTEB, measured by the run:", "", *table(["task", "measure", "score"], rows)] if rows else []
+    return ["", f"MTEB, measured by the run {how}:", "", *table(["task", "measure", "score"], rows)] if rows else []
 
 
 def notes(kind: Kind, encoder: Encoder, reference: Reference) -> list[str]:

@@ -58,7 +58,7 @@ def test_a_card_for_the_hub(tiny_llama: Path, tmp_path: Path) -> None:
     card["history"][0] |= {"data": ["org/pairs:en", "/home/me/texts.jsonl", "mine/faq.jsonl", "mine/wiki.txt.gz"]}
     (run / "encoder" / "encoder.json").write_text(json.dumps({**card, "steps": 3}))
     for step, value in ((1, 0.1), (3, 0.7654)):
-        score(run / "mteb" / "results" / "otherside__tiny" / f"abc-step{step}", value)
+        score(run / "mteb" / "results" / "otherside__base-mntp" / f"abc-step{step}", value)
     export(str(run), tmp_path / "out")
     data = ModelCard.load(tmp_path / "out" / "README.md").data
     assert (data.license, data.license_name, data.datasets) == ("other", "mine", ["org/pairs"])
@@ -79,7 +79,7 @@ def test_a_card_for_the_hub(tiny_llama: Path, tmp_path: Path) -> None:
 
 
 def test_a_broken_score_is_named(tiny_llama: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run" / "mteb" / "results" / "a" / "b-step0"
+    folder = tmp_path / "run" / "mteb" / "results" / f"otherside__{tiny_llama.name}-mntp" / "b-step0"
     folder.mkdir(parents=True)
     (folder / "STS17.json").write_text("{}")
     with pytest.raises(ValueError, match=r"STS17.json must be a result of mteb"):
