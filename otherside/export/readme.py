@@ -12,7 +12,7 @@ from otherside.encoder import Encoder
 from otherside.export import origin
 from otherside.export.parity import FULL, Kind, Reference
 from otherside.files import data_set
-from otherside.lineage import Card
+from otherside.lineage import Card, Training
 from otherside.tokenizer import start_name
 
 FILE = "README.md"
@@ -22,6 +22,7 @@ LIBRARY = {
     "onnx": "onnx",
     "gguf": "llama.cpp",
 }
+KINDS = {"adapter": "an adapter", "weights": "full fine-tuning"}
 USE = {
     "sentence-transformers": """from sentence_transformers import SentenceTransformer  # with transformers 5.2 or newer
 
@@ -123,10 +124,16 @@ def stages(card: Card) -> list[str]:
     for merged, told in zip(adapters, known[len(known) - len(adapters) :], strict=True):
         read = [path if data_set(path) else path.rpartition("/")[2] for path in told.data] if told else []
         steps = str(told.steps) if told else "not noted"
-        trained = "an adapter" if merged.kind == "adapter" else "full fine-tuning"
+        trained = averaged(told) if told and told.parents else KINDS[merged.kind]
         rows.append([merged.name, trained, steps, ", ".join(read) or "not noted", f"`{merged.sha256}`"])
     names = ["stage", "trained", "steps", "data", "SHA-256 of its weights"]
     return ["", "Stages:", "", *table(names, rows)] if rows else []
+
+
+def averaged(told: Training) -> str:
+    """Of which encoders a stage is the average."""
+    parents = [f"{p.share:g} × {p.name}{f' `{p.sha256[:12]}…`' if p.sha256 else ''}" for p in told.parents]
+    return f"not: the average {' + '.join(parents)}"
 
 
 def measured(scores: Mapping[str, Sequence[EvalResult]], how: str) -> list[str]:
