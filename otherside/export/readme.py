@@ -22,6 +22,7 @@ LIBRARY = {
     "onnx": "onnx",
     "gguf": "llama.cpp",
 }
+EIGHT_BITS = ("int8", "q8_0")
 KINDS = {"adapter": "an adapter", "weights": "full fine-tuning"}
 USE = {
     "sentence-transformers": """from sentence_transformers import SentenceTransformer  # with transformers 5.2 or newer
@@ -50,7 +51,16 @@ vectors = model.embed(["The cat sat on the mat.", "Rain."])""",
 }
 
 
-def write(encoder: Encoder, source: str, card: Card, folder: Path, kind: Kind, reference: Reference, name: str) -> None:
+def write(
+    encoder: Encoder,
+    source: str,
+    card: Card,
+    folder: Path,
+    kind: Kind,
+    reference: Reference,
+    name: str,
+    dtype: str = "float32",
+) -> None:
     """Write README.md, and the base's licence beside it.
 
     Args:
@@ -61,6 +71,7 @@ def write(encoder: Encoder, source: str, card: Card, folder: Path, kind: Kind, r
         kind: of export.
         reference: the encoder's vectors and settings.
         name: of the folder when it is in its place.
+        dtype: of the weights when it is. Scores are of the encoder, and no metadata of one in 8 bits.
     """
     place = origin.base_folder(card.lineage)
     origin.pass_on(place, folder)
@@ -75,7 +86,7 @@ def write(encoder: Encoder, source: str, card: Card, folder: Path, kind: Kind, r
         pipeline_tag="sentence-similarity",
         tags=["feature-extraction", "sentence-similarity", "bidirectional-attention"],
         datasets=sorted(data) or None,
-        eval_results=[found for task in scores.values() for found in task] or None,
+        eval_results=[found for task in scores.values() for found in task if dtype not in EIGHT_BITS] or None,
         **origin.licence(place),  # type: ignore[arg-type]
     )
     about = {
@@ -83,6 +94,7 @@ def write(encoder: Encoder, source: str, card: Card, folder: Path, kind: Kind, r
         "attention": encoder.backbone.attention,
         "vector": f"{encoder.backbone.hidden_size} dimensions, pooled by {encoder.pooling}, compared by cosine",
         **({"may be cut to": f"{', '.join(map(str, card.dimensions))} dimensions"} if card.dimensions else {}),
+        "weights": dtype if dtype == "float32" else f"{dtype}, so vectors are close to the encoder's, not equal",
         "longest text": f"{encoder.max_length} tokens",
         "start token": f"`{start}`, {pooled(reference)}" if (start := start_name(encoder.tokenizer)) else "none",
     }
@@ -97,7 +109,7 @@ def write(encoder: Encoder, source: str, card: Card, folder: Path, kind: Kind, r
         *(f"- {said}" for said in [*notes(kind, encoder, reference), *differences(kind, reference)]),
         *prompts(kind, card.prompts if kind != "sentence-transformers" else reference.prompts),
         *stages(card),
-        *measured(scores, evaluation.told if evaluation else ""),
+        *measured(scores, evaluation.told if evaluation else "", dtype),
     ]
     (folder / FILE).write_text(re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n")
 
@@ -136,8 +148,9 @@ def averaged(told: Training) -> str:
     return f"not: the average {' + '.join(parents)}"
 
 
-def measured(scores: Mapping[str, Sequence[EvalResult]], how: str) -> list[str]:
+def measured(scores: Mapping[str, Sequence[EvalResult]], how: str, dtype: str) -> list[str]:
     """Main scores of MTEB's tasks, as the run measured them."""
+    how += "" if dtype == "float32" else f", before weights were rounded to {dtype}"
     means = {task: sum(result.metric_value for result in found) / len(found) for task, found in scores.items()}
     rows = [[task, scores[task][0].metric_name or "", f"{value:.4f}"] for task, value in means.items()]
     return ["", f"MTEB, measured by the run {how}:", "", *table(["task", "measure", "score"], rows)] if rows else []

@@ -1,6 +1,7 @@
 """What an exported folder says of itself."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ from exports import PROMPTS, trained, with_history
 from huggingface_hub import ModelCard
 from mteb.results import TaskResult
 
-from otherside.export import Kind, export, readme
+from otherside.encoder import Encoder
+from otherside.export import Kind, Reference, export, readme
+from otherside.lineage import Card
 
 
 def said(folder: Path) -> tuple[dict[str, object], str]:
@@ -45,7 +48,7 @@ def score(folder: Path, value: float) -> None:
     result.to_disk(folder / "STSBenchmark.json")
 
 
-def test_a_card_for_the_hub(tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_card_for_the_hub(tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = tmp_path / "base"
     base.mkdir()
     for file in tiny_llama.iterdir():
@@ -76,6 +79,17 @@ def test_a_card_for_the_hub(tiny_llama: Path, tmp_path: Path) -> None:
     ):
         assert word in text, word
     assert "/home/me" not in text
+    assert "| weights | float32 |" in text
+    export(str(run), tmp_path / "half", dtype="bfloat16")
+    near = re.search(r"with weights in bfloat16; those have a mean cosine of (\d\.\d+) with", capsys.readouterr().out)
+    assert near and 0.99 < float(near[1]) <= 1
+    _, text = said(tmp_path / "half")
+    assert "| weights | bfloat16, so vectors are close" in text and "before weights were rounded to bfloat16:" in text
+    assert ModelCard.load(tmp_path / "half" / "README.md").data.eval_results
+    encoder = Encoder.load(run)
+    settings = (encoder, str(run), Card.read(run / "encoder"), tmp_path / "half", "onnx", Reference.of(encoder, {}))
+    readme.write(*settings, "half", "int8")
+    assert not ModelCard.load(tmp_path / "half" / "README.md").data.eval_results
 
 
 def test_a_broken_score_is_named(tiny_llama: Path, tmp_path: Path) -> None:
