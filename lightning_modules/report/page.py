@@ -85,6 +85,17 @@ def _find_probing(places: Sequence[Path], runs: Sequence[Run]) -> Path | None:
     return next((place for place in candidates if (place / "results.json").is_file()), None)
 
 
+def others(runs: Sequence[Run], probed: Probed | None) -> str:
+    """A sentence that names probed encoders that neither are these runs' nor what those were built on; empty: none."""
+    lineages = [[stage.sha256 for stage in run.card.lineage.adapters] for run in runs if run.card]
+    found = []
+    for result in probed.results if probed else []:
+        adapters = result.settings.get("adapters", [])
+        if adapters and not any(known[: len(adapters)] == adapters for known in lineages):
+            found.append(f"{result.name} ({adapters[-1][:12]}…)")
+    return f"Probed were other encoders than those of these runs, by SHA-256: {', '.join(found)}." if found else ""
+
+
 def _parameters(runs: Sequence[Run]) -> int | None:
     sizes = [start["parameters"]["all"] for run in runs for start in run.starts]
     return sizes[-1] if sizes else None
@@ -207,6 +218,7 @@ def _page(
         margin=MARGIN,
         paper=paper,
         probed=probed,
+        others=others(runs, probed),
         builtin=bool(probed and probed.about.get("data") == "builtin"),
         missing=_missing(runs, probed, mteb, hardware, training),
     )
