@@ -24,7 +24,7 @@ from otherside.backbone import AnyDType, Attention, Backbone, BackboneConfig
 from otherside.batching import Packed, tokenise, tokens_at_once
 from otherside.evaluation.model import Cosine, MTEBModel, model_meta
 from otherside.files import replace_folder
-from otherside.lineage import AUTO, Card, Lineage, Training
+from otherside.lineage import AUTO, Card, Lineage, Training, instructions_of
 from otherside.llama import check_length, positions
 from otherside.modes import evaluating
 from otherside.pooling import Pooling
@@ -250,7 +250,14 @@ class Encoder(Cosine, nn.Module):
         return found
 
     def mteb(self, instructions: Mapping[str, str] | None = None) -> MTEBModel:
-        """This encoder as a model of mteb, with instructions; see `MTEBModel`."""
+        """This encoder as a model of mteb.
+
+        Args:
+            instructions: see `MTEBModel`. None: those for queries and documents that its last stage was trained with,
+                as far as it is known; {}: none.
+        """
+        if instructions is None:
+            instructions = {} if self.backbone.is_base else instructions_of(self.history)
 
         def encode(texts: list[str], instruction: str) -> np.ndarray:
             return self.encode(texts, instruction=instruction)
@@ -260,7 +267,7 @@ class Encoder(Cosine, nn.Module):
     @property
     def mteb_model_meta(self) -> Any:
         """What mteb writes beside results."""
-        return model_meta(self)
+        return self.mteb().mteb_model_meta
 
     def save(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -139,6 +140,12 @@ class Training:
         parents = tuple(Parent(**parent) for parent in said.get("parents", ()))
         lists = {"data": tuple(said["data"]), "dimensions": tuple(said["dimensions"]), "parents": parents}
         return cls(**{**said, **lists})
+
+
+def instructions_of(history: Sequence[Training]) -> dict[str, str]:
+    """Those of the last stage for queries and for documents, where all its sources agree."""
+    prompts = history[-1].prompts if history else {}
+    return {side: prompts[side] for side in ("query", "document") if prompts.get(side)}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from otherside.lineage import Card
+from otherside.lineage import Card, instructions_of
 
 ORGANISATION = "otherside"
 META = "model_meta.json"
@@ -75,7 +75,7 @@ class Evaluated:
 
     def likeness(self, card: Card) -> int:
         """In how many settings it equals the encoder's own."""
-        own = {name: getattr(card, name) for name in READ} | {"instructions": card.prompts}
+        own = {name: getattr(card, name) for name in READ} | {"instructions": instructions_of(card.history)}
         return sum(self.settings.get(name) == value for name, value in own.items())
 
     @property
@@ -84,8 +84,8 @@ class Evaluated:
         if not self.settings:
             return "with settings that were not noted"
         asked = ", ".join(self.settings["instructions"])
-        instructions = f"instructions for {asked}" if asked else "no instructions"
-        return f"in {self.settings['dtype']}, texts of up to {self.settings['max_length']} tokens, {instructions}"
+        read = f"instructions for {asked}" if asked else "no instructions"
+        return f"in {self.settings['dtype']}, texts of up to {self.settings['max_length']} tokens, {read}"
 
 
 def own(found: Sequence[Evaluated], card: Card) -> Evaluated | None:
