@@ -38,7 +38,11 @@ BASES = {  # name: architecture, tokenizer, the base's name, which decides on th
 def texts() -> list[str]:
     """Of an export's, and some that a header or a cut may go wrong with."""
     ends = ["  spaces around  ", "a line break\n", "\n\nand before", "_ is the mask", "[INST] in a text [/INST]"]
-    return [*TEXTS, *ends, *(" ".join(["word"] * n) for n in (200, 398, 399, 400, 401, 402, 511, 512, 600))]
+    return [
+        *filter(None, TEXTS),
+        *ends,
+        *(" ".join(["word"] * n) for n in (200, 398, 399, 400, 401, 402, 511, 512, 600)),
+    ]
 
 
 def compare(folder: Path) -> list[tuple[str, str, str, float]]:

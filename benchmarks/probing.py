@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from otherside.probing.findings import ahead, behind, read_findings
+from otherside.probing.findings import ahead, behind, read_findings, spoken
 from otherside.probing.published import CONTEXT
 from otherside.probing.report import markdown
 
@@ -143,7 +143,7 @@ class Results:
 
     def findings(self) -> Iterator[str]:
         for finding in read_findings(self.folder):
-            yield f"### Finding {finding['number']}: {finding['verdict']}\n\n> {finding['says']}"
+            yield f"### Finding {finding['number']}: {spoken(finding)}\n\n> {finding['says']}"
             body = [
                 [
                     claim["about"] + ("" if claim["counted"] else " (beside)"),

@@ -115,7 +115,7 @@ class TrainingCLI(LightningCLI):
             parser_kwargs=quiet | {command: quiet | {"usage": USAGE.format(command)}},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            save_config_callback=SaveConfigCallback,
+            save_config_callback=SaveConfig if command == "fit" else None,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={
                 "use_distributed_sampler": False,  # the data plan does the sharding
@@ -175,7 +175,9 @@ class TrainingCLI(LightningCLI):
         config["plugins"] = [*_as_list(config["plugins"]), FolderCheckpointIO()]
         if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
             config["plugins"].append(SLURMEnvironment(auto_requeue=False))  # the callback Requeue does it, safely
-        if config["logger"] is None:
+        if self.subcommand in ("validate", "predict"):
+            config["logger"] = False  # Lightning would log at step 0, whatever the checkpoint's
+        elif config["logger"] is None:
             config["logger"] = TensorBoardLogger(self.root, name="", version="tensorboard")
         return self._instantiate_trainer(config, self._callbacks(config["enable_progress_bar"]))
 
@@ -215,6 +217,18 @@ class TrainingCLI(LightningCLI):
         found = self.identity.checkpoint = options["ckpt_path"]
         self.trainer.callbacks.append(Embeddings(found))  # type: ignore[attr-defined]
         return options
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the settings once `Identity`, which stands before it, has taken the run for what it was."""
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Not yet: some of what is compared is known only when the base is loaded."""
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().setup(trainer, pl_module, "fit")
 
 
 class ParsedError(Exception):

@@ -22,8 +22,9 @@ from otherside.backbone import AnyDType, Attention, Backbone, BackboneConfig
 from otherside.batching import Packed, tokenise, tokens_at_once
 from otherside.evaluation.model import Cosine, MTEBModel, model_meta
 from otherside.files import atomic_folder
-from otherside.lineage import AUTO, Card, Lineage, Training
+from otherside.lineage import AUTO, Card, Lineage, Training, instructions_of
 from otherside.llama import check_length, positions
+from otherside.modes import evaluating
 from otherside.pooling import Pooling
 from otherside.template import template_of
 from otherside.tokenizer import load_tokenizer, start_id, start_name
@@ -190,10 +191,8 @@ class Encoder(Cosine, nn.Module):
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}")
         vectors = torch.empty(len(texts), self.backbone.hidden_size, dtype=torch.float32)
-        training = self.training
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-        self.eval()
-        with tqdm(total=len(texts), unit="text", disable=not show_progress) as bar:
+        with evaluating(self), tqdm(total=len(texts), unit="text", disable=not show_progress) as bar:
             at_once = batch_size or TEXTS_AT_ONCE
             for first in range(0, len(texts), at_once):
                 chosen = order[first : first + at_once]
@@ -203,7 +202,6 @@ class Encoder(Cosine, nn.Module):
                     rows = torch.tensor(chosen)[part]
                     vectors[rows] = self(packed.select(part).to(self.device)).cpu()
                     bar.update(len(part))
-        self.train(training)
         if normalize:
             vectors = nn.functional.normalize(vectors, dim=1)
         return vectors.numpy()
@@ -250,7 +248,14 @@ class Encoder(Cosine, nn.Module):
         return found
 
     def mteb(self, instructions: Mapping[str, str] | None = None) -> MTEBModel:
-        """This encoder as a model of mteb, with instructions; see `MTEBModel`."""
+        """This encoder as a model of mteb.
+
+        Args:
+            instructions: see `MTEBModel`. None: those for queries and documents that its last stage was trained with,
+                as far as it is known; {}: none.
+        """
+        if instructions is None:
+            instructions = {} if self.backbone.is_base else instructions_of(self.history)
 
         def encode(texts: list[str], instruction: str) -> np.ndarray:
             return self.encode(texts, instruction=instruction)
@@ -260,7 +265,7 @@ class Encoder(Cosine, nn.Module):
     @property
     def mteb_model_meta(self) -> Any:
         """What mteb writes beside results."""
-        return model_meta(self)
+        return self.mteb().mteb_model_meta
 
     def save(
         self,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from otherside.template import Template
 
@@ -113,6 +114,21 @@ class Lineage:
 
 
 @dataclass(frozen=True)
+class Parent:
+    """One of the encoders that an average is of.
+
+    Args:
+        name: of its last stage.
+        sha256: of that stage's weights file; None: the base itself.
+        share: in the average.
+    """
+
+    name: str
+    sha256: str | None
+    share: float
+
+
+@dataclass(frozen=True)
 class Training:
     """What a stage was trained with, as far as its users must know.
 
@@ -123,6 +139,7 @@ class Training:
         prompts: name -> instruction that texts had before them; `query` and `document` where all sources agree. Empty
             where there were none.
         dimensions: lengths at which its vectors may be cut (Matryoshka); empty: not trained for it.
+        parents: of a stage that was not trained, but averaged.
     """
 
     stage: str
@@ -130,6 +147,20 @@ class Training:
     data: tuple[str, ...] = ()
     prompts: dict[str, str] = field(default_factory=dict)
     dimensions: tuple[int, ...] = ()
+    parents: tuple[Parent, ...] = ()
+
+    @classmethod
+    def read(cls, said: dict[str, Any]) -> Training:
+        """From what JSON has of it."""
+        parents = tuple(Parent(**parent) for parent in said.get("parents", ()))
+        lists = {"data": tuple(said["data"]), "dimensions": tuple(said["dimensions"]), "parents": parents}
+        return cls(**{**said, **lists})
+
+
+def instructions_of(history: Sequence[Training]) -> dict[str, str]:
+    """Those of the last stage for queries and for documents, where all its sources agree."""
+    prompts = history[-1].prompts if history else {}
+    return {side: prompts[side] for side in ("query", "document") if prompts.get(side)}
 
 
 @dataclass(frozen=True)
@@ -212,13 +243,9 @@ class Card:
                 content["sink"] = None
             if content.get("template") is not None:
                 content["template"] = Template(**content["template"])
-            stages = [
-                {**stage, "data": tuple(stage["data"]), "dimensions": tuple(stage["dimensions"])}
-                for stage in content.pop("history", ())
-            ]
+            history = tuple(Training.read(stage) for stage in content.pop("history", ()))
             lineage = content.pop("lineage")
             merged = tuple(Merged(**{**stage, "folder": _inside(folder, stage)}) for stage in lineage.pop("adapters"))
-            history = tuple(Training(**stage) for stage in stages)
             return cls(lineage=Lineage(**lineage, adapters=merged), history=history, **content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} must describe an encoder, and cannot be read: {error!r}") from error
@@ -230,6 +257,9 @@ class Card:
             if content["format"] == PLAIN_FORMAT:
                 del stage["kind"]
             stage["folder"] = stage["folder"] and str(Path(stage["folder"]).relative_to(folder))
+        for stage in content["history"]:
+            if not stage["parents"]:  # so that older versions read all but averages
+                del stage["parents"]
         (folder / CARD).write_text(json.dumps(content, indent=2) + "\n")
 
 

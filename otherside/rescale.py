@@ -18,6 +18,7 @@ from torch import Tensor
 
 from otherside.batching import Packed, Tokens
 from otherside.lineage import RESCALE, checked, sha256
+from otherside.modes import evaluating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,12 +45,8 @@ def measure(backbone: Backbone, tokenizer: PreTrainedTokenizerBase, start: int |
     head = [] if start is None else [start]
     texts = Packed.from_tokens([Tokens([*head, *row.tolist()], len(head), len(head)) for row in drawn])
     embeddings: Any = backbone.lm.get_input_embeddings()
-    device, training = embeddings.weight.device, backbone.training
-    backbone.eval()
-    try:
-        states_TD = backbone(texts.to(device))
-    finally:
-        backbone.train(training)
+    with evaluating(backbone):
+        states_TD = backbone(texts.to(embeddings.weight.device))
     states_SD = states_TD.view(TEXTS, -1, states_TD.shape[1])[:, len(head) :].flatten(0, 1)
     spread_D = states_SD.double().std(0)
     factors_D = 1 / spread_D.clamp(min=LEAST * spread_D.median())

@@ -22,7 +22,7 @@ from otherside import adapters, full, stages, weights
 from otherside.adapters import SavedAdapter
 from otherside.backbone import Backbone, BackboneConfig
 from otherside.files import atomic_folder, check_out, make_folder
-from otherside.lineage import BASE, CARD, Card, Lineage, Merged, Training
+from otherside.lineage import BASE, CARD, Card, Lineage, Merged, Parent, Training
 
 STAGE = "soup"
 READ = ("attention", "pooling", "max_length", "start_token", "pool_start", "sink", "rescale", "template")
@@ -64,9 +64,11 @@ def soup(encoders: list[str], out: Path, weights: list[float] | None = None, for
     changed = Changed(encoders, shares, own)
     make_folder(out.parent, "the folder of OUT")
     with atomic_folder(out) as work:
-        history = _history(cards, first, len(common))
+        history = _history(cards, shares, first, len(common))
         made = _write(work, encoders[cards.index(first)], replace(first, history=history), common, changed)
     print(f"{out}: the average of {len(encoders)}, {made} on {len(common)} common stages")
+    if any(card.prompts != first.prompts for card in cards if card.stage != BASE):
+        print("Their prompts differ, so it has none. `lightning export --prompts` gives an export some.")
 
 
 @dataclass(frozen=True)
@@ -138,14 +140,25 @@ def _check_alike(encoder: str, card: Card, other: str, first: Card) -> None:
         raise ValueError(f"soup needs encoders that read texts alike; {encoder} and {other} differ in {said}")
 
 
-def _history(cards: Sequence[Card], first: Card, common: int) -> tuple[Training, ...]:
-    """That of the common stages, then what all encoders agree on."""
-    own = len(first.lineage.adapters) - common
+def _history(cards: Sequence[Card], shares: Sequence[float], first: Card, common: int) -> tuple[Training, ...]:
+    """That of the common stages, then the average: its parents, all their data, and what they agree on."""
     trained = [card for card in cards if card.stage != BASE]
     prompts = first.prompts if all(card.prompts == first.prompts for card in trained) else {}
-    sizes = first.dimensions if all(card.dimensions == first.dimensions for card in trained) else ()
-    kept = first.history[: max(0, len(first.history) - own)]
-    return (*kept, Training(STAGE, prompts=prompts, dimensions=sizes))
+    sizes = tuple(size for size in first.dimensions if all(size in card.dimensions for card in trained))
+    data = dict.fromkeys(path for card in cards for told in _split(card, common)[1] for path in told.data)
+    parents = tuple(_parent(card, share) for card, share in zip(cards, shares, strict=True))
+    return (*_split(first, common)[0], Training(STAGE, 0, tuple(data), prompts, sizes, parents))
+
+
+def _split(card: Card, common: int) -> tuple[tuple[Training, ...], tuple[Training, ...]]:
+    """What is noted of the common stages, and of the encoder's own, which come last."""
+    place = max(0, len(card.history) - (len(card.lineage.adapters) - common))
+    return card.history[:place], card.history[place:]
+
+
+def _parent(card: Card, share: float) -> Parent:
+    stages = card.lineage.adapters
+    return Parent(card.stage, stages[-1].sha256 if stages else None, share)
 
 
 def _named(lineage: Lineage) -> str:

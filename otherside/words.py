@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from otherside.backbone import Backbone
 from otherside.batching import Packed, Tokens, tokens_at_once
+from otherside.modes import evaluating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -93,17 +94,14 @@ def layer_vectors(
             )
         tokens.append([tokens_of(text, span, offsets) for span in spans])
     packed = Packed.from_tokens([Tokens(ids) for ids in encoded["input_ids"]])  # start tokens included
-    device, training = backbone.device, backbone.training
-    backbone.eval()
-    try:
+    device = backbone.device
+    with evaluating(backbone):
         for chunk in packed.chunks(min(TOKENS_AT_ONCE, tokens_at_once(device))):
             states = _states(backbone, packed.select(chunk).to(device), layers)
             rows = _means(states, packed.lengths[chunk], [tokens[i] for i in chunk.tolist()])
             yield from zip(chunk.tolist(), rows, strict=True)
             if progress is not None:
                 progress.update(len(chunk))
-    finally:
-        backbone.train(training)
 
 
 def _states(backbone: Backbone, texts: Packed, layers: Sequence[int]) -> list[Tensor]:

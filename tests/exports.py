@@ -10,7 +10,7 @@ import torch
 from otherside.adapters import Lora
 from otherside.backbone import Backbone, BackboneConfig
 from otherside.encoder import Encoder
-from otherside.lineage import Training
+from otherside.lineage import AUTO, Training
 from otherside.pooling import Pooling
 from otherside.tokenizer import load_tokenizer
 
@@ -20,7 +20,12 @@ PROMPTS = {"query": "Given a question, find its answer (C++/\\d*)?; ", "document
 
 
 def trained(
-    base: Path, folder: Path, pooling: Pooling = "mean", attention: str = "bidirectional", pool_start: bool = True
+    base: Path,
+    folder: Path,
+    pooling: Pooling = "mean",
+    attention: str = "bidirectional",
+    pool_start: bool = True,
+    start_token: str | None = AUTO,
 ) -> str:
     """An encoder folder whose adapter is random."""
     config = BackboneConfig(str(base), attention=attention, dtype="float32")  # type: ignore[arg-type]
@@ -29,7 +34,8 @@ def trained(
     for name, parameter in backbone.lm.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    return str(Encoder(backbone, load_tokenizer(str(base)), pooling, 64, pool_start).save(folder, "mntp"))
+    tokenizer = load_tokenizer(str(base), start_token=start_token)
+    return str(Encoder(backbone, tokenizer, pooling, 64, pool_start).save(folder, "mntp"))
 
 
 def with_history(folder: str, prompts: dict[str, str], dimensions: tuple[int, ...] = ()) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import time
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_modules import signals
+from lightning_modules import history, signals
 from lightning_modules.base import EncoderModule
 from lightning_modules.callbacks.monitors import PREFIX, judge
 from lightning_modules.callbacks.undisturbed import leave_out, undisturbed
@@ -103,9 +104,22 @@ class MTEB(pl.Callback):
             batch = TextBatch(0, texts, torch.arange(len(texts))).cut(tokens_at_once(pl_module.device))
             return trainer.strategy.predict_step(batch.to(pl_module.device), 0)
 
+        if trainer.is_global_zero and (said := self._forgotten(trainer.datamodule)):  # type: ignore[attr-defined]
+            print(said, file=sys.stderr, flush=True)
         self._serving = Serving(prepare, forward)
         with undisturbed(pl_module):
             self.logged = self._serving.run(lambda: self._load(Path(trainer.default_root_dir)))
+
+    def _forgotten(self, data: Any) -> str:
+        """What to set where training has instructions and evaluation has none; else empty."""
+        prompts = history.prompts(getattr(data, "sources", None) or [], getattr(data, "kind", "text"))
+        if not any(prompts.values()) or self.settings.instructions:
+            return ""
+        sides = {side: prompts[side] for side in ("query", "document") if prompts.get(side)}
+        example = json.dumps(sides or {"TASK": next(filter(None, prompts.values()))}, ensure_ascii=False)
+        return (
+            f"mteb reads texts without the instructions of training. To give it some, set mteb.instructions: {example}"
+        )
 
     def _load(self, root: Path) -> list[str]:
         settings = self.settings

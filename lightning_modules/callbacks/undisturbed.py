@@ -10,20 +10,17 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_modules.callbacks.throughput import Throughput
+from otherside.modes import evaluating
 
 
 @contextmanager
 def undisturbed(module: torch.nn.Module) -> Iterator[None]:
     """Evaluation mode inside; behind it random states, the mode of every part and threads are as before."""
-    modes = [(part, part.training) for part in module.modules()]
     threads = torch.get_num_threads()
-    module.eval()
     try:
-        with isolate_rng():
+        with evaluating(module), isolate_rng():
             yield
     finally:
-        for part, training in modes:
-            part.training = training
         torch.set_num_threads(threads)
 
 

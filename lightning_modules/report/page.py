@@ -18,7 +18,7 @@ from lightning_modules.report.runs import Run, find_runs
 from lightning_modules.wandb import ID
 from otherside.files import atomic, make_folder
 from otherside.probing.findings import FILE as FINDINGS
-from otherside.probing.findings import MARGIN, Cell, read_findings
+from otherside.probing.findings import MARGIN, Cell, read_findings, spoken
 from otherside.probing.results import Measured, Result, read_results
 
 PAGE = "report.html"
@@ -83,6 +83,17 @@ def write(places: list[Path], out: Path, probing: Path | None = None, title: str
 def _find_probing(places: Sequence[Path], runs: Sequence[Run]) -> Path | None:
     candidates = [*places, *(place / "probe" for place in places), *(run.root.parent for run in runs)]
     return next((place for place in candidates if (place / "results.json").is_file()), None)
+
+
+def others(runs: Sequence[Run], probed: Probed | None) -> str:
+    """A sentence that names probed encoders that neither are these runs' nor what those were built on; empty: none."""
+    lineages = [[stage.sha256 for stage in run.card.lineage.adapters] for run in runs if run.card]
+    found = []
+    for result in probed.results if probed else []:
+        adapters = result.settings.get("adapters", [])
+        if adapters and not any(known[: len(adapters)] == adapters for known in lineages):
+            found.append(f"{result.name} ({adapters[-1][:12]}…)")
+    return f"Probed were other encoders than those of these runs, by SHA-256: {', '.join(found)}." if found else ""
 
 
 def _parameters(runs: Sequence[Run]) -> int | None:
@@ -164,9 +175,8 @@ def _findings(probed: Probed | None, paper: Published) -> list[dict[str, Any]]:
             claims.append({**claim, "tasks": tasks, "paper": published, "symbol": SYMBOLS[claim["verdict"]]})
         counts = [claim["verdict"] for claim in claims if claim["counted"]]
         tally = [(verdict, counts.count(verdict)) for verdict in SYMBOLS if verdict in counts]
-        found.append(
-            {**finding, "claims": claims, "counts": counts, "tally": tally, "symbol": SYMBOLS[finding["verdict"]]}
-        )
+        shown = {"verdict": spoken(finding), "symbol": SYMBOLS[finding["verdict"]]}
+        found.append({**finding, "claims": claims, "counts": counts, "tally": tally, **shown})
     return found
 
 
@@ -208,6 +218,7 @@ def _page(
         margin=MARGIN,
         paper=paper,
         probed=probed,
+        others=others(runs, probed),
         builtin=bool(probed and probed.about.get("data") == "builtin"),
         missing=_missing(runs, probed, mteb, hardware, training),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +12,7 @@ import yaml
 
 from lightning_modules.finished import ENCODER, NOTE, starts
 from otherside.lineage import CARD, Card
+from otherside.measured import Evaluated, own
 
 Curve = list[tuple[int, float]]
 SIGNS = (NOTE, f"{ENCODER}/{CARD}", "tensorboard", "checkpoints")  # each makes a folder a run's
@@ -99,10 +99,22 @@ class Run:
         return {name: sorted(values.items()) for name, values in sorted(found.items())}
 
     @cached_property
+    def evaluations(self) -> list[Evaluated]:
+        """By mteb, by step."""
+        return Evaluated.all_of(self.root)
+
+    @property
+    def first_and_last(self) -> list[Evaluated]:
+        """Of its evaluations; of several of the encoder, the one with its own settings."""
+        found = self.evaluations
+        last = own(found, self.card) if self.card else None
+        return [one for one in found if one in (found[0], last or found[-1])]
+
+    @cached_property
     def mteb(self) -> list[MtebScore]:
         """Scores in mteb's own result files, by step and task."""
-        files = [file for file in self.root.glob("mteb/results/*/*/*.json") if file.name != "model_meta.json"]
-        return sorted((_mteb(file) for file in files), key=lambda found: (found.step, found.task))
+        found = [_mteb(file, one) for one in self.evaluations for file in one.files]
+        return sorted(found, key=lambda score: (score.step, score.task))
 
     @property
     def steps(self) -> int:
@@ -126,13 +138,12 @@ class Run:
         return (len(self.card.lineage.adapters) if self.card else 99, self.name)
 
 
-def _mteb(file: Path) -> MtebScore:
+def _mteb(file: Path, evaluation: Evaluated) -> MtebScore:
     try:
         content = json.loads(file.read_text())
         scores = [entry["main_score"] for split in content["scores"].values() for entry in split]
-        step = re.search(r"-step(\d+)$", file.parent.name)
-        model = file.parent.parent.name.replace("__", "/", 1)
-        return MtebScore(content["task_name"], int(step[1]) if step else 0, sum(scores) / len(scores), model, file)
+        score = sum(scores) / len(scores)
+        return MtebScore(content["task_name"], evaluation.step, score, evaluation.model, file)
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise ValueError(f"{file} must be a result of mteb, and cannot be read: {error!r}. Move it away.") from error
 

@@ -99,19 +99,20 @@ def _count(number: int) -> str:
 
 
 def mteb(runs: Sequence[Run]) -> Table | None:
-    """Main scores of the first and the last evaluation of each run; None without any."""
-    columns = []
-    for run in runs:
-        found = sorted({(score.step, score.file.parent) for score in run.mteb})
-        columns += [(run, *evaluation) for evaluation in dict.fromkeys([*found[:1], *found[-1:]])]
+    """Main scores of the first and the last evaluation of each run, and their settings where they differ; None without
+    any.
+    """
+    columns = [(run, evaluation) for run in runs for evaluation in run.first_and_last]
     if not columns:
         return None
-    scores = [{s.task: s.score for s in run.mteb if s.file.parent == folder} for run, _, folder in columns]
+    scores = [{s.task: s.score for s in run.mteb if s.file.parent == one.folder} for run, one in columns]
+    differ = len({one.told for _, one in columns}) > 1
+    heads = [f"{run.name}, step {one.step}{f', {one.told}' if differ else ''}" for run, one in columns]
     tasks = sorted({task for column in scores for task in column})
     rows = [[task, *(_score(column.get(task)) for column in scores)] for task in tasks]
     means = [sum(column.values()) / len(column) if len(column) == len(tasks) else None for column in scores]
     rows += [["mean of all", *map(_score, means)]] if len(tasks) > 1 else []
-    return Table("MTEB, main scores × 100", ["task", *(f"{run.name}, step {step}" for run, step, _ in columns)], rows)
+    return Table("MTEB, main scores × 100", ["task", *heads], rows)
 
 
 def _score(value: float | None) -> str:

@@ -19,6 +19,8 @@ from torch.nn import functional
 
 from otherside import adapters
 from otherside.backbone import Backbone
+from otherside.files import data_set
+from otherside.measured import model_name
 from otherside.pooling import Pooling
 from otherside.quantized import is_quantized
 from otherside.sharding import whole_shape
@@ -27,8 +29,6 @@ from otherside.tokenizer import start_name
 if TYPE_CHECKING:
     from mteb.models import ModelMeta
     from transformers import PreTrainedTokenizerBase
-
-ORGANISATION = "otherside"
 
 
 class Encodes(Protocol):
@@ -126,13 +126,13 @@ def model_meta(
     if encoder.factors is not None and not backbone.is_base:
         settings["rescaled"] = _bytes(encoder.factors).hex()
     revision = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    base = Path(lineage.base)
     parameters = sum(whole_shape(parameter).numel() for parameter in lm.base_model.parameters())
     embeddings: Any = lm.get_input_embeddings().weight
-    hub = [source for source in sources if source.count("/") == 1 and not Path(source).suffix]
+    hub = filter(None, map(data_set, sources))
     return ModelMeta(
         loader=None,
-        name=f"{ORGANISATION}/{'-'.join([base.stem if base.suffix == '.gguf' else base.name, *stages])}",
+        loader_kwargs=_noted(encoder, [adapter.sha256 for adapter in lineage.adapters], instructions),
+        name=model_name(lineage.base, stages),
         revision=revision if step is None else f"{revision}-step{step}",
         release_date=None,
         languages=None,
@@ -151,6 +151,21 @@ def model_meta(
         training_datasets=None,
         adapted_from=lineage.base,
     )
+
+
+def _noted(encoder: Encodes, adapters: list[str], instructions: Mapping[str, str] | None) -> dict[str, Any]:
+    """What stands beside results; see `measured.Evaluated`."""
+    backbone = encoder.backbone
+    return {
+        "attention": backbone.attention,
+        "pooling": encoder.pooling,
+        "max_length": encoder.max_length,
+        "start_token": start_name(encoder.tokenizer),
+        "pool_start": encoder.pool_start,
+        "dtype": str(backbone.dtype).removeprefix("torch."),
+        "instructions": dict(instructions or {}),
+        "adapters": adapters,
+    }
 
 
 def _digest_of_trained(backbone: Backbone) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from otherside.backbone import DTypes
 from otherside.encoder import Encoder
 from otherside.export import gguf, onnx, readme, sentence_transformers, transformers
-from otherside.export.parity import OWN_READERS, TEXTS, Kind, ParityError, Reference, check_parity
+from otherside.export.parity import FULL, OWN_READERS, TEXTS, Kind, ParityError, Reference, check_parity
 from otherside.files import atomic_folder, check_out, make_folder
 from otherside.template import template_of
 from otherside.waits import quiet_libraries, saying
@@ -72,11 +72,11 @@ def export(
         tool, small = TOOLS.get(kind, (None, ()))
         rounds = dtype not in ("float32", *small)
         with saying("encoding texts to compare"):
-            reference = Reference.of(loaded, prompts)  # before the writer makes weights of what is none
+            exact = reference = Reference.of(loaded, prompts)  # before the writer makes weights of what is none
         with saying(f"writing for {kind}"):
             write(loaded, work, kind, "float32" if dtype in small else dtype, prompts)  # type: ignore[arg-type]
             reference = Reference.of(loaded, prompts) if rounds else reference
-            readme.write(loaded, encoder, card, work, kind, reference, out.name)
+            readme.write(loaded, encoder, card, work, kind, reference, out.name, dtype)
         del loaded
         gc.collect()  # modules hold each other; one copy in memory at a time
         with saying("comparing its vectors with the encoder's"):
@@ -84,6 +84,9 @@ def export(
         said = (
             f"vectors equal the encoder's; they differ by {median:.0e} in the median, {largest:.0e} at most (relative)"
         )
+        if rounds:
+            near = mean_cosine(reference.plain, exact.plain)
+            said = f"{said}, with weights in {dtype}; those have a mean cosine of {near:.4f} with the encoder's own"
         if tool and dtype in small:
             tool.quantise(work, dtype)
             said = f"vectors have a mean cosine of {closeness(work, reference, kind, dtype):.4f} with the encoder's"
@@ -118,12 +121,19 @@ def closeness(folder: Path, reference: Reference, kind: Kind, dtype: Precision) 
         ParityError: it is below `CLOSE`.
     """
     [found] = OWN_READERS[kind](folder, [""], reference)
-    cosines = (found * reference.plain).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(reference.plain, axis=1)
-    if not cosines.mean() >= CLOSE:
+    near = mean_cosine(found, reference.plain)
+    if not near >= CLOSE:
         raise ParityError(
             f"vectors with --dtype={dtype} must have a mean cosine of {CLOSE} or more with the encoder's; got "
-            f"{cosines.mean():.4f}. Nothing was exported. Use --dtype=float32."
+            f"{near:.4f}. Nothing was exported. Use --dtype=float32."
         )
+    return near
+
+
+def mean_cosine(found: np.ndarray, expected: np.ndarray) -> float:
+    """Of vectors (N, D) of `TEXTS`, without the empty one's, which not every tool has."""
+    found, expected = found[FULL], expected[FULL]
+    cosines = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
     return float(cosines.mean())
 
 

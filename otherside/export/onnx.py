@@ -16,6 +16,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from otherside.batching import tokenise
 from otherside.encoder import Encoder
 from otherside.export import transformers
 from otherside.pooling import Pooling
@@ -48,8 +49,11 @@ def write(encoder: Encoder, folder: Path) -> None:
         transformers.write(encoder, Path(temporary), head=False)
         kernel = encoder.backbone.own_kernel
         model = AutoModel.from_pretrained(temporary, dtype=torch.float32, attn_implementation=kernel).eval()
-    pool_start = encoder.pool_start is not False or start_id(encoder.tokenizer) is None
-    _write_graph(Graph(model, encoder.pooling, pool_start).eval(), folder / MODEL)
+    [empty] = tokenise(encoder.tokenizer, [""], encoder.max_length)
+    has_start = start_id(encoder.tokenizer) is not None
+    pool_start = encoder.pool_start is not False or not has_start
+    graph = Graph(model, encoder.pooling, pool_start, None if has_start else empty.ids[0])
+    _write_graph(graph.eval(), folder / MODEL)
     reader: Any = Tokenizer.from_str(encoder.tokenizer.backend_tokenizer.to_str())
     reader.enable_truncation(encoder.max_length)
     reader.enable_padding(pad_id=encoder.tokenizer.pad_token_id, pad_token=encoder.tokenizer.pad_token)
@@ -57,22 +61,28 @@ def write(encoder: Encoder, folder: Path) -> None:
 
 
 class Graph(nn.Module):
-    """Texts padded on the right, to one vector each and one for each token.
+    """Texts padded on the right, to one vector each and one for each token. A text of its start token alone is pooled
+    over that, as the encoder does.
 
     Args:
         model: of transformers, with the attention that its config asks for.
         pooling: see `pooling.Pooling`.
         pool_start: whether the first token is pooled.
+        filler: token that an empty text is read as; None: the start token is there.
     """
 
-    def __init__(self, model: nn.Module, pooling: Pooling, pool_start: bool) -> None:
+    def __init__(self, model: nn.Module, pooling: Pooling, pool_start: bool, filler: int | None = None) -> None:
         super().__init__()
-        self.model, self.pooling, self.first = model, pooling, 0 if pool_start else 1
+        self.model, self.pooling, self.first, self.filler = model, pooling, 0 if pool_start else 1, filler
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """(N, L) int64 token ids and their mask, 0 behind a text -> (N, D) and (N, L, D)."""
+        tokens = input_ids.shape[1]
+        if self.filler is not None:
+            input_ids, attention_mask = self._filled(input_ids, attention_mask)
         hidden_NLD = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-        rank_NL = (attention_mask.cumsum(1) - self.first).clamp(min=0) * attention_mask  # from 1; 0: not pooled
+        left_out_N1 = (attention_mask.sum(1, keepdim=True) > 1) * self.first
+        rank_NL = (attention_mask.cumsum(1) - left_out_N1).clamp(min=0) * attention_mask  # from 1; 0: not pooled
         if self.pooling == "mean":
             share_NL = rank_NL > 0
         elif self.pooling == "weighted_mean":
@@ -80,7 +90,15 @@ class Graph(nn.Module):
         else:
             share_NL = (rank_NL == rank_NL.amax(1, keepdim=True)) & (rank_NL > 0)
         share_NL = share_NL.float()
-        return (share_NL[:, None] @ hidden_NLD)[:, 0] / share_NL.sum(1, keepdim=True), hidden_NLD
+        return (share_NL[:, None] @ hidden_NLD)[:, 0] / share_NL.sum(1, keepdim=True), hidden_NLD[:, :tokens]
+
+    def _filled(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Texts without a token get one: (N, L) -> (N, L + 1), as L is 0 where all are empty."""
+        assert self.filler is not None
+        column_N1 = torch.zeros_like(attention_mask.sum(1, keepdim=True))
+        ids, mask = torch.cat([input_ids, column_N1], 1), torch.cat([attention_mask, column_N1], 1)
+        is_first_NL = (mask.sum(1, keepdim=True) == 0) & (torch.arange(ids.shape[1], device=ids.device) == 0)
+        return ids.masked_fill(is_first_NL, self.filler), mask.masked_fill(is_first_NL, 1)
 
 
 def quantise(folder: Path, _: str = "int8") -> None:

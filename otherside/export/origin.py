@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, snapshot_download
 
 from otherside import weights
 from otherside.lineage import Card, Lineage
+from otherside.measured import Evaluated, own
 
 LICENCES = ("LICEN[CS]E*", "NOTICE*", "USE_POLICY*")
 FIELDS = ("license", "license_name", "license_link")
@@ -42,15 +43,18 @@ def pass_on(base: Path | None, folder: Path) -> None:
             shutil.copyfile(file, folder / file.name)
 
 
-def scores(encoder: str, card: Card) -> dict[str, list[EvalResult]]:
-    """Task -> MTEB results that the encoder's run measured at its last step; empty if it measured none."""
+def evaluated(encoder: str, card: Card) -> Evaluated | None:
+    """The evaluation that the encoder's run made of it; None if it made none."""
+    return own(Evaluated.all_of(Path(weights.locate(encoder)).parent), card) if card.history else None
+
+
+def scores(evaluation: Evaluated | None) -> dict[str, list[EvalResult]]:
+    """Task -> MTEB results of an evaluation."""
     from mteb.results import TaskResult
 
-    place = weights.locate(encoder)
-    found = sorted(Path(place).parent.glob(f"mteb/results/*/*-step{card.steps}/*.json")) if card.history else []
     logging.getLogger("mteb").setLevel(logging.ERROR)
     results = []
-    for file in (file for file in found if file.name != "model_meta.json"):
+    for file in evaluation.files if evaluation else []:
         try:
             results.append(TaskResult.from_disk(file))
         except (ValueError, KeyError) as error:

@@ -37,6 +37,7 @@ BATCH = 8
 # Mixed lengths, so that batches are padded; scripts, emoji, code, spaces; one longer than max_length. None begins with
 # a space: it would join the end of the prompt, and sentence-transformers counts the prompt's tokens without the text.
 TEXTS = [
+    "",
     "a",
     ".",
     "Rain.",
@@ -64,6 +65,7 @@ TEXTS = [
     "A text that spells <|endoftext|>, <s>, </s> and <|begin_of_text|> is text all the same.",
     "One long text that every encoder has to cut somewhere, after as many tokens as it may take. " * 400,
 ]
+FULL = np.array([bool(text) for text in TEXTS])
 # Ends in a line break, because a space would join the text's first word
 PROMPT = "Find a text that says the same:\n"
 
@@ -81,10 +83,12 @@ class Reference:
         prompted: (N, D) vectors of `TEXTS` with `prompt` before them.
         prompt: the first of the encoder's own, else `PROMPT`.
         counted: (N,) whether as many tokens stand before a text as sentence-transformers leaves out, which takes one
-            number for all texts, whether a space at the prompt's end joins the first word or not.
+            number for all texts, whether a space at the prompt's end joins the first word or not. Never before an
+            empty text, of which it leaves nothing.
         pooling: the encoder's.
         max_length: the encoder's.
         pool_start: the encoder's; None where it has no start token.
+        has_start: whether it has one, so that an empty text has a token.
         template: the encoder's.
         prompts: that are offered by name.
     """
@@ -96,6 +100,7 @@ class Reference:
     pooling: pooling.Pooling
     max_length: int
     pool_start: bool | None
+    has_start: bool = True
     template: Template | None = None
     prompts: Mapping[str, str] = field(default_factory=dict)
 
@@ -105,10 +110,10 @@ class Reference:
         prompt = next(filter(None, prompts.values()), PROMPT)
         plain, prompted = encoder.encode(TEXTS), encoder.encode(TEXTS, instruction=prompt)
         before = np.array([text.skip for text in tokenise(encoder.tokenizer, TEXTS, encoder.max_length, prompt)])
-        counted = (before == before.min()) | (encoder.pooling == "last_token")
-        pool_start = encoder.pool_start if start_id(encoder.tokenizer) is not None else None
-        template = template_of(encoder.tokenizer)
-        return cls(plain, prompted, prompt, counted, encoder.pooling, encoder.max_length, pool_start, template, prompts)
+        counted = FULL & ((before == before[FULL].min()) | (encoder.pooling == "last_token"))
+        has_start = start_id(encoder.tokenizer) is not None
+        read = (encoder.pooling, encoder.max_length, encoder.pool_start if has_start else None, has_start)
+        return cls(plain, prompted, prompt, counted, *read, template_of(encoder.tokenizer), prompts)
 
     @property
     def unequal_prompts(self) -> str:
@@ -118,6 +123,13 @@ class Reference:
         if self.pooling == "mean" and self.pool_start:
             return "it leaves the start token out of the mean together with the prompt"
         return ""
+
+    def compared(self, prompt: str, kind: Kind, as_user: bool) -> np.ndarray:
+        """Numbers of the texts whose vectors the tool can give."""
+        if as_user and prompt:
+            return np.flatnonzero(self.counted)
+        needs_token = not self.has_start and not prompt and (as_user or kind == "gguf")
+        return np.flatnonzero(FULL) if needs_token else np.arange(len(TEXTS))
 
     @property
     def unit(self) -> bool:
@@ -149,8 +161,9 @@ def check_parity(folder: Path, reference: Reference, kind: Kind) -> tuple[float,
             expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
         if found.shape != expected.shape:
             raise ParityError(f"exported vectors must have shape {expected.shape}; got {found.shape}")
-        rows = np.flatnonzero(reference.counted) if as_user and prompt else np.arange(len(TEXTS))
-        differences = np.linalg.norm(found - expected, axis=1)[rows] / np.linalg.norm(expected, axis=1)[rows]
+        rows = reference.compared(prompt, kind, as_user)
+        sizes = np.linalg.norm(expected, axis=1).clip(np.finfo(np.float32).tiny)  # an unused token's may be 0
+        differences = (np.linalg.norm(found - expected, axis=1) / sizes)[rows]
         differences = np.nan_to_num(differences, nan=np.inf)
         median, largest = float(np.median(differences)), float(differences.max())
         if median > MEDIAN or largest > LARGEST:
@@ -226,7 +239,9 @@ def by_llama_cpp(folder: Path, prompts: Sequence[str], reference: Reference) -> 
 
     size = reference.max_length
     model = Llama(str(folder / "model.gguf"), embedding=True, n_ctx=size, n_batch=size, n_ubatch=size, verbose=False)
-    return [np.array(model.embed([prompt + text for text in TEXTS]), dtype=np.float32) for prompt in prompts]
+    filler = "" if reference.has_start else "a"  # it has no vector of no token
+    some = [[prompt + text or filler for text in TEXTS] for prompt in prompts]
+    return [np.array(model.embed(texts), dtype=np.float32) for texts in some]
 
 
 OWN_READERS = {"onnx": by_onnxruntime, "gguf": by_llama_cpp}
@@ -236,7 +251,8 @@ def behind(read: Encoding, characters: int) -> Tokens:
     """What the `tokenizers` library read, without padding; its first characters are a prompt."""
     start = read.special_tokens_mask[0]
     skip = start + sum(1 for _ in takewhile(lambda place: place[1] <= characters, read.offsets[start:]))
-    return Tokens(read.ids[: sum(read.attention_mask)], skip, start)
+    ids = read.ids[: sum(read.attention_mask)]
+    return Tokens(ids, min(skip, len(ids) - 1), start)
 
 
 def batches() -> Iterator[list[str]]:

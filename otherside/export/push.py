@@ -40,7 +40,7 @@ def push(export: Path, repo: str, private: bool = False, dry_run: bool = False) 
     if dry_run:
         print(f"{repo}: nothing was sent")
         return
-    said = (export / FILE).read_text().replace(f'"{export.name}"', f'"{repo}"')  # how to open it there
+    said = opened_there((export / FILE).read_text(), export.name, repo)
     parts = {file.relative_to(export).as_posix(): said.encode() if file == export / FILE else file for file in files}
     operations = [CommitOperationAdd(name, content) for name, content in parts.items()]
     try:
@@ -51,3 +51,13 @@ def push(export: Path, repo: str, private: bool = False, dry_run: bool = False) 
         first = str(error).strip().splitlines()[0]
         raise ConnectionError(f"the hub must take {repo}, and does not: {first} Log in by `hf auth login`.") from error
     print(done.commit_url)
+
+
+def opened_there(said: str, name: str, repo: str) -> str:
+    """A README whose code opens the export on the hub: what takes no repository's name, from a copy of it."""
+    before, fence, code = said.partition("```python\n")
+    code, end, behind = code.partition("```")
+    if "{folder}" in code:
+        fence += "from huggingface_hub import snapshot_download\n"
+        code = code.replace(f'"{name}"', f'snapshot_download("{repo}")')
+    return before + fence + code.replace(f'"{name}"', f'"{repo}"') + end + behind

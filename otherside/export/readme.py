@@ -10,8 +10,9 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from otherside.encoder import Encoder
 from otherside.export import origin
-from otherside.export.parity import Kind, Reference
-from otherside.lineage import Card
+from otherside.export.parity import FULL, Kind, Reference
+from otherside.files import data_set
+from otherside.lineage import Card, Training
 from otherside.tokenizer import start_name
 
 FILE = "README.md"
@@ -21,6 +22,8 @@ LIBRARY = {
     "onnx": "onnx",
     "gguf": "llama.cpp",
 }
+EIGHT_BITS = ("int8", "q8_0")
+KINDS = {"adapter": "an adapter", "weights": "full fine-tuning"}
 USE = {
     "sentence-transformers": """from sentence_transformers import SentenceTransformer  # with transformers 5.2 or newer
 
@@ -33,20 +36,31 @@ batch = tokenizer(["The cat sat on the mat.", "Rain."], padding=True, return_ten
 vectors_of_tokens = model(**batch, use_cache=False).last_hidden_state""",
     "onnx": """import numpy, onnxruntime, tokenizers
 
-tokenizer = tokenizers.Tokenizer.from_file("{folder}/tokenizer.json")
+folder = "{folder}"
+tokenizer = tokenizers.Tokenizer.from_file(f"{{folder}}/tokenizer.json")
 tokenizer.encode_special_tokens = True  # what spells a special token is text
-session = onnxruntime.InferenceSession("{folder}/model.onnx")
+session = onnxruntime.InferenceSession(f"{{folder}}/model.onnx")
 read = tokenizer.encode_batch(["The cat sat on the mat.", "Rain."])
-ids, mask = (numpy.array([getattr(text, name) for text in read]) for name in ("ids", "attention_mask"))
+ids, mask = (numpy.array([getattr(text, name) for text in read], "int64") for name in ("ids", "attention_mask"))
 [vectors] = session.run(["sentence_embedding"], {{"input_ids": ids, "attention_mask": mask}})""",
     "gguf": """from llama_cpp import Llama  # llama-cpp-python 0.3.36 or newer
 
-model = Llama("{folder}/model.gguf", embedding=True, n_ctx={length}, n_batch={length}, n_ubatch={length}, verbose=False)
+folder, length = "{folder}", {length}
+model = Llama(f"{{folder}}/model.gguf", embedding=True, n_ctx=length, n_batch=length, n_ubatch=length, verbose=False)
 vectors = model.embed(["The cat sat on the mat.", "Rain."])""",
 }
 
 
-def write(encoder: Encoder, source: str, card: Card, folder: Path, kind: Kind, reference: Reference, name: str) -> None:
+def write(
+    encoder: Encoder,
+    source: str,
+    card: Card,
+    folder: Path,
+    kind: Kind,
+    reference: Reference,
+    name: str,
+    dtype: str = "float32",
+) -> None:
     """Write README.md, and the base's licence beside it.
 
     Args:
@@ -57,20 +71,22 @@ def write(encoder: Encoder, source: str, card: Card, folder: Path, kind: Kind, r
         kind: of export.
         reference: the encoder's vectors and settings.
         name: of the folder when it is in its place.
+        dtype: of the weights when it is. Scores are of the encoder, and no metadata of one in 8 bits.
     """
     place = origin.base_folder(card.lineage)
     origin.pass_on(place, folder)
-    scores = origin.scores(source, card)
+    evaluation = origin.evaluated(source, card)
+    scores = origin.scores(evaluation)
     base = base_name(card.lineage.base)
-    data = [path.split(":")[0] for stage in card.history for path in stage.data]
+    data = {found for stage in card.history for path in stage.data if (found := data_set(path))}
     header = ModelCardData(
         model_name=name,
         base_model=base if is_hub_id(card.lineage.base) else None,
         library_name=LIBRARY[kind],
         pipeline_tag="sentence-similarity",
         tags=["feature-extraction", "sentence-similarity", "bidirectional-attention"],
-        datasets=sorted({path for path in data if is_hub_id(path)}) or None,
-        eval_results=[found for task in scores.values() for found in task] or None,
+        datasets=sorted(data) or None,
+        eval_results=[found for task in scores.values() for found in task if dtype not in EIGHT_BITS] or None,
         **origin.licence(place),  # type: ignore[arg-type]
     )
     about = {
@@ -78,6 +94,7 @@ def write(encoder: Encoder, source: str, card: Card, folder: Path, kind: Kind, r
         "attention": encoder.backbone.attention,
         "vector": f"{encoder.backbone.hidden_size} dimensions, pooled by {encoder.pooling}, compared by cosine",
         **({"may be cut to": f"{', '.join(map(str, card.dimensions))} dimensions"} if card.dimensions else {}),
+        "weights": dtype if dtype == "float32" else f"{dtype}, so vectors are close to the encoder's, not equal",
         "longest text": f"{encoder.max_length} tokens",
         "start token": f"`{start}`, {pooled(reference)}" if (start := start_name(encoder.tokenizer)) else "none",
     }
@@ -92,7 +109,7 @@ def write(encoder: Encoder, source: str, card: Card, folder: Path, kind: Kind, r
         *(f"- {said}" for said in [*notes(kind, encoder, reference), *differences(kind, reference)]),
         *prompts(kind, card.prompts if kind != "sentence-transformers" else reference.prompts),
         *stages(card),
-        *measured(scores),
+        *measured(scores, evaluation.told if evaluation else "", dtype),
     ]
     (folder / FILE).write_text(re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n")
 
@@ -117,19 +134,26 @@ def stages(card: Card) -> list[str]:
     known = [None] * len(adapters) + list(card.history)
     rows = []
     for merged, told in zip(adapters, known[len(known) - len(adapters) :], strict=True):
-        read = [path if is_hub_id(path.split(":")[0]) else base_name(path) for path in told.data] if told else []
+        read = [path if data_set(path) else path.rpartition("/")[2] for path in told.data] if told else []
         steps = str(told.steps) if told else "not noted"
-        trained = "an adapter" if merged.kind == "adapter" else "full fine-tuning"
+        trained = averaged(told) if told and told.parents else KINDS[merged.kind]
         rows.append([merged.name, trained, steps, ", ".join(read) or "not noted", f"`{merged.sha256}`"])
     names = ["stage", "trained", "steps", "data", "SHA-256 of its weights"]
     return ["", "Stages:", "", *table(names, rows)] if rows else []
 
 
-def measured(scores: Mapping[str, Sequence[EvalResult]]) -> list[str]:
+def averaged(told: Training) -> str:
+    """Of which encoders a stage is the average."""
+    parents = [f"{p.share:g} × {p.name}{f' `{p.sha256[:12]}…`' if p.sha256 else ''}" for p in told.parents]
+    return f"not: the average {' + '.join(parents)}"
+
+
+def measured(scores: Mapping[str, Sequence[EvalResult]], how: str, dtype: str) -> list[str]:
     """Main scores of MTEB's tasks, as the run measured them."""
+    how += "" if dtype == "float32" else f", before weights were rounded to {dtype}"
     means = {task: sum(result.metric_value for result in found) / len(found) for task, found in scores.items()}
     rows = [[task, scores[task][0].metric_name or "", f"{value:.4f}"] for task, value in means.items()]
-    return ["", "MTEB, measured by the run:", "", *table(["task", "measure", "score"], rows)] if rows else []
+    return ["", f"MTEB, measured by the run {how}:", "", *table(["task", "measure", "score"], rows)] if rows else []
 
 
 def notes(kind: Kind, encoder: Encoder, reference: Reference) -> list[str]:
@@ -166,11 +190,16 @@ def differences(kind: Kind, reference: Reference) -> list[str]:
     said = []
     if kind == "sentence-transformers" and (why := reference.unequal_prompts):
         said.append(f"With a prompt sentence-transformers gives other vectors than the encoder: {why}.")
-    elif kind == "sentence-transformers" and not reference.counted.all():
+    elif kind == "sentence-transformers" and not reference.counted[FULL].all():
         said.append(
             "Behind a prompt that ends in a space, sentence-transformers pools that space, too, before texts whose "
             "first token does not take it in, such as digits in many tokenizers: other vectors than the encoder's."
         )
+    if kind == "sentence-transformers":
+        where = "An empty text behind a prompt" if reference.has_start else "An empty text"
+        said.append(f"{where} is a vector of zeros in sentence-transformers, which pools no token of it.")
+    if kind == "gguf" and not reference.has_start:
+        said.append("llama.cpp has no vector of an empty text, which has no token.")
     if kind == "gguf" and reference.pooling == "mean":
         said.append(
             "What stands before a text is pooled with it: an instruction gives other vectors than the encoder's."

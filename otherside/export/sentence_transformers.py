@@ -13,10 +13,11 @@ from tokenizers import Regex, Tokenizer, normalizers
 
 from otherside.batching import tokenise
 from otherside.encoder import Encoder
-from otherside.export.parity import TEXTS
+from otherside.export.parity import FULL, TEXTS
 from otherside.export.transformers import dump
 from otherside.tokenizer import start_id
 
+NEARLY_NOTHING = 1e-12  # of a mean over a start token alone, that of an empty text, its state is all there is
 REQUIREMENTS = {
     "transformers": {"specifier": ">=5.2", "reason": "earlier ones run bidirectional models as causal ones"}
 }  # read by sentence-transformers 6
@@ -30,8 +31,8 @@ def write(encoder: Encoder, folder: Path, prompts: Mapping[str, str]) -> None:
         folder: with what `transformers.write` wrote.
         prompts: name -> instruction; `query` and `document` are what `encode_query` and `encode_document` take.
 
-    A start token that is not pooled has the weight 0. With a prompt, the other weights then no longer sum to the number
-    of tokens pooled, so vectors are scaled to length 1.
+    A start token that is not pooled has next to no weight. With a prompt, the other weights then no longer sum to the
+    number of tokens pooled, so vectors are scaled to length 1.
     """
     names = {"Transformer": "", "Pooling": "1_Pooling"}
     start = start_id(encoder.tokenizer)
@@ -84,7 +85,8 @@ def count_prompts(path: Path, encoder: Encoder, prompts: Mapping[str, str]) -> N
     for name, prompt in prompts.items():
         if not prompt:
             continue
-        before = min(text.skip for text in tokenise(encoder.tokenizer, TEXTS, encoder.max_length, prompt))
+        read = tokenise(encoder.tokenizer, TEXTS, encoder.max_length, prompt)
+        before = min(text.skip for text, is_full in zip(read, FULL, strict=True) if is_full)
         alone, shorter = tokenise(encoder.tokenizer, [prompt, prompt.rstrip(" ")], encoder.max_length)
         if before not in (len(alone.ids), len(shorter.ids)):
             raise ValueError(
@@ -108,10 +110,11 @@ def require_5(path: Path) -> None:
 
 
 def write_weights(folder: Path, start: int, encoder: Encoder) -> None:
-    """Weight 0 for the start token, 1 for every other; tokens are told apart by their place in `vocab` alone."""
+    """A weight of 1 for every token but the start token; tokens are told apart by their place in `vocab` alone."""
     weights = torch.ones(encoder.backbone.lm.config.vocab_size, 1)
-    weights[start] = 0
-    vocab = ["" if weight else "start" for weight in weights]
+    weights[start] = NEARLY_NOTHING
+    vocab = ["start" if token == start else "" for token in range(len(weights))]
     folder.mkdir()
-    dump(folder / "config.json", {"vocab": vocab, "word_weights": {"start": 0.0}, "unknown_word_weight": 1.0})
+    known = {"start": NEARLY_NOTHING}
+    dump(folder / "config.json", {"vocab": vocab, "word_weights": known, "unknown_word_weight": 1.0})
     save_file({"emb_layer.weight": weights}, folder / "model.safetensors")

@@ -119,7 +119,7 @@ def judge(score: Score, direction: Direction) -> Verdict:
 
 
 def conclude(verdicts: Sequence[Verdict]) -> Verdict:
-    """What the verdicts of its claims say about a finding."""
+    """What the verdicts of its claims, as far as measured, say about a finding."""
     if not verdicts:
         return "not measured"
     if set(verdicts) == {"holds"}:
@@ -156,12 +156,15 @@ def read_findings(folder: Path) -> list[dict[str, Any]]:
 
 
 def findings(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Each finding with its verdict, and its claims as far as measured, as JSON has them."""
+    """Each finding with its verdict, its claims as far as measured, and how many of those that count there are, as JSON
+    has them.
+    """
     by_name = {result.name: result for result in results}
     base = by_name["uni"].settings.get("base") if "uni" in by_name else None
     others = [result.name for result in results if base and result.settings.get("base") != base]
     found: dict[int, list[dict[str, Any]]] = {number: [] for number in FINDINGS}
-    for claim in claims(others):
+    asked = list(claims(others))
+    for claim in asked:
         if claim.variant in by_name and claim.minus in by_name:
             cells, score = difference(by_name[claim.variant], by_name[claim.minus], claim.cells)
             if score:
@@ -173,10 +176,18 @@ def findings(results: Sequence[Result]) -> list[dict[str, Any]]:
             "number": number,
             "says": says,
             "verdict": conclude([claim["verdict"] for claim in found[number] if claim["counted"]]),
+            "counted": sum(claim.counted for claim in asked if claim.finding == number),
             "claims": found[number],
         }
         for number, says in FINDINGS.items()
     ]
+
+
+def spoken(finding: dict[str, Any]) -> str:
+    """A finding's verdict, and how many of its claims it is about where some were not measured."""
+    measured = sum(claim["counted"] for claim in finding["claims"])
+    counted = finding.get("counted", measured)  # older files do not say
+    return f"{finding['verdict']}{f' ({measured} of {counted} claims measured)' if 0 < measured < counted else ''}"
 
 
 def difference(variant: Result, minus: Result, cells: Sequence[Cell]) -> tuple[list[Cell], Score | None]:

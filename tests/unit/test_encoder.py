@@ -137,6 +137,18 @@ class TestEncode:
         plain, unit = encoder.encode(SENTENCES), encoder.encode(SENTENCES, normalize=True)
         assert close(unit, plain / np.linalg.norm(plain, axis=1, keepdims=True))
 
+    def test_every_part_keeps_its_mode(self, tiny_llama, monkeypatch):
+        """Also where `encode` raises, as in a notebook that is stopped."""
+        encoder = Encoder(load(tiny_llama, Lora(r=4)), load_tokenizer(str(tiny_llama))).train()
+        encoder.backbone.lm.get_input_embeddings().eval()
+        before = [part.training for part in encoder.modules()]
+        encoder.encode(["A cat."])
+        assert [part.training for part in encoder.modules()] == before
+        monkeypatch.setattr(Encoder, "forward", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            encoder.encode(["A cat."])
+        assert [part.training for part in encoder.modules()] == before
+
     def test_no_dropout_even_while_training(self, tiny_llama, tmp_path):
         trained = stage(tiny_llama, tmp_path / "e", "mntp")
         expected = trained.encode(SENTENCES)

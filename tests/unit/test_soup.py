@@ -1,6 +1,7 @@
 """Averages of encoders: exactly the average of their weights."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from tiny import train_a_little
 from otherside.adapters import Lora
 from otherside.backbone import Backbone, BackboneConfig
 from otherside.encoder import Encoder
-from otherside.lineage import Card
+from otherside.export import readme
+from otherside.lineage import Card, Parent, Training
 from otherside.soup import soup
 from otherside.tokenizer import load_tokenizer, start_id
 
@@ -65,6 +67,31 @@ def test_it_is_an_encoder_like_others(folders: dict[str, str], tmp_path: Path) -
     again = stage(str(tmp_path / "out"), tmp_path / "again", 5, Lora(r=2))
     soup([again, folders["one"]], tmp_path / "twice")
     assert Encoder.load(tmp_path / "twice", merge=False).encode(["A cat."]).shape == (1, 64)
+
+
+def told(encoder: str, out: Path, training: Training) -> str:
+    """A copy of an encoder that says how its last stage was trained."""
+    card = Card.read(Path(shutil.copytree(encoder, out)))
+    replace(card, history=(*card.history[:-1], training)).write(out)
+    return str(out)
+
+
+def test_it_knows_its_parents(folders: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = told(folders["one"], tmp_path / "a", Training("one", 5, ("a.txt", "b.txt"), {"query": "Q: "}, (8, 16, 32)))
+    other = told(folders["other"], tmp_path / "b", Training("other", 7, ("b.txt", "c.txt"), {}, (16, 32, 64)))
+    soup([one, other, folders["base"]], tmp_path / "out", [0.5, 0.25, 0.25])
+    assert "Their prompts differ" in capsys.readouterr().out
+    card = Card.read(tmp_path / "out")
+    sums = [Card.read(Path(parent)).lineage.adapters[-1].sha256 for parent in (one, other)]
+    assert card.history[-1].parents == (
+        Parent("one", sums[0], 0.5),
+        Parent("other", sums[1], 0.25),
+        Parent("base", None, 0.25),
+    )
+    assert card.history[-1].data == ("a.txt", "b.txt", "c.txt")
+    assert (card.dimensions, card.prompts) == ((16, 32), {})
+    assert f"| soup | not: the average 0.5 × one `{sums[0][:12]}…` + 0.25 × other" in "\n".join(readme.stages(card))
+    assert "parents" not in (Path(folders["one"]) / "encoder.json").read_text(), "older versions read it"
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from otherside.encoder import Encoder
 from otherside.evaluation import Evaluation, MTEBModel, Scores, model_meta
 from otherside.evaluation.run import OutOfTimeError
 from otherside.evaluation.tasks import load
+from otherside.lineage import Training
 
 NAME = "STSBenchmark"
 
@@ -119,6 +120,16 @@ def test_adapters_beside_the_base_are_the_same_model(tiny_llama: Path, tmp_path:
     folder = trained.save(tmp_path / "encoder", "mntp")
     merged, beside = (model_meta(Encoder.load(folder, merge=merge)) for merge in (True, False))
     assert (merged.name, merged.revision) == (beside.name, beside.revision)
+
+
+def test_instructions_of_training_hold_where_none_are_given(tiny_llama: Path) -> None:
+    encoder = Encoder.load(tiny_llama, max_length=64)
+    encoder.history = (Training("supervised", prompts={"query": "Find: ", "document": "", "faq": "Ask: "}),)
+    assert encoder.mteb().instructions == {"query": "Find: "}
+    assert encoder.mteb({}).instructions == {}
+    assert encoder.mteb({"STS": "a"}).instructions == {"STS": "a"}
+    assert encoder.mteb_model_meta.revision == encoder.mteb().mteb_model_meta.revision
+    assert encoder.mteb_model_meta.revision != encoder.mteb({}).mteb_model_meta.revision
 
 
 def test_metadata_are_true(encoder: Encoder, tiny_llama: Path, tmp_path: Path) -> None:

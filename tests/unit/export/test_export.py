@@ -40,13 +40,21 @@ def test_opens_in_sentence_transformers(
     assert model.tokenizer.padding_side == "right"
     model.tokenizer.padding_side = side
     ours = partial(Encoder.load(folder).encode, normalize=pooling == "mean" and not pool_start)
-    assert relative(model.encode(TEXTS), ours(TEXTS)) < 1e-5
+    assert relative(model.encode(["", *TEXTS]), ours(["", *TEXTS])) < 1e-5
     if (pooling, pool_start) not in [("weighted_mean", True), ("mean", True)]:
         prompted = model.encode(TEXTS, prompt="Find this:\n")
         assert relative(prompted, ours(TEXTS, instruction="Find this:\n")) < 1e-5
         assert relative(prompted, ours(TEXTS)) > 1e-3
     assert relative(Encoder.load(folder, attention="causal").encode(TEXTS), Encoder.load(folder).encode(TEXTS)) > 1e-3
     assert model.max_seq_length == 64
+
+
+def test_where_an_empty_text_has_no_token_it_says_so(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = trained(tiny_llama, tmp_path / "encoder", start_token=None)
+    export(folder, tmp_path / "out")
+    assert "An empty text is a vector of zeros" in (tmp_path / "out" / "README.md").read_text()
+    model = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    assert not model.encode(["", *TEXTS])[0].any()
 
 
 def test_a_start_token_out_of_a_weighted_mean_is_refused(tiny_llama: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from exports import TEXTS, relative, trained
 from tiny import SMOLLM2
 from tokenizers import Tokenizer
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from otherside.encoder import Encoder
 from otherside.export import ParityError, export, onnx
+from otherside.export.push import opened_there
 from otherside.pooling import Pooling
 from otherside.weights import resolve
 
@@ -27,7 +29,9 @@ def vectors(folder: Path, texts: list[str]) -> np.ndarray:
     session = onnxruntime.InferenceSession(folder / "model.onnx")
     read = tokenizer.encode_batch(texts)
     fed = {"input_ids": [text.ids for text in read], "attention_mask": [text.attention_mask for text in read]}
-    found: np.ndarray = session.run(["sentence_embedding"], {name: np.array(rows) for name, rows in fed.items()})[0]
+    found: np.ndarray = session.run(
+        ["sentence_embedding"], {name: np.array(rows, "int64") for name, rows in fed.items()}
+    )[0]
     return found
 
 
@@ -41,10 +45,11 @@ def exported(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 
 def check(folder: str, out: Path) -> None:
-    texts = [*TEXTS, SPELLING, "One long text that has to be cut. " * 30]
+    texts = ["", *TEXTS, SPELLING, "One long text that has to be cut. " * 30]
     ours = Encoder.load(folder)
     assert relative(vectors(out, texts), ours.encode(texts)) < 1e-5
-    assert relative(vectors(out, TEXTS[:1]), ours.encode(TEXTS[:1])) < 1e-5  # another batch, another length
+    for batch in (TEXTS[:1], ["a"], [""], ["", ""]):  # other numbers of texts and tokens
+        assert relative(vectors(out, batch), ours.encode(batch)) < 1e-5, batch
     assert relative(Encoder.load(folder, attention="causal").encode(TEXTS), ours.encode(TEXTS)) > 1e-3
 
 
@@ -64,6 +69,16 @@ def test_pools_as_the_encoder_does(
     base: str, pooling: Pooling, pool_start: bool, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     folder = trained(request.getfixturevalue(base), tmp_path / "encoder", pooling, pool_start=pool_start)
+    export(folder, tmp_path / "out", kind="onnx")
+    check(folder, tmp_path / "out")
+
+
+def test_an_empty_text_without_a_start_token(tiny_llama: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    torch.nn.init.normal_(model.get_input_embeddings().weight.data)  # also of the token for padding, which was 0
+    model.save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path / "base")
+    folder = trained(tmp_path / "base", tmp_path / "encoder", start_token=None)
     export(folder, tmp_path / "out", kind="onnx")
     check(folder, tmp_path / "out")
 
@@ -96,6 +111,17 @@ def test_what_the_readme_says_runs(exported: tuple[str, Path]) -> None:
         [sys.executable, "-c", said + show], cwd=out.parent, capture_output=True, text=True, check=True
     )
     assert ran.stdout == "(2, 64) False\n"
+
+
+def test_what_it_says_on_the_hub_runs(exported: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's copy is the folder itself, as there is no hub here."""
+    _, out = exported
+    said = opened_there((out / "README.md").read_text(), out.name, "someone/encoder")
+    asked: list[str] = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo: asked.append(repo) or str(out))
+    found: dict[str, np.ndarray] = {}
+    exec(said.split("```python\n")[1].split("```")[0], found)
+    assert (asked, found["vectors"].shape) == (["someone/encoder"], (2, 64))
 
 
 def test_another_graph_is_refused(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

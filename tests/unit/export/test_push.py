@@ -13,8 +13,8 @@ from threading import Thread
 import pytest
 from exports import trained
 
-from otherside.export import export
-from otherside.export.push import push
+from otherside.export import export, readme
+from otherside.export.push import opened_there, push
 
 REPO = "someone/encoder"
 
@@ -114,6 +114,14 @@ def test_one_commit_has_all_files(hub: tuple[type[Hub], str], exported: Path) ->
     for name in sent.keys() - {"README.md"}:
         assert received.files[name] == sent[name], name
     assert received.files.keys() == sent.keys()
+
+
+@pytest.mark.parametrize("kind", readme.USE)
+def test_what_the_readme_says_there(kind: str) -> None:
+    said = opened_there(f"```python\n{readme.USE[kind].format(folder='out', length=64)}\n```", "out", REPO)
+    assert REPO in said and '"out' not in said
+    assert ("snapshot_download" in said) == (kind in ("onnx", "gguf"))
+    compile(said.split("```python\n")[1].split("```")[0], "README.md", "exec")
 
 
 def test_a_dry_run_sends_nothing(hub: tuple[type[Hub], str], exported: Path) -> None:

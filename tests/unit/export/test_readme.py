@@ -1,6 +1,7 @@
 """What an exported folder says of itself."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ from exports import PROMPTS, trained, with_history
 from huggingface_hub import ModelCard
 from mteb.results import TaskResult
 
-from otherside.export import Kind, export, readme
+from otherside.encoder import Encoder
+from otherside.export import Kind, Reference, export, readme
+from otherside.lineage import Card
 
 
 def said(folder: Path) -> tuple[dict[str, object], str]:
@@ -45,7 +48,7 @@ def score(folder: Path, value: float) -> None:
     result.to_disk(folder / "STSBenchmark.json")
 
 
-def test_a_card_for_the_hub(tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_card_for_the_hub(tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = tmp_path / "base"
     base.mkdir()
     for file in tiny_llama.iterdir():
@@ -55,10 +58,10 @@ def test_a_card_for_the_hub(tiny_llama: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with_history(trained(base, run / "encoder"), PROMPTS, (8, 16))
     card = json.loads((run / "encoder" / "encoder.json").read_text())
-    card["history"][0] |= {"data": ["org/pairs:en", "/home/me/texts.jsonl"]}
+    card["history"][0] |= {"data": ["org/pairs:en", "/home/me/texts.jsonl", "mine/faq.jsonl", "mine/wiki.txt.gz"]}
     (run / "encoder" / "encoder.json").write_text(json.dumps({**card, "steps": 3}))
     for step, value in ((1, 0.1), (3, 0.7654)):
-        score(run / "mteb" / "results" / "otherside__tiny" / f"abc-step{step}", value)
+        score(run / "mteb" / "results" / "otherside__base-mntp" / f"abc-step{step}", value)
     export(str(run), tmp_path / "out")
     data = ModelCard.load(tmp_path / "out" / "README.md").data
     assert (data.license, data.license_name, data.datasets) == ("other", "mine", ["org/pairs"])
@@ -67,7 +70,7 @@ def test_a_card_for_the_hub(tiny_llama: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "LICENSE.txt").read_text() == "Do as you like."
     _, text = said(tmp_path / "out")
     sha256 = card["lineage"]["adapters"][0]["sha256"]
-    assert f"| mntp | an adapter | 3 | org/pairs:en, texts.jsonl | `{sha256}` |" in text
+    assert f"| mntp | an adapter | 3 | org/pairs:en, texts.jsonl, faq.jsonl, wiki.txt.gz | `{sha256}` |" in text
     for word in (
         "8, 16 dimensions",
         "encode_query",
@@ -76,10 +79,21 @@ def test_a_card_for_the_hub(tiny_llama: Path, tmp_path: Path) -> None:
     ):
         assert word in text, word
     assert "/home/me" not in text
+    assert "| weights | float32 |" in text
+    export(str(run), tmp_path / "half", dtype="bfloat16")
+    near = re.search(r"with weights in bfloat16; those have a mean cosine of (\d\.\d+) with", capsys.readouterr().out)
+    assert near and 0.99 < float(near[1]) <= 1
+    _, text = said(tmp_path / "half")
+    assert "| weights | bfloat16, so vectors are close" in text and "before weights were rounded to bfloat16:" in text
+    assert ModelCard.load(tmp_path / "half" / "README.md").data.eval_results
+    encoder = Encoder.load(run)
+    settings = (encoder, str(run), Card.read(run / "encoder"), tmp_path / "half", "onnx", Reference.of(encoder, {}))
+    readme.write(*settings, "half", "int8")
+    assert not ModelCard.load(tmp_path / "half" / "README.md").data.eval_results
 
 
 def test_a_broken_score_is_named(tiny_llama: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run" / "mteb" / "results" / "a" / "b-step0"
+    folder = tmp_path / "run" / "mteb" / "results" / f"otherside__{tiny_llama.name}-mntp" / "b-step0"
     folder.mkdir(parents=True)
     (folder / "STS17.json").write_text("{}")
     with pytest.raises(ValueError, match=r"STS17.json must be a result of mteb"):

@@ -217,8 +217,11 @@ def test_the_same_rows_may_lie_elsewhere_and_workers_may_be_others(place: Path, 
 
 def test_another_base_of_the_same_shape_is_refused(place: Path, cut: Path, tiny_llama: Path) -> None:
     stage(place, cut, tiny_llama, "MNTP")
+    saved = next((cut / "runs" / "mntp").rglob("config.yaml"))
+    before = saved.read_text()
     config = runs.write_stage(cut, "MNTP", other_llama(cut / "llama"))
     error = fails("fit", "--config", config, cwd=cut)
+    assert saved.read_text() == before
     assert re.search(r"fingerprint [0-9a-f]{12}… -> [0-9a-f]{12}…", error)
     same = runs.write_stage(cut, "MNTP", shutil.copytree(tiny_llama, cut / "copy"))
     output = runs.run("fit", "--config", same, cwd=cut)

@@ -17,6 +17,7 @@ import runs
 import yaml
 from safetensors.torch import load_file
 
+from lightning_modules.report.runs import Run
 from lightning_modules.training import is_first, lock
 
 
@@ -119,12 +120,28 @@ def test_validate_reads_the_newest_checkpoint(place: Path, tiny_llama: Path) -> 
         return {name: float(value) for name, value in re.findall(r"(val/\w+)\D+([\d.]+)", output)}
 
     untrained = validate()
+    assert not list((place / "run").rglob("events.out.*"))
     fitted = runs.run("fit", "--config", config, cwd=place)
     assert "val/loss" not in fitted.split("step 4/4")[0]  # validation comes with the epoch's end, which is after step 3
     trained = validate()
     assert set(trained) == {"val/loss", "val/mrr"}
     assert trained["val/loss"] < untrained["val/loss"] - 0.05
     assert trained["val/mrr"] > untrained["val/mrr"]
+
+
+def test_settings_and_curves_are_those_of_training(place: Path, tiny_llama: Path) -> None:
+    settings = {"data.init_args.val_sources": [{"path": "pairs.jsonl"}]}
+    config = runs.write_stage(place, "Supervised", tiny_llama, root="run", steps=4, **settings)
+    runs.run("fit", "--config", config, cwd=place)
+    run = Run(place / "run", "run")
+    assert run.settings_file is not None
+    before, steps = run.settings_file.read_text(), [step for step, _ in run.curves["val/loss"]]
+    assert steps and steps[0] > 0
+    runs.run("validate", "--config", config, "--data.max_length", "20", cwd=place)
+    run = Run(place / "run", "run")
+    assert run.settings_file is not None
+    assert run.settings_file.read_text() == before
+    assert [step for step, _ in run.curves["val/loss"]] == steps
 
 
 def test_help_names_stages_and_data_and_knows_their_short_names(place: Path) -> None:

@@ -19,6 +19,7 @@ from otherside.probing.findings import (
     findings,
     judge,
     read_findings,
+    spoken,
     write_findings,
 )
 from otherside.probing.published import CONTEXT
@@ -137,8 +138,15 @@ def test_only_what_was_measured_counts() -> None:
     few = [Result(r.name, r.find(task="subject_animacy"), r.settings) for r in all_of(UNI, MNTP, BEST)]
     first, *others = findings(few)
     assert first["verdict"] == "holds"
+    assert spoken(first) == "holds"
     assert first["claims"][0]["cells"] == [("subject_animacy", "1", "accuracy")]
-    assert [finding["verdict"] for finding in others] == ["not measured"] * 2
+    assert [spoken(finding) for finding in others] == ["not measured"] * 2
+    halves = findings([r for r in all_of(UNI, MNTP, BEST) if r.name != "simcse"])
+    assert [spoken(finding) for finding in halves] == [
+        "holds (4 of 6 claims measured)",
+        "holds (2 of 4 claims measured)",
+        "holds (3 of 6 claims measured)",
+    ]
 
 
 def test_encoders_of_another_base_are_compared_with_the_causal_one() -> None:

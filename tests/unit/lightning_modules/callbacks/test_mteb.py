@@ -6,6 +6,7 @@ import json
 import re
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mteb
@@ -14,7 +15,8 @@ import runs
 import torch
 from sts import write_sts
 
-from lightning_modules.callbacks import MTEBSettings
+from datamodules import Source
+from lightning_modules.callbacks import MTEB, MTEBSettings
 from otherside.encoder import Encoder
 from otherside.evaluation.tasks import load
 
@@ -97,6 +99,17 @@ def test_instructions_change_scores(place: Path, tiny_llama: Path) -> None:
     assert said(output)[0] != plain[0]
     expected = score_of(Encoder.load(tiny_llama, max_length=64).mteb({"STS": "Say the same: "}), place / "data")
     assert said(output)[0] == pytest.approx(expected, abs=1e-4)
+
+
+def test_forgotten_instructions_are_said() -> None:
+    def said(*sources: Source, **asked: str) -> str:
+        data = SimpleNamespace(sources=sources, kind="pair")
+        return MTEB(MTEBSettings(tasks=NAME, instructions=asked))._forgotten(data)
+
+    one, other = Source("a.jsonl", instruction="Find: "), Source("b.jsonl", instruction="Ask: ")
+    assert said(one).endswith('set mteb.instructions: {"query": "Find: "}')
+    assert said(one, other).endswith('set mteb.instructions: {"TASK": "Find: "}')
+    assert said(one, query="Find: ") == said(Source("a.jsonl")) == ""
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

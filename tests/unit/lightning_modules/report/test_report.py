@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -14,9 +16,11 @@ import runs
 from probing_data import write_published
 from sts import write_sts
 
+from lightning_modules.report import report
 from lightning_modules.report.figures import begin
 from lightning_modules.report.runs import Run, find_runs
 from otherside.lineage import Card, Lineage, Merged
+from otherside.probing.findings import spoken
 
 QUICK = ("--repeats", "2", "--mlp=false", "--controls=false", "--dtype", "float32")
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -108,8 +112,9 @@ def test_report_of_everything(trained: Path) -> None:
         if row["paper"]:
             assert f"{value:.3f} ({low:.3f}…{high:.3f})" in page.text
             assert f"{float(row['paper']):.3f}" in page.text
+    assert "Probed were other encoders" not in page.text
     for finding in json.loads((out / "findings.json").read_text())["findings"]:
-        assert finding["verdict"] in page.text
+        assert spoken(finding) in page.text
         for claim in finding["claims"]:
             assert f"{claim['value']:+.3f}".replace("-", "−") in page.text
 
@@ -118,6 +123,19 @@ def test_report_of_everything(trained: Path) -> None:
     assert start["packages"]["torch"] in page.text and start["device"] in page.text
     losses = [row for row in csv.DictReader((out / "curves.csv").open()) if row["name"] == "train/loss"]
     assert {row["run"] for row in losses} == {"mntp", "supervised"}
+
+
+def test_probes_of_other_encoders_are_named(trained: Path, tmp_path: Path) -> None:
+    """As of a run that was trained again since, or of another recipe."""
+    again = shutil.copytree(trained / "runs/supervised", tmp_path / "supervised", symlinks=True)
+    folder = again / "encoder"
+    card = Card.read(folder)
+    last = replace(card.lineage.adapters[-1], sha256="0" * 64)
+    replace(card, lineage=replace(card.lineage, adapters=(*card.lineage.adapters[:-1], last))).write(folder)
+    report([str(again)], out=tmp_path / "out", probing=trained / "runs/probe")
+    old = card.lineage.adapters[-1].sha256[:12]
+    said = f"Probed were other encoders than those of these runs, by SHA-256: supervised ({old}…)."
+    assert (tmp_path / "out/report.html").read_text().count(said) == 2  # mntp is what it was built on
 
 
 def test_report_without_probing_mteb_and_notes_says_so(trained: Path, tmp_path: Path) -> None:
