@@ -96,12 +96,21 @@ def layer_vectors(
     packed = Packed.from_tokens([Tokens(ids) for ids in encoded["input_ids"]])  # start tokens included
     device = backbone.device
     with evaluating(backbone):
-        for chunk in packed.chunks(min(TOKENS_AT_ONCE, tokens_at_once(device))):
+        for chunk in _mixed(packed.lengths, min(TOKENS_AT_ONCE, tokens_at_once(device))):
             states = _states(backbone, packed.select(chunk).to(device), layers)
             rows = _means(states, packed.lengths[chunk], [tokens[i] for i in chunk.tolist()])
             yield from zip(chunk.tolist(), rows, strict=True)
             if progress is not None:
                 progress.update(len(chunk))
+
+
+def _mixed(lengths: Tensor, budget: int) -> Iterator[Tensor]:
+    """Text numbers of each chunk, of about so many tokens, at random. Rounding depends on the chunk; were its texts of
+    one length, as elsewhere, a probe could read that from words that know nothing of it.
+    """
+    order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(0))
+    counts = torch.bincount((lengths[order].cumsum(0) - 1) // budget)
+    yield from (chunk for chunk in order.split(counts.tolist()) if len(chunk))
 
 
 def _states(backbone: Backbone, texts: Packed, layers: Sequence[int]) -> list[Tensor]:

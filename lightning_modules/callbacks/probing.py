@@ -134,7 +134,8 @@ class Probing(pl.Callback):
         """Numbers of the training and test items."""
         from otherside.probing.tasks import SEED
 
-        train, test = task.split(SEED)
+        random = np.random.default_rng(SEED)  # tables may be sorted
+        train, test = (random.permutation(items) for items in task.split(SEED))
         return train[: self.items], test[: self.items // 2]
 
     def _vectors(self, encoder: Encoder) -> dict[Mention, np.ndarray]:

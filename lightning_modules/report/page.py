@@ -22,7 +22,14 @@ from otherside.probing.findings import MARGIN, Cell, read_findings, spoken
 from otherside.probing.results import Measured, Result, read_results
 
 PAGE = "report.html"
-SYMBOLS = {"holds": "✓", "holds in part": "◐", "does not hold": "✗", "cannot tell": "?", "not measured": "–"}
+SYMBOLS = {
+    "holds": "✓",
+    "holds in part": "◐",
+    "mixed": "✓✗",
+    "does not hold": "✗",
+    "cannot tell": "?",
+    "not measured": "–",
+}
 NO_PROBING = "Nothing was probed: `lightning probe ENCODER... --out DIR` does it; then run this with --probing DIR."
 NO_FINDINGS = "These results of lightning probe hold no findings: run it again (what it measured is kept)."
 NO_MTEB = "No MTEB results: a block `mteb:` in a stage's YAML, or `lightning test`, makes some."

@@ -29,7 +29,7 @@ SUBSETS: dict[str, list[str]] = {
 
 
 def find_tasks(tasks: str | Sequence[str], languages: Sequence[str] | None) -> list[AbsTask]:
-    """Tasks, not yet loaded.
+    """Tasks, not yet loaded, of which the test split counts, as on leaderboards, where there is one.
 
     Args:
         tasks: a subset of `SUBSETS`, a benchmark of mteb such as `MTEB(eng, v2)`, or task names.
@@ -40,7 +40,7 @@ def find_tasks(tasks: str | Sequence[str], languages: Sequence[str] | None) -> l
         ValueError: no such task; none of its parts is in `languages`; it is not about texts.
     """
     if isinstance(tasks, str) and tasks in SUBSETS:
-        found = [_find(name, languages, splits=["test"]) for name in SUBSETS[tasks]]
+        found = [_find(name, languages) for name in SUBSETS[tasks]]
     elif isinstance(tasks, str) and (benchmark := _benchmark(tasks)):
         found = [copy.copy(task) for task in benchmark.tasks]  # mteb keeps one object of each
     else:
@@ -60,7 +60,7 @@ def _benchmark(name: str) -> Any:
     return next((b for b in mteb.get_benchmarks() if name in (b.name, *(b.aliases or ()))), None)
 
 
-def _find(name: str, languages: Sequence[str] | None, splits: list[str] | None = None) -> AbsTask:
+def _find(name: str, languages: Sequence[str] | None) -> AbsTask:
     import mteb
     from mteb.get_tasks import _TASKS_REGISTRY
 
@@ -73,6 +73,7 @@ def _find(name: str, languages: Sequence[str] | None, splits: list[str] | None =
             f"mteb.tasks must name tasks or a benchmark of mteb, or be one of {', '.join(SUBSETS)}; got {name!r}. "
             + remedy
         )
+    splits = ["test"] if "test" in _TASKS_REGISTRY[name].metadata.eval_splits else None
     try:
         return mteb.get_task(name, languages=languages, eval_splits=splits, exclusive_language_filter=bool(languages))
     except ValueError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from otherside.files import atomic
 from otherside.probing.tasks import Mention
 from otherside.words import layer_vectors
 
-VERSION = 1  # raise it when the same settings would give other vectors: it renames what is kept
+VERSION = 2  # raise it when the same settings would give other vectors: it renames what is kept
 
 
 class Store:
@@ -62,13 +63,16 @@ class Store:
         progress: tqdm | None,
     ) -> None:
         encoder = self.encoder()
-        vectors = np.empty((len(layers), len(mentions), encoder.backbone.hidden_size), np.float32)
-        for i, vector_LD in mention_vectors(encoder, mentions, layers, progress):
-            vectors[:, i] = vector_LD
         self.folder.mkdir(parents=True, exist_ok=True)
-        for layer, content in zip(layers, vectors, strict=True):
-            with atomic(paths[layer]) as path, path.open("wb") as file:
-                np.save(file, content)
+        shape = (len(mentions), encoder.backbone.hidden_size)
+        with ExitStack() as stack:
+            files = [stack.enter_context(atomic(paths[layer])) for layer in layers]
+            found = [np.lib.format.open_memmap(file, "w+", np.float32, shape) for file in files]
+            for i, vector_LD in mention_vectors(encoder, mentions, layers, progress):
+                for kept, vector_D in zip(found, vector_LD, strict=True):
+                    kept[i] = vector_D
+            for kept in found:
+                kept.flush()
 
 
 def group_by_text(mentions: Sequence[Mention]) -> dict[str, list[int]]:

@@ -19,7 +19,7 @@ from otherside.probing.published import CONTEXT
 from otherside.probing.results import Result, Row
 from otherside.probing.scores import Score
 
-Verdict = Literal["holds", "holds in part", "does not hold", "cannot tell", "not measured"]
+Verdict = Literal["holds", "holds in part", "mixed", "does not hold", "cannot tell", "not measured"]
 Direction = Literal["more", "less", "alike"]
 FILE, FORMAT = "findings.json", 1
 MARGIN = 0.05  # how far apart two correlations may be and still count as alike
@@ -125,7 +125,7 @@ def conclude(verdicts: Sequence[Verdict]) -> Verdict:
     if set(verdicts) == {"holds"}:
         return "holds"
     if "holds" in verdicts:
-        return "holds in part"
+        return "mixed" if "does not hold" in verdicts else "holds in part"
     return "does not hold" if "does not hold" in verdicts else "cannot tell"
 
 

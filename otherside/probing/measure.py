@@ -11,7 +11,7 @@ import numpy as np
 
 from otherside.probing.probes import Run, linear_probe, mlp_probes
 from otherside.probing.results import Row
-from otherside.probing.scores import DRAWS, Score, count, resample, score
+from otherside.probing.scores import DRAWS, Score, common, count, resample, score
 from otherside.probing.tasks import SEED, Condition, Mlp, Task
 
 
@@ -80,7 +80,7 @@ def measure(
 def _draws(task: Task, trial: _Trial) -> list[np.ndarray]:
     """Per repeat (B, n) numbers of its test items; a draw has the same words in every repeat."""
     tested = np.unique(np.concatenate(trial.tests))
-    strata = None if task.regression else trial.targets
+    strata = None if task.regression else common(task.groups, trial.targets)
     times = np.zeros((DRAWS, len(task.groups)), np.int32)
     times[:, tested] = count(len(tested), task.groups[tested], None if strata is None else strata[tested], _seed(task))
     drawn: dict[bytes, np.ndarray] = {}

@@ -26,6 +26,7 @@ from otherside.probing.published import read_tasks
 from otherside.probing.report import tables, write_report
 from otherside.probing.results import Result, Row, keep, kept, settings_of, write_results
 from otherside.probing.retrieval import Pair, read_pairs, retrieval
+from otherside.probing.scores import regression
 from otherside.probing.seeds import over_seeds, stages_of
 from otherside.probing.session import VARIANTS, Layers, Session
 from otherside.probing.similarity import Rated, read_rated, similarity
@@ -167,8 +168,8 @@ class Probing:
             if missing := [layer for layer, path in paths.items() if not path.exists()]:
                 bar.set_postfix_str(task.name)
                 taken = {c: self._vectors(session, task, c, missing, bar) for c in self._taken(task)}
-                for layer in missing:
-                    vectors = {condition: by_layer[layer] for condition, by_layer in taken.items()}
+                for layer in missing:  # one in memory, the others in files
+                    vectors = {condition: found[layer][numbers] for condition, (numbers, found) in taken.items()}
                     keep(paths[layer], measure(task, vectors, layer, self.protocol, self.device))
             else:
                 bar.update(sum(len(group_by_text(self._mentions(task, c))) for c in self._taken(task)))
@@ -183,12 +184,12 @@ class Probing:
 
     def _vectors(
         self, session: Session, task: Task, condition: Condition, layers: list[int], bar: tqdm
-    ) -> dict[int, np.ndarray]:
-        """(N, W, D) by layer."""
+    ) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+        """(N, W) numbers of the words' vectors, and all vectors by layer."""
         mentions = self._mentions(task, condition)
         places = {mention: i for i, mention in enumerate(mentions)}
         numbers = np.array([[places[mention] for mention in item] for item in task.words(condition)])
-        return {layer: found[numbers] for layer, found in session.store.vectors(mentions, layers, bar).items()}
+        return numbers, session.store.vectors(mentions, layers, bar)
 
     def _anisotropy(self, session: Session, bar: tqdm) -> list[Row]:
         path = session.path("anisotropy", self.words)
@@ -311,4 +312,21 @@ def describe(task: Task) -> dict[str, Any]:
     facts = {"name": task.name, "train": len(train), "test": len(test), "words": len(set(task.groups))}
     if not task.regression:
         facts["majority"] = float(np.bincount(task.targets[test]).max() / len(test))
+    facts["word_alone"] = word_alone(task, train, test)
     return {**facts, "sha256": task.digest(), "notes": list(task.notes)}
+
+
+def word_alone(task: Task, train: np.ndarray, test: np.ndarray) -> float:
+    """How well a test goes by knowing only which word is asked about: it has the answer, or mean rating, of the word in
+    training, or of all words where it is not there. Accuracy, or Pearson's correlation, the mean over ratings.
+    """
+
+    def answer(items: np.ndarray) -> np.ndarray:
+        found = task.targets[items]
+        return found.mean(0) if task.regression else np.asarray(np.bincount(found).argmax())
+
+    known = {group: answer(train[task.groups[train] == group]) for group in np.unique(task.groups[train])}
+    predicted = np.array([known.get(group, answer(train)) for group in task.groups[test]])
+    if task.regression:
+        return float(np.mean(regression(predicted, task.targets[test])["pearson"]))
+    return float(np.mean(predicted == task.targets[test]))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 DRAWS = 1000
+FEW = 5  # groups; fewer say nothing of others
 
 
 @dataclass(frozen=True)
@@ -54,22 +55,26 @@ def count(n: int, groups: np.ndarray | None = None, strata: np.ndarray | None = 
 
     Args:
         n: number of items.
-        groups: (n,) items of one group depend on each other and are drawn together; None: each item is a group.
+        groups: (n,) items of one group depend on each other and are drawn together; None: each item is a group. Items
+            of a single group are drawn one by one.
         strata: (n,) as many groups are drawn as there are in each stratum, and of those in several strata, in each set
-            of these; None: one stratum.
+            of these; all sets that few groups have are one. None: one stratum.
         seed: of the draws.
     """
     groups, strata = _groups(n, groups), _strata(n, strata)
     rng = np.random.default_rng(seed)
-    _, owner = np.unique(groups, return_inverse=True)
+    owner = np.unique(groups, return_inverse=True)[1]
+    owner = owner if owner.any() else np.arange(n)
     inside: dict[int, set[float]] = {}
     for group, stratum in zip(owner.tolist(), strata.tolist(), strict=True):
         inside.setdefault(group, set()).add(stratum)
     alike: dict[tuple[float, ...], list[int]] = {}
     for group in sorted(inside):
         alike.setdefault(tuple(sorted(inside[group])), []).append(group)
+    sets = [members for _, members in sorted(alike.items())]
+    rare = sorted(group for members in sets if len(members) < FEW for group in members)
     times = np.empty((DRAWS, len(inside)), np.int32)
-    for _, members in sorted(alike.items()):
+    for members in filter(None, [*(members for members in sets if len(members) >= FEW), rare]):
         times[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=DRAWS)
     return times[:, owner]
 
@@ -91,6 +96,15 @@ def resample(times: np.ndarray, strata: np.ndarray | None = None, seed: int = 0)
         drawn = np.where(drawn.any(1, keepdims=True), drawn, 1)  # a draw without any of them has all
         parts.append(np.stack([np.resize(rng.permutation(np.repeat(items, each)), len(items)) for each in drawn]))
     return np.concatenate(parts, axis=1)
+
+
+def common(groups: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """(n,) strata of items: their classes, those that few groups have as one. Draws need not keep the senses of one
+    word apart from those of another.
+    """
+    owner = np.unique(groups, return_inverse=True)[1]
+    known, counts = np.unique(np.unique(np.stack([classes, owner]), axis=1)[0], return_counts=True)
+    return np.where(np.isin(classes, known[counts < FEW]), -1, classes)
 
 
 def _groups(n: int, groups: np.ndarray | None) -> np.ndarray:

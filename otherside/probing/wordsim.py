@@ -143,6 +143,8 @@ def wordsim(
         progress: advanced by one per text.
     """
     rows: list[Row] = []
+    numbers = {pair: i for i, pair in enumerate(dict.fromkeys(_unordered(pair) for one in lists for pair in one.pairs))}
+    times = count(len(numbers))  # of each pair: lists share some
     everywhere = [one for one in lists if all(len(_there(one, words)) >= FEWEST for words in mentions.values())]
     for name, words in mentions.items():
         places, vectors_WLD = _vectors(encoder, words, layers, progress)
@@ -155,7 +157,9 @@ def wordsim(
             one, other = (np.array([places[wordlist.pairs[i][side]] for i in there]) for side in (0, 1))
             cosines_nL = np.stack([_cosines(vectors_WLD[:, at], one, other) for at in range(len(layers))], axis=1)
             ratings = np.array([wordlist.ratings[i] for i in there])
-            found = rank_correlations(cosines_nL, ratings, count(len(there)))
+            drawn = times[:, [numbers[_unordered(wordlist.pairs[i])] for i in there]]
+            drawn = np.where(drawn.any(1, keepdims=True), drawn, 1)  # a draw without any of a short list has all
+            found = rank_correlations(cosines_nL, ratings, drawn)
             rows += _by_layer(name, wordlist.name, layers, *found)
             if wordlist in everywhere:
                 by_list.append(found)
@@ -163,6 +167,10 @@ def wordsim(
             values, draws = (np.mean(part, axis=0) for part in zip(*by_list, strict=True))
             rows += _by_layer(name, "mean", layers, values, draws)
     return rows
+
+
+def _unordered(pair: tuple[str, str]) -> tuple[str, ...]:
+    return tuple(sorted(pair))
 
 
 def _there(wordlist: WordList, words: Collection[str]) -> list[int]:

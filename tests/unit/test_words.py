@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from otherside.encoder import Encoder
-from otherside.words import layer_vectors, span_of
+from otherside.words import _mixed, layer_vectors, span_of
 
 TEXTS = ["The bank raised its rates.", "He sat on the bank of the river bank."]
 
@@ -48,6 +49,17 @@ def test_whole_words_only() -> None:
 def test_spans_lie_inside_their_text(span: tuple[int, int], tiny_llama_bos: Path) -> None:
     with pytest.raises(ValueError, match=rf"{span[0]} to {span[1]} are not, of the 26 of"):
         Encoder.load(tiny_llama_bos).word_vectors(TEXTS[:1], [[span]])
+
+
+def test_a_chunk_says_nothing_of_lengths() -> None:
+    """A word's rounding would tell a probe the length of its sentence."""
+    lengths = torch.arange(1, 401)
+    chunks = list(_mixed(lengths, 2000))
+    assert torch.equal(torch.cat(chunks).sort().values, torch.arange(400)) and len(chunks) > 30
+    assert max(int(lengths[chunk].sum()) for chunk in chunks) <= 2000 + 400
+    places = torch.cat([torch.full((len(chunk),), i) for i, chunk in enumerate(chunks)])
+    assert abs(np.corrcoef(places, lengths[torch.cat(chunks)])[0, 1]) < 0.2
+    assert [len(chunk) for chunk in _mixed(torch.tensor([9000]), 2000)] == [1]
 
 
 def test_nothing_asked_for(tiny_llama: Path) -> None:

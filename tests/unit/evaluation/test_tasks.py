@@ -25,6 +25,12 @@ def test_a_benchmark_brings_its_own_settings() -> None:
     assert tasks["STS17"].hf_subsets == ["en-en"] and tasks["MassiveIntentClassification"].eval_splits == ["test"]
 
 
+def test_the_test_split_counts_where_there_is_one() -> None:
+    """As on the leaderboard: mteb's own task averages validation data in."""
+    named, validated = find_tasks(["MassiveIntentClassification", "MSMARCO"], ["eng"])
+    assert named.eval_splits == ["test"] and validated.eval_splits == ["dev"]
+
+
 def test_only_the_parts_in_the_languages_asked_for() -> None:
     assert find_tasks(["RTE3"], ["eng"])[0].hf_subsets == ["en"]
     assert find_tasks(["RTE3"], ["deu", "fra"])[0].hf_subsets == ["de", "fr"]

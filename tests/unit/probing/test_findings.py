@@ -90,7 +90,7 @@ def test_judge(value: float, half: float, direction: str, expected: str) -> None
 def test_conclude() -> None:
     assert conclude(["holds", "holds"]) == "holds"
     assert conclude(["holds", "cannot tell"]) == "holds in part"
-    assert conclude(["holds", "does not hold"]) == "holds in part"
+    assert conclude(["holds", "does not hold", "cannot tell"]) == "mixed"
     assert conclude(["cannot tell", "does not hold"]) == "does not hold"
     assert conclude(["cannot tell", "cannot tell"]) == "cannot tell"
     assert conclude([]) == "not measured"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import shared
@@ -13,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from otherside.encoder import Encoder
 from otherside.probing.measure import Protocol, measure
 from otherside.probing.results import Row
+from otherside.probing.run import word_alone
 from otherside.probing.tasks import Input, Mention, Mlp, Task, absolute_difference, concatenation, cosine, words
 
 RNG = np.random.default_rng(0)
@@ -25,6 +28,18 @@ def task(targets: np.ndarray, inputs: dict[str, Input], places: int = 5, test: b
     groups = np.array([f"w{i // 10}" for i in range(len(targets))])
     is_test = np.arange(len(targets)) >= 0.7 * len(targets) if test else None
     return Task("made_up", mentions, targets, groups, inputs, is_test, **options)  # type: ignore[arg-type]
+
+
+def test_what_the_word_alone_tells() -> None:
+    """Its most frequent answer in training, or its mean rating; with a word that training has not, that of all."""
+    made = task(np.repeat([0, 1, 1, 0], 10), words(FAST), test=False)
+    train, test = np.flatnonzero(np.arange(40) % 10 < 7), np.flatnonzero(np.arange(40) % 10 >= 7)
+    assert word_alone(made, train, test) == 1
+    new = replace(made, groups=np.array([f"w{i}" for i in range(40)]))
+    assert word_alone(new, train, test) == 0.5
+    rated = replace(made, targets=np.repeat(np.arange(4.0), 10)[:, None] + RNG.normal(size=(40, 2)) * 0.01)
+    assert word_alone(rated, train, test) > 0.99
+    assert abs(word_alone(replace(rated, groups=new.groups), train, test)) < 1e-6
 
 
 def values(rows: list[Row], **wanted: object) -> dict[str, float]:

@@ -1,9 +1,11 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import mean_squared_error, r2_score
 
-from otherside.probing.scores import Score, bootstrap, count, regression, resample, score
+from otherside.probing.scores import Score, bootstrap, common, count, regression, resample, score
 
 RNG = np.random.default_rng(0)
 
@@ -40,12 +42,30 @@ def test_draws_are_as_large_as_the_test_set_and_hold_whole_groups() -> None:
 
 def test_a_group_in_several_strata_is_drawn_whole() -> None:
     """A word whose sentences are of both classes; those of one class are drawn from their like."""
-    groups, classes = np.array([0, 0, 1, 1, 2, 2, 3, 3, 3]), np.array([0, 1, 0, 0, 1, 1, 1, 0, 0])
-    times = count(9, groups, classes)
-    for group in range(4):
-        assert (times[:, groups == group] == times[:, groups == group][:, :1]).all()
-    assert (times[:, [0, 6]].sum(1) == 2).all() and len(np.unique(times[:, 0])) == 3
-    assert (times[:, [2, 4]] == 1).all()
+    kinds = np.repeat(["both", "first", "second"], 5)
+    groups = np.repeat(np.arange(15), 2)
+    classes = np.array([{"both": (0, 1), "first": (0, 0), "second": (1, 1)}[kind] for kind in kinds]).ravel()
+    times = count(30, groups, classes)
+    assert (times[:, ::2] == times[:, 1::2]).all()
+    of_groups = times[:, ::2]
+    for kind in np.unique(kinds):
+        assert (of_groups[:, kinds == kind].sum(1) == 5).all() and of_groups[:, kinds == kind].std() > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "senses"),
+    [(20, lambda word, i: 2 * word + i % 2), (1, lambda _, i: i % 2), (7, lambda word, i: (i % 2, i % 3)[word > 2])],
+    ids=["each its own", "one word", "few alike"],
+)
+def test_words_that_share_no_classes_have_intervals(words: int, senses: Callable[[int, int], int]) -> None:
+    """Drawn among words of the very same classes alone, each would be in each draw."""
+    groups = np.repeat(np.arange(words), 40)
+    classes = np.array([senses(word, i) for word in range(words) for i in range(40)])
+    right = RNG.random(len(groups)) < RNG.uniform(0.3, 0.9, words)[groups]
+    found = bootstrap(right, groups, common(groups, classes))
+    assert found.high - found.low > 0.05
+    everywhere = np.tile([0, 1], len(groups) // 2)
+    assert words < 5 or (common(groups, everywhere) == everywhere).all()
 
 
 def test_a_draw_without_an_item_of_a_stratum_has_all_of_them() -> None:

@@ -71,6 +71,16 @@ def test_spearman_of_cosines_by_layer(tiny_llama: Path) -> None:
     assert value(input=SPACE, target="A", layer=2) != value(input=ALONE, target="A", layer=2)
 
 
+def test_lists_that_share_pairs_share_their_draws(tiny_llama: Path) -> None:
+    """Or the interval of their mean would be too narrow."""
+    same = tuple((other, one) for one, other in PAIRS)
+    lists = [WordList("A", PAIRS, RATINGS), WordList("B", same, RATINGS), WordList("C", PAIRS[:20], RATINGS[:20])]
+    rows = wordsim(Encoder.load(tiny_llama), lists, mentions_of(lists), [2])
+    drawn = {row.target: row.score.draws for row in rows if row.input == ALONE and row.metric == "spearman"}
+    np.testing.assert_allclose(drawn["A"], drawn["B"], atol=1e-6)
+    assert np.corrcoef(drawn["A"], drawn["C"])[0, 1] > 0.3
+
+
 def test_a_list_without_words_in_the_contexts_is_left_out(tiny_llama: Path) -> None:
     lists = [WordList("A", PAIRS, RATINGS)]
     rows = wordsim(Encoder.load(tiny_llama), lists, mentions_of(lists, ["The rain and the snow"]), [2])

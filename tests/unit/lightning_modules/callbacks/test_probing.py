@@ -16,7 +16,7 @@ from lightning_modules.callbacks.probing import Probing
 from otherside.encoder import Encoder
 from otherside.probing.generation import perplexity
 from otherside.probing.retrieval import read_pairs, retrieval
-from otherside.probing.run import Material
+from otherside.probing.run import Material, load_tasks
 from otherside.probing.similarity import read_rated, similarity
 
 CALLBACK = "lightning_modules.callbacks.Probing"
@@ -142,6 +142,18 @@ def too_long(folder: Path) -> Path:
     rows = [f"{i}\tWe go on {'and on ' * 400}, day {i} .\tgo\t1\t{i % 2}" for i in range(20)]
     put(write_published(folder) / "Task2_Lexical aspect binary classification/telicity_train.txt", *rows)
     return folder
+
+
+def test_tables_may_be_sorted(tmp_path: Path) -> None:
+    rows = [
+        f"{label} text number {i}, a bank\tbank\t{label}\t{'train' if i % 3 else 'test'}"
+        for label in "ab"
+        for i in range(60)
+    ]
+    (tmp_path / "own.tsv").write_text("\n".join(["sentence\tword\tlabel\tsplit", *rows]) + "\n")
+    callback, [task] = Probing(items=20), load_tasks(str(tmp_path / "own.tsv"), None)[0]
+    for items in callback._items(task):
+        assert set(task.targets[items]) == {0, 1}
 
 
 def test_settings() -> None:
