@@ -6,10 +6,8 @@ the rest of a file unreadable (a truncated archive, say) raises `BadFile` under 
 
 from __future__ import annotations
 
-import csv
 import io
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +15,8 @@ from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from datamodules.delimited import Read, read_delimited
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 SKIP = "or leave such rows out with on_bad_row: skip"
@@ -234,9 +234,6 @@ def file_type(name: str) -> str:
     return (Path(path.stem) if path.suffix in COMPRESSIONS else path).suffix.lower()
 
 
-_Read = tuple[int, Mapping[str, Any] | None, str]
-
-
 def _lines(stream: IO[bytes]) -> Iterator[str]:
     """Lines with their ends. Bytes that are not UTF-8 become lone surrogates, which `_text` finds in their row."""
     for number, line in enumerate(stream):
@@ -244,12 +241,12 @@ def _lines(stream: IO[bytes]) -> Iterator[str]:
         yield text.removeprefix("\ufeff") if number == 0 else text
 
 
-def _read_text(stream: IO[bytes]) -> Iterator[_Read]:
+def _read_text(stream: IO[bytes]) -> Iterator[Read]:
     for number, line in enumerate(_lines(stream), start=1):
         yield number, {"text": line.rstrip("\r\n")}, ""
 
 
-def _read_json(stream: IO[bytes]) -> Iterator[_Read]:
+def _read_json(stream: IO[bytes]) -> Iterator[Read]:
     for number, line in enumerate(_lines(stream), start=1):
         if not line.strip():
             continue
@@ -264,42 +261,15 @@ def _read_json(stream: IO[bytes]) -> Iterator[_Read]:
             yield number, None, f"a row must be a JSON object; got {type(values).__name__}. Write one object per line"
 
 
-def _read_csv(stream: IO[bytes], delimiter: str = ",") -> Iterator[_Read]:
-    csv.field_size_limit(sys.maxsize)  # the default refuses a text of more than 131,072 characters
-    reader = csv.reader(_lines(stream), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
-    while True:
-        number = reader.line_num + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield number, None, f"broken CSV ({error}). Double the quotes inside quoted texts"
-            continue
-        if not cells:
-            continue
-        if header is None:
-            header = cells
-            if repeated := [name for name in cells if name and cells.count(name) > 1]:
-                yield number, None, f"the header must name each column once; got {repeated[0]!r} twice. Rename one"
-        elif len(cells) != len(header):
-            yield (
-                number,
-                None,
-                f"the header has {len(header)} columns; got {len(cells)}. Quote texts that hold {delimiter!r}",
-            )
-        elif delimiter == "\t" and any("\n" in cell for cell in cells):  # a quotation mark without another, probably
-            yield number, None, "a cell of TSV must be on one line; a quotation mark joins some. Write JSON lines"
-        else:
-            yield number, dict(zip(header, cells, strict=True)), ""
+def _read_csv(stream: IO[bytes]) -> Iterator[Read]:
+    return read_delimited(_lines(stream), ",")
 
 
-def _read_tsv(stream: IO[bytes]) -> Iterator[_Read]:
-    return _read_csv(stream, delimiter="\t")
+def _read_tsv(stream: IO[bytes]) -> Iterator[Read]:
+    return read_delimited(_lines(stream), "\t")
 
 
-def _read_parquet(stream: IO[bytes]) -> Iterator[_Read]:
+def _read_parquet(stream: IO[bytes]) -> Iterator[Read]:
     number = 0
     # Archives cannot be read from the end, where Parquet keeps its index
     source = stream if stream.seekable() else pa.BufferReader(stream.read())
@@ -309,7 +279,7 @@ def _read_parquet(stream: IO[bytes]) -> Iterator[_Read]:
             yield number, values, ""
 
 
-READERS: dict[str, Callable[[IO[bytes]], Iterator[_Read]]] = {
+READERS: dict[str, Callable[[IO[bytes]], Iterator[Read]]] = {
     ".jsonl": _read_json,
     ".ndjson": _read_json,
     ".json": _read_json,

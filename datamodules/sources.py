@@ -39,7 +39,7 @@ from datamodules.rows import (
     read_file,
 )
 
-FORMAT_VERSION = 3  # part of every cache key: raise it when what is stored changes
+FORMAT_VERSION = 4  # part of every cache key: raise it when what is stored changes
 # Builders of `datasets` that read URLs
 BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".jsonl": ("json", {}),

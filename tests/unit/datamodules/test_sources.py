@@ -280,6 +280,39 @@ def test_a_quotation_mark_of_tsv_joins_no_rows(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tsv", 'text\tn\na\t1\n"b\t1\nc"\t1\n')
     with pytest.raises(BadRow, match="line 3: a cell of TSV must be on one line"):
         open_table(Source(str(path)), "text")
+    assert texts_of(open_table(Source(str(path)), "text", "skip")) == ["a", 'c"'], "only the row that opens the quote"
+
+
+@pytest.mark.parametrize(
+    ("opened", "closed"), [('q,"open quote', 'q7,5"'), ('"Who said this?,he did', '"a","b"'), ('"a,b', "")]
+)
+def test_a_stray_quotation_mark_costs_its_own_row_only(tmp_path: Path, opened: str, closed: str) -> None:
+    """Whether the quote ends at another one, breaks there, or goes on to the end of the file."""
+    lines = ["query,positive", *(f"q{i},p{i}" for i in range(1, 900))]
+    lines[500], lines[700] = opened, closed or lines[700]
+    path = write(tmp_path / "a.csv", "\n".join(lines) + "\n")
+    with pytest.raises(BadRow, match=rf"line 501: .* line {701 if closed else 900}\b.* quotes"):
+        open_table(Source(str(path)), "pair")
+    table = open_table(Source(str(path)), "pair", "skip")
+    assert (len(table), table.skipped) == (898, 1)
+    assert max(len(text) for text in table.rows["positive"]) < 9
+
+
+def test_a_record_of_csv_has_so_many_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or memory would hold the file, of which a quotation mark that is never closed makes one record."""
+    monkeypatch.setattr("datamodules.delimited.MOST_LINES", 8)
+    path = write(tmp_path / "a.csv", "text\n" + '"a\n' + "b\n" * 20)
+    with pytest.raises(BadRow, match=r"line 2: broken CSV .a record of more than 8 lines, in line 9"):
+        open_table(Source(str(path)), "text")
+    assert texts_of(open_table(Source(str(path)), "text", "skip")) == ["b"] * 20
+
+
+def test_prose_of_many_lines_is_a_cell(tmp_path: Path) -> None:
+    """A comma a line does not make rows of them, nor commas without a space where other lines have none."""
+    poem = "Roses are red, they say,\nviolets are blue, they say,\n" * 4 + "x"
+    code = "f(a,b)\n" * 3 + "return\n"
+    path = write(tmp_path / "a.csv", f'n,text\n1,"{poem}"\n2,"{code}"\n')
+    assert texts_of(open_table(Source(str(path)), "text")) == [poem, code]
 
 
 def test_columns_of_one_name(tmp_path: Path) -> None:
