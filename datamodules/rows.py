@@ -57,10 +57,12 @@ class Skipped:
     Args:
         count: how many.
         first: messages about the first few.
+        read: how many rows there are, good or not.
     """
 
     count: int = 0
     first: list[str] = field(default_factory=list)
+    read: int = 0
 
 
 Check = Callable[[Mapping[str, Any]], list[dict[str, Any]]]
@@ -76,6 +78,7 @@ def checked_rows(
         BadRow: at the first bad row, unless `on_bad_row` is "skip".
     """
     for record in records:
+        skipped.read += 1
         try:
             if record.values is None:
                 raise Fault(record.fault)

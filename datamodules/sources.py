@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,10 +51,11 @@ BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 HUB_ID = re.compile(r"(?P<path>[\w.-]+/[\w.-]+)(:(?P<name>[\w.-]+))?")
 
-Kind = Literal["text", "blank_ok", "pair", "scored", "labelled"]
+Kind = Literal["text", "blank_ok", "corpus", "pair", "scored", "labelled"]
 ROLES: dict[Kind, tuple[str, ...]] = {
     "text": ("text",),
     "blank_ok": ("text",),
+    "corpus": ("text",),
     "pair": ("query", "positive", "negatives"),
     "scored": ("query", "positive", "negatives", "scores", "positive_score"),
     "labelled": ("text", "label"),
@@ -64,6 +64,7 @@ _PAIR = {"query": Value("string"), "positive": Value("string"), "negatives": dat
 FEATURES: dict[Kind, Features] = {
     "text": Features({"text": Value("string")}),
     "blank_ok": Features({"text": Value("string")}),
+    "corpus": Features({"text": Value("string"), "row": Value("int64")}),
     "pair": Features(_PAIR),
     "scored": Features({**_PAIR, "scores": datasets.List(Value("float32"))}),  # the positive's, then the negatives'
     "labelled": Features({"text": Value("string"), "label": Value("string")}),
@@ -124,6 +125,7 @@ class Table:
         skipped: number of bad rows left out (with `on_bad_row: skip`).
         faults: messages about the first few of them.
         content: digest of all rows in their order, as `fields` maps them.
+        records: rows of the source, those left out included.
     """
 
     source: Source
@@ -131,6 +133,7 @@ class Table:
     skipped: int = 0
     faults: tuple[str, ...] = ()
     content: str = ""
+    records: int = 0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -144,6 +147,18 @@ class Table:
         """
         columns: dict[str, list[Any]] = self.rows[rows.tolist()]
         return columns
+
+    @property
+    def extent(self) -> int:
+        """How many `numbers` there are."""
+        return self.records if "row" in self.rows.column_names else len(self)
+
+    def numbers(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(B,) of these rows: of a corpus where they stand in their source, else their own."""
+        if "row" not in self.rows.column_names:
+            return rows
+        found: NDArray[np.int64] = self.rows.data.column("row").take(pa.array(rows)).to_numpy()
+        return found
 
     def sizes(self, longest: int) -> NDArray[np.int64]:
         """(N,) how long the texts of each row are together, in bytes; no text is read.
@@ -176,7 +191,8 @@ def open_table(source: Source, kind: Kind, on_bad_row: str = "raise") -> Table:
 
     Args:
         source: what to read.
-        kind: "text", "pair", or "blank_ok" for texts among which blank ones are dropped without a word.
+        kind: "text", "pair", "blank_ok" for texts among which blank ones are dropped without a word, or "corpus" for
+            the same with the number of each, of all rows of the source from 0.
         on_bad_row: "raise" or "skip".
 
     Raises:
@@ -197,15 +213,16 @@ def open_table(source: Source, kind: Kind, on_bad_row: str = "raise") -> Table:
 
     def rows(skipped: Skipped) -> Iterator[dict[str, Any]]:
         good = 0
-        for good, row in enumerate(chain.from_iterable(checked_rows(records(), check, on_bad_row, skipped)), start=1):  # noqa: B007
-            yield row
+        for found in checked_rows(records(), check, on_bad_row, skipped):
+            good += len(found)
+            yield from ({**row, "row": skipped.read - 1} for row in found) if kind == "corpus" else found
         if not good:
             first = skipped.first[0] if skipped.first else "every text is blank"
             raise BadRow(f"{source}: at least one row must be good; all {skipped.count} are bad. The first: {first}.")
 
     key = [identity, kind, source.fields, on_bad_row, *([] if source.in_batch else ["alone"])]
     dataset, skipped, content = cached(key, FEATURES[kind], rows)
-    return Table(source, dataset, skipped.count, tuple(skipped.first), content)
+    return Table(source, dataset, skipped.count, tuple(skipped.first), content, skipped.read)
 
 
 def cached(
@@ -271,7 +288,7 @@ def row_check(source: Source, kind: Kind) -> Check:
             f"in_batch, labels and scores must be for datamodules.Pairs; got {source}, which is read as texts. Remove "
             "them."
         )
-    return partial(check_text, columns={"text": "text", **source.fields}, blank_ok=kind == "blank_ok")
+    return partial(check_text, columns={"text": "text", **source.fields}, blank_ok=kind in ("blank_ok", "corpus"))
 
 
 def find_files(path: str | list[str]) -> list[Path]:

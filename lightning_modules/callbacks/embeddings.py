@@ -32,7 +32,8 @@ ROWS = 8192  # about so many rows of all ranks are one part
 class Embeddings(pl.Callback):
     """Lets `lightning predict` write vectors to `<trainer.default_root_dir>/predictions.parquet`.
 
-    Rows are in the order of the texts: `row`, counted through all of `data.predict_sources`, and `vector`, float32.
+    Rows are in the order of the texts: `row`, counted through all of `data.predict_sources` from 0, and `vector`,
+    float32. Blank texts, and malformed rows that are skipped, are counted and have no vector.
     The file's metadata say what its vectors are of, and it is replaced by vectors of the same only.
 
     Each rank keeps its rows of a few batches, a part, in a file of its own; a run that was cut goes on behind the last
