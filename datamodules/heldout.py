@@ -1,12 +1,17 @@
-"""Somebody's data as a recipe's own files: each row once, all texts, and a part that no stage trains on."""
+"""Somebody's data as a recipe's own files: each row once, all texts, and a part that no stage trains on.
+
+Rows of one query and positive become one with the negatives of all, as files of triplets have a row for each negative.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,7 +36,8 @@ class Written:
         texts: rows of `TEXTS`: every text of the training rows once.
         pairs: rows of `PAIRS`.
         held_out: rows of `HELD_OUT`: pairs if there are any, else texts.
-        repeated: rows left out, as they were there before.
+        repeated: rows left out, as they were there before, their negatives too.
+        merged: rows whose negatives went to an earlier row of the same pair.
         negatives: hard negatives of a pair, where they are most.
         sample: some of the texts.
         skipped: rows left out, as they are malformed.
@@ -41,6 +47,7 @@ class Written:
     pairs: int = 0
     held_out: int = 0
     repeated: int = 0
+    merged: int = 0
     negatives: int = 0
     sample: list[str] = field(default_factory=list)
     skipped: Skipped = field(default_factory=Skipped)
@@ -64,21 +71,19 @@ def write(found: Sequence[Found], folder: Path, on_bad_row: str = "raise") -> Wr
     rows_seen: set[int] = set()
     unseen = {key(text) for row in held.values() for text in _asked(row)}
     texts_seen = set(unseen)
-    with (folder / TEXTS).open("w") as texts, (folder / PAIRS).open("w") as pairs:
+    with (folder / TEXTS).open("w") as texts, tempfile.TemporaryFile() as file:
+        pairs = _Pairs(file)
         for each, row in _rows(found, on_bad_row, out.skipped, "writing data"):
             known = _key(row)
             if known in held:
                 continue
-            if known in rows_seen:
+            if each.kind == "pair":
+                row["negatives"] = [text for text in row["negatives"] if key(text) not in unseen]
+                pairs.add(known, row)
+            elif known in rows_seen:
                 out.repeated += 1
                 continue
             rows_seen.add(known)
-            if "negatives" in row:
-                row["negatives"] = [text for text in row["negatives"] if key(text) not in unseen]
-            if each.kind == "pair":
-                _line(pairs, row)
-                out.pairs += 1
-                out.negatives = max(out.negatives, len(row["negatives"]))
             for text in _texts(row):
                 if (number := key(text)) not in texts_seen:
                     texts_seen.add(number)
@@ -86,12 +91,11 @@ def write(found: Sequence[Found], folder: Path, on_bad_row: str = "raise") -> Wr
                     if out.texts % every == 0:
                         out.sample.append(text)
                     out.texts += 1
+        pairs.write(folder / PAIRS, out)
     if held:
         with (folder / HELD_OUT).open("w") as file:
             for row in held.values():
                 _line(file, row)
-    if not out.pairs:
-        (folder / PAIRS).unlink()
     out.held_out = len(held)
     return out
 
@@ -117,11 +121,57 @@ def _held_out(found: Sequence[Found], kind: str, on_bad_row: str, out: Written) 
     chosen = set(np.sort(rows[alone, 0])[:wanted].tolist())
     if len(chosen) < FEWEST:
         return {}
-    held = {}
+    held: dict[int, dict[str, Any]] = {}
     for each, row in _rows(found, on_bad_row, Skipped(), "choosing what is held out"):
         if each.kind == kind and (known := _key(row)) in chosen:
-            held[known] = row
+            _join(held.setdefault(known, row), row)
     return held
+
+
+class _Pairs:
+    """Pairs on the way to `PAIRS`, each row as it was; memory has their keys and places.
+
+    Args:
+        file: to keep them in.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.keys, self.places = file, array("q"), array("q")
+
+    def add(self, known: int, row: dict[str, Any]) -> None:
+        """One more; `known` says of which query and positive."""
+        self.keys.append(known)
+        self.places.append(self.file.tell())
+        self.file.write(json.dumps(row).encode() + b"\n")
+
+    def write(self, path: Path, out: Written) -> None:
+        """A row for each query and positive, in the order of the first of each; no file without any."""
+        if not self.keys:
+            return
+        _, first, inverse = np.unique(np.frombuffer(self.keys, np.int64), return_index=True, return_inverse=True)
+        order = np.argsort(first[inverse], kind="stable").tolist()
+        with path.open("w") as pairs:
+            for _, numbers in groupby(order, lambda number: inverse[number]):
+                row, *others = map(self._read, numbers)
+                for other in others:
+                    new = _join(row, other)
+                    out.merged, out.repeated = out.merged + new, out.repeated + (not new)
+                _line(pairs, row)
+                out.pairs += 1
+                out.negatives = max(out.negatives, len(row["negatives"]))
+
+    def _read(self, number: int) -> dict[str, Any]:
+        self.file.seek(self.places[number])
+        row: dict[str, Any] = json.loads(self.file.readline())
+        return row
+
+
+def _join(row: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Add the negatives of another row of the same query and positive; whether there are new ones."""
+    known = row.get("negatives", [])
+    new = [text for text in dict.fromkeys(other.get("negatives", [])) if text not in known]
+    known += new
+    return bool(new)
 
 
 def _rows(

@@ -44,14 +44,16 @@ class Measured:
 
     Args:
         repeated: rows of which an equal one is before them.
+        other_negatives: rows of which one with other negatives, else equal, is before them.
         same: pairs whose positive is the query.
         no_negatives: rows with a negative that is the query or the positive.
         lengths: (texts,) of each role.
         leaks: by what `Known.places` says.
-        keys: (rows,) equal for equal rows.
+        keys: (rows,) equal for rows that are equal but for their negatives.
     """
 
     repeated: int = 0
+    other_negatives: int = 0
     same: int = 0
     no_negatives: int = 0
     lengths: dict[str, NDArray[np.int32]] = field(default_factory=dict)
@@ -70,7 +72,7 @@ def measure(
         known: texts that should not be there.
         step: called with the number of rows read.
     """
-    found, keys = Measured(), array("q")
+    found, keys, whole = Measured(), array("q"), array("q")
     lengths = {role: array("i") for role in table.rows.column_names if role not in ("label", "scores")}
     for batch in table.rows.iter(batch_size=AT_ONCE):
         for role, measured in lengths.items():
@@ -79,10 +81,12 @@ def measure(
             measured.extend(_lengths(texts, instruction, tokenizer))
         rows = rows_of(batch)
         keys.extend(key("\0".join(asked(row))) for row in rows)
+        whole.extend(key("\0".join([*asked(row), *row.get("negatives", ())])) for row in rows)
         _look(rows, known, found)
         step(len(rows))
     found.keys = np.frombuffer(keys, np.int64)
-    found.repeated = len(keys) - len(np.unique(found.keys))
+    different = len(np.unique(np.frombuffer(whole, np.int64)))
+    found.repeated, found.other_negatives = len(keys) - different, different - len(np.unique(found.keys))
     found.lengths = {role: np.frombuffer(measured, np.int32) for role, measured in lengths.items() if measured}
     return found
 

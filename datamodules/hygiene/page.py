@@ -23,6 +23,7 @@ def _source(source: Mapping[str, Any], report: Mapping[str, Any]) -> Iterator[st
     counts = {
         "malformed": source["malformed"],
         "repeated": source["repeated"],
+        "of the query and positive of one before them, with other negatives": source["repeated_with_other_negatives"],
         "whose positive is the query": source["positive_is_query"],
         "with a negative that is the positive or the query": source["negative_is_positive_or_query"],
     }

@@ -77,7 +77,11 @@ def _write(stages: Sequence[Planned], work: Path, recipe: Path, base: str, data:
 
 def _say(written: Any, stages: Sequence[Planned], recipe: Path, machine: Hardware) -> None:
     counts = {"texts": written.texts, "pairs": written.pairs, "held out": written.held_out}
-    counts |= {"left out as repeated": written.repeated, "left out as malformed": written.skipped.count}
+    counts |= {
+        "merged, as their pairs are the same": written.merged,
+        "left out as repeated": written.repeated,
+        "left out as malformed": written.skipped.count,
+    }
     print(f"{recipe}/data: {', '.join(f'{count:,} {name}' for name, count in counts.items() if count)}")
     if not written.held_out:
         print("  no rows held out to validate on: they are too few, or share texts")

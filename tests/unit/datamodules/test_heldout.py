@@ -64,6 +64,22 @@ def test_repeated_rows_are_left_out(tmp_path: Path) -> None:
     assert (made.pairs, made.repeated, made.held_out) == (60, 5, 0)
 
 
+def test_rows_of_a_pair_become_one_with_the_negatives_of_all(tmp_path: Path) -> None:
+    """In files of triplets each negative has a row."""
+    lines = [
+        {"query": f"q {i % 300}", "positive": f"p {i % 300}", "negative": f"n {i % 900}"} for i in range(1000)
+    ]  # 300 pairs with 3 negatives each, of which 100 stand there twice
+    made = written(tmp_path, "a.jsonl", lines)
+    trained, held = (rows(tmp_path / "out" / name) for name in (PAIRS, HELD_OUT))
+    assert (made.pairs, made.held_out, made.negatives) == (285, 15, 3)
+    assert made.merged == 2 * 285 and 85 <= made.repeated <= 100
+    asked = [row["query"] for row in trained]
+    assert len(set(asked)) == 285 and asked == sorted(asked, key=lambda query: int(query[2:])), "in order"
+    for row in trained + held:
+        number = int(row["query"][2:])
+        assert row["negatives"] == [f"n {number + 300 * i}" for i in range(3)]
+
+
 def test_few_rows_are_all_trained_on(tmp_path: Path) -> None:
     assert written(tmp_path, "a.jsonl", pairs(199)).held_out == 0
     assert not (tmp_path / "out" / HELD_OUT).exists()

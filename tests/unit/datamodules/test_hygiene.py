@@ -89,6 +89,14 @@ def test_what_is_planted_is_found(tmp_path: Path) -> None:
     assert "LEAK: 1 rows of" in told and "have documents of Task" in told and told.splitlines()[-1].startswith("do not")
 
 
+def test_rows_with_other_negatives_are_not_repeated(tmp_path: Path) -> None:
+    rows = [{"query": "a", "positive": "b", "negatives": [f"c {i % 3}"]} for i in range(4)]
+    report = check([(write(tmp_path / "a.jsonl", rows), "pair")], [], None, None, {})
+    [source] = report["sources"]
+    assert (source["repeated"], source["repeated_with_other_negatives"], report["near"]["rows"]) == (1, 2, 0)
+    assert "2 of the query and positive of one before them, with other negatives" in page(report, [])
+
+
 def test_documents_alone_are_no_reason_to_stop(tmp_path: Path) -> None:
     document = text()
     report = check([(write(tmp_path / "a.txt", [document, text()]), "text")], [], None, None, {"T": [(True, document)]})
