@@ -6,9 +6,11 @@ Rows of one query and positive become one with the negatives of all, as files of
 from __future__ import annotations
 
 import json
+import random
 import sys
 import tempfile
 from array import array
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -24,8 +26,24 @@ from datamodules.sources import read_records, row_check
 from otherside.candidates import key
 
 SHARE, MOST, FEWEST = 20, 500, 10  # held out: one of so many rows, at most so many, or none if fewer
-SAMPLE = 2000  # texts to measure lengths on
+SAMPLE = 2000  # texts of a role to measure lengths on
 TEXTS, PAIRS, HELD_OUT = "texts.jsonl", "pairs.jsonl", "heldout.jsonl"
+
+
+class Sample:
+    """Some of any number of texts, each as likely as the others (reservoir sampling, algorithm R; Vitter, 1985)."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self._seen, self._random = 0, random.Random(0)
+
+    def add(self, text: str) -> None:
+        """One more."""
+        self._seen += 1
+        if self._seen <= SAMPLE:
+            self.texts.append(text)
+        elif (place := self._random.randrange(self._seen)) < SAMPLE:
+            self.texts[place] = text
 
 
 @dataclass
@@ -39,7 +57,7 @@ class Written:
         repeated: rows left out, as they were there before, their negatives too.
         merged: rows whose negatives went to an earlier row of the same pair.
         negatives: hard negatives of a pair, where they are most.
-        sample: some of the texts.
+        sample: some of the training rows' texts, by their role, each as often as rows have it.
         skipped: rows left out, as they are malformed.
     """
 
@@ -49,7 +67,7 @@ class Written:
     repeated: int = 0
     merged: int = 0
     negatives: int = 0
-    sample: list[str] = field(default_factory=list)
+    sample: dict[str, Sample] = field(default_factory=lambda: defaultdict(Sample))
     skipped: Skipped = field(default_factory=Skipped)
 
 
@@ -65,9 +83,7 @@ def write(found: Sequence[Found], folder: Path, on_bad_row: str = "raise") -> Wr
     """
     out = Written()
     kind = "pair" if any(each.kind == "pair" for each in found) else "blank_ok"
-    held = _held_out(found, kind, on_bad_row, out)
-    every = max(1, out.texts // SAMPLE)  # so far an upper bound
-    out.texts, out.skipped = 0, Skipped()
+    held = _held_out(found, kind, on_bad_row)
     rows_seen: set[int] = set()
     unseen = {key(text) for row in held.values() for text in _asked(row)}
     texts_seen = set(unseen)
@@ -84,12 +100,13 @@ def write(found: Sequence[Found], folder: Path, on_bad_row: str = "raise") -> Wr
                 out.repeated += 1
                 continue
             rows_seen.add(known)
+            for role, value in row.items():
+                for text in value if isinstance(value, list) else [value]:
+                    out.sample[role].add(text)
             for text in _texts(row):
                 if (number := key(text)) not in texts_seen:
                     texts_seen.add(number)
                     _line(texts, {"text": text})
-                    if out.texts % every == 0:
-                        out.sample.append(text)
                     out.texts += 1
         pairs.write(folder / PAIRS, out)
     if held:
@@ -100,13 +117,12 @@ def write(found: Sequence[Found], folder: Path, on_bad_row: str = "raise") -> Wr
     return out
 
 
-def _held_out(found: Sequence[Found], kind: str, on_bad_row: str, out: Written) -> dict[int, dict[str, Any]]:
-    """Rows to hold out, by their key; counts texts on the way."""
+def _held_out(found: Sequence[Found], kind: str, on_bad_row: str) -> dict[int, dict[str, Any]]:
+    """Rows to hold out, by their key."""
     keys = array("q")  # of each row, and of its texts
     others = array("q")  # texts of rows of another kind
     for each, row in _rows(found, on_bad_row, Skipped(), "reading data"):
         texts = [key(text) for text in _asked(row)]
-        out.texts += len(_texts(row))
         if each.kind == kind:
             keys.extend([_key(row), *texts])
         else:
