@@ -82,7 +82,7 @@ class Source:
             `negatives` (a list of texts, one text, null or left out) for pairs, of which a list of positives makes one
             for each; with scores also `scores` and
             `positive_score`; with labels `text` and `label`.
-        instruction: put before queries, and before texts.
+        instruction: put before queries, and before texts (not of `Blocks`).
         document_instruction: put before positives and negatives.
         in_batch: whether other rows' texts are negatives of a pair, too. False: only its own hard negatives, of which
             every row must have one; for data in which other rows' texts are often positives, such as classes.
@@ -287,6 +287,11 @@ def row_check(source: Source, kind: Kind) -> Check:
         raise ValueError(
             f"in_batch, labels and scores must be for datamodules.Pairs; got {source}, which is read as texts. Remove "
             "them."
+        )
+    if source.document_instruction:
+        raise ValueError(
+            f"document_instruction must be for datamodules.Pairs; got {source.document_instruction!r} for {source}, "
+            "which is read as texts. Set instruction instead."
         )
     return partial(check_text, columns={"text": "text", **source.fields}, blank_ok=kind in ("blank_ok", "corpus"))
 

@@ -116,6 +116,17 @@ class Training:
     prompts: dict[str, str] = field(default_factory=dict)
     dimensions: tuple[int, ...] = ()
 
+    def had(self, name: str, instruction: str) -> bool:
+        """Whether texts had this instruction, as far as `prompts` say: `name` is `query` or `document`."""
+        if not self.prompts or name in self.prompts:
+            return instruction == self.prompts.get(name, instruction)
+        return instruction in self.prompts.values() or (name == "document" and not instruction)
+
+    @property
+    def instructions(self) -> str:
+        """Those of `prompts`, to be told."""
+        return " or ".join(map(repr, dict.fromkeys(self.prompts.values())))
+
 
 @dataclass(frozen=True)
 class Card:

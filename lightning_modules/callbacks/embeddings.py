@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_modules import history
 from lightning_modules.base import EncoderModule
 from otherside import distributed
 from otherside.batching import TextBatch
@@ -57,6 +58,11 @@ class Embeddings(pl.Callback):
         self._made_with = self._settings(trainer, pl_module, data)
         check_same(Path(trainer.default_root_dir) / FILE, self._made_with)
         if trainer.is_global_zero:
+            trained = history.of(pl_module.stage, 0, data, None)
+            for source in data.predict_sources:
+                if not any(trained.had(name, source.instruction) for name in ("query", "document")):
+                    what = f"the stage was trained with {trained.instructions} before texts"
+                    print(f"note: {what}; the instruction of {source} is {source.instruction!r}", file=sys.stderr)
             self._prepare(json.dumps([self._made_with, trainer.world_size], indent=1))
         trainer.strategy.barrier()
         self._part = trainer.strategy.broadcast(self._done(trainer.world_size))

@@ -125,6 +125,12 @@ def test_blocks_make_batches_of_full_blocks(tokenizer: PreTrainedTokenizerBase, 
 def test_blocks_refuse_what_cannot_be(tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(ValueError, match="block_size must be between 2 and max_length=8; got 512"):
         Blocks(tokenizer, global_batch_size=4, max_length=8)
+    told = Source("a.txt", instruction="passage: ")
+    Blocks(tokenizer, predict_sources=[told], global_batch_size=4, max_length=8, block_size=8)
+    with pytest.raises(
+        ValueError, match=r"Blocks must have no instruction, .*; got 'passage: ' for a\.txt\. Remove it"
+    ):
+        Blocks(tokenizer, [told], global_batch_size=4, max_length=8, block_size=8)
 
 
 def test_pairs(tokenizer: PreTrainedTokenizerBase, write_pairs: Write) -> None:

@@ -137,6 +137,13 @@ def test_settings_of_pairs_are_none_of_texts(tmp_path: Path, setting: str) -> No
         open_table(source, "text")
 
 
+@pytest.mark.parametrize("kind", ["text", "blank_ok", "corpus"])
+def test_texts_have_one_instruction(tmp_path: Path, kind: Kind) -> None:
+    source = Source(str(write(tmp_path / "a.txt", "a\n")), document_instruction="passage: ")
+    with pytest.raises(ValueError, match=r"got 'passage: ' for .*a\.txt, which is read as texts\. Set instruction"):
+        open_table(source, kind)
+
+
 SCORED = {"query": "q", "positive": "p", "negatives": ["n", "p", "m"], "scores": [0.5, 1, -2.5], "positive_score": 0.75}
 FREE = {"query": "r", "positive": "s", "scores": None, "positive_score": 1}
 

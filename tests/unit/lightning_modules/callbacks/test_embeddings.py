@@ -48,6 +48,17 @@ def test_without_a_checkpoint_it_says_that_the_adapter_is_untrained(tiny_llama: 
     assert "no checkpoint yet, so the adapter is untrained" in runs.run("predict", "--config", config, cwd=tmp_path)
 
 
+def test_another_instruction_than_that_of_training_is_told(tiny_llama: Path, tmp_path: Path) -> None:
+    runs.write_data(tmp_path, rows=8)
+    corpora = [{"path": "sentences.txt", "instruction": told} for told in ("Ask: ", "", "Other: ")]
+    settings = {"data.init_args.predict_sources": corpora}
+    settings["data.init_args.sources"] = [{"path": "pairs.jsonl", "instruction": "Ask: "}]
+    config = runs.write_stage(tmp_path, "Supervised", tiny_llama, root="run", **settings)
+    output = runs.run("predict", "--config", config, cwd=tmp_path)
+    assert output.count("note: ") == 1
+    assert "trained with 'Ask: ' or '' before texts; the instruction of sentences.txt is 'Other: '" in output
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> tuple[str | Path, ...]:
     """The command that embeds 800 texts in 25 batches, in parts of four batches each."""
