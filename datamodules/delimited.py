@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import csv
+import json
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 MOST_LINES = 100_000  # of a record; a book in a cell has some ten thousands
@@ -60,7 +63,24 @@ def read_delimited(lines: Iterator[str], delimiter: str) -> Iterator[Read]:
             yield number, None, "a cell of TSV must be on one line; a quotation mark joins some. Write JSON lines"
             record.again()
         else:
-            yield number, dict(zip(header, cells, strict=True)), ""
+            yield number, dict(zip(header, map(_cell, cells), strict=True)), ""
+
+
+def _cell(text: str) -> str | list[str]:
+    """The texts of a cell that is a list of texts, in JSON or as Python (and pandas) has it; else what stands there.
+
+    Strings without a comma between them, as NumPy writes them, are no such list: Python would join them.
+    """
+    if not (text.startswith("[") and text.endswith("]")):
+        return text
+    found: Any = None
+    with suppress(ValueError, RecursionError):
+        found = json.loads(text)
+    if found is None:
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            found = ast.literal_eval(text)
+            found = found if "".join(repr(found).split()) == "".join(text.split()) else None
+    return found if isinstance(found, list) and all(isinstance(item, str) for item in found) else text
 
 
 class _Record:

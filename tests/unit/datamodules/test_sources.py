@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import os
@@ -100,6 +101,18 @@ def test_negatives_may_be_a_list_one_text_null_or_absent(tmp_path: Path) -> None
     lines = [f'{{"query": "q", "positive": "p", "negatives": {value}}}' for value in values]
     path = write(tmp_path / "a.jsonl", "\n".join([*lines, '{"query": "q", "positive": "p"}']))
     assert list(open_table(Source(str(path)), "pair").rows["negatives"]) == [["n", "m"], ["n"], [], [], []]
+
+
+def test_lists_in_cells_of_csv(tmp_path: Path) -> None:
+    """As JSON and as pandas write them; nothing else in brackets is one."""
+    positives = ["p", '["p", "o"]', "[deleted]", "[1, 2]", "['p' 'o']"]
+    negatives = [["n, 1", "it's"], [], ["[n]"], ["n"], ["m"]]
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerows([("query", "positive", "negatives"), *zip("abcde", positives, negatives, strict=True)])
+    rows = open_table(Source(str(tmp_path / "a.csv")), "pair").rows
+    assert list(rows["positive"]) == ["p", "p", "o", "[deleted]", "[1, 2]", "['p' 'o']"]
+    assert list(rows["negatives"]) == [["n, 1", "it's"], [], [], ["[n]"], ["n"], ["m"]]
 
 
 def test_each_of_several_positives_makes_a_pair(tmp_path: Path) -> None:
