@@ -109,12 +109,12 @@ def check_text(values: Mapping[str, Any], columns: Mapping[str, str], blank_ok: 
 def check_pair(values: Mapping[str, Any], columns: Mapping[str, str], alone: bool = False) -> list[dict[str, Any]]:
     """`{"query": str, "positive": str, "negatives": list of str}`; absent or null negatives are an empty list. With a
     column for scores also `"scores"`, a list of floats: the positive's, then each negative's. Of a list of positives
-    each makes a pair.
+    each makes a pair. A negative that is one of them is left out.
 
     Args:
         values: of the row.
         columns: our names of fields -> their columns.
-        alone: its negatives are all that the query is told from: there must be one, and none that is query or positive.
+        alone: its negatives are all that the query is told from: there must be one, and none that is the query.
 
     Raises:
         Fault: one of the texts is missing, no string, blank, or no valid Unicode; `alone`, and there is no negative; a
@@ -133,7 +133,8 @@ def check_pair(values: Mapping[str, Any], columns: Mapping[str, str], alone: boo
             f"field {column!r} must be a list of strings; got {type(negatives).__name__}. Put the texts in a list"
         )
     texts = [_text(text, f"{column}[{i}]") for i, text in enumerate(negatives)]
-    kept = [i for i, text in enumerate(texts) if not alone or text not in (query, *positives)]
+    known = {*positives, query} if alone else set(positives)
+    kept = [i for i, text in enumerate(texts) if text not in known]
     if alone and not kept:
         raise Fault(
             f"field {column!r} must hold a text other than query and positive, as in_batch: false leaves no other "

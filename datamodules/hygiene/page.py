@@ -26,6 +26,7 @@ def _source(source: Mapping[str, Any], report: Mapping[str, Any]) -> Iterator[st
         "of the query and positive of one before them, with other negatives": source["repeated_with_other_negatives"],
         "whose positive is the query": source["positive_is_query"],
         "with a negative that is the positive or the query": source["negative_is_positive_or_query"],
+        "with a negative that is a positive of the query in another row": source["negative_is_positive_of_another_row"],
     }
     yield from (f"  {count:,} {what}" for what, count in counts.items() if count)
     yield from (f"    {fault}" for fault in source["faults"])

@@ -53,10 +53,17 @@ def check(
     with _bar("near duplicates", tables) as bar:
         alike = near(tables, _new(measured), bar.update)
     both = list(zip(tables, measured, strict=True))
+    keys = np.concatenate([found.keys for found in measured])
     return {
         "unit": "words" if tokenizer is None else "tokens",
         "max_length": max_length if tokenizer is not None else None,
-        "sources": [_source(table, found, max_length if tokenizer is not None else None) for table, found in both],
+        "sources": [
+            {
+                **_source(table, found, max_length if tokenizer is not None else None),
+                "negative_is_positive_of_another_row": found.other_positives(keys),
+            }
+            for table, found in both
+        ],
         "across": [
             {"sources": [named(one.source), named(other.source)], "rows": rows}
             for (one, a), (other, b) in combinations(both, 2)

@@ -97,6 +97,18 @@ def test_rows_with_other_negatives_are_not_repeated(tmp_path: Path) -> None:
     assert "2 of the query and positive of one before them, with other negatives" in page(report, [])
 
 
+def test_negatives_that_are_positives_of_the_query_elsewhere(tmp_path: Path) -> None:
+    rows = [{"query": "a", "positive": "b", "negatives": ["c", "d", "e"]}, {"query": "f", "positive": "c"}]
+    sources = [
+        (write(tmp_path / "one.jsonl", [*rows, {"query": "a", "positive": "d", "negatives": ["e"]}]), "pair"),
+        (write(tmp_path / "other.jsonl", [{"query": "a", "positive": "e"}]), "pair"),
+        (write(tmp_path / "texts.txt", ["a", "b"]), "text"),
+    ]
+    report = check(sources, [], None, None, {})
+    assert [source["negative_is_positive_of_another_row"] for source in report["sources"]] == [2, 0, 0]
+    assert "2 with a negative that is a positive of the query in another row" in page(report, [])
+
+
 def test_documents_alone_are_no_reason_to_stop(tmp_path: Path) -> None:
     document = text()
     report = check([(write(tmp_path / "a.txt", [document, text()]), "text")], [], None, None, {"T": [(True, document)]})
