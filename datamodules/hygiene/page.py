@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from datamodules.hygiene.near import SHORTEST
+
 SHOWN = 100  # characters of an example
 
 
@@ -50,8 +52,10 @@ def _across(report: Mapping[str, Any]) -> Iterator[str]:
 
 def _near(report: Mapping[str, Any]) -> Iterator[str]:
     near = report["near"]
+    if near["too_short"]:
+        yield f"{near['too_short']:,} rows were too short to look for nearly the same (fewer than {SHORTEST} words)"
     if not near["rows"]:
-        yield "no row is nearly another one"
+        yield f"no {'other ' if near['too_short'] else ''}row is nearly another one"
         return
     yield f"{near['rows']:,} rows are nearly one before them ({near['alike']:.0%} of all runs of three words), such as"
     for first_source, first, source, text in near["examples"]:

@@ -69,7 +69,7 @@ def check(
             for (one, a), (other, b) in combinations(both, 2)
             if (rows := len(np.intersect1d(a.keys, b.keys)))
         ],
-        "near": {"rows": alike.rows, "alike": ALIKE, "examples": alike.examples},
+        "near": {"rows": alike.rows, "too_short": alike.short, "alike": ALIKE, "examples": alike.examples},
         "leaks": [
             {"source": named(table.source), "of": known.names[place // 2], "documents": bool(place % 2), **vars(leak)}
             for table, found in both

@@ -137,6 +137,23 @@ def test_near_rows_across_many(tmp_path: Path) -> None:
     assert report["near"]["rows"] >= 298
 
 
+@pytest.mark.parametrize("letters", [range(0x4E00, 0x5E00), range(0x3041, 0x3097), range(0x0E01, 0x0E2F)])
+def test_near_rows_without_spaces(tmp_path: Path, letters: range) -> None:
+    """Chinese, Japanese, Thai."""
+    rows = ["".join(map(chr, RANDOM.choices(letters, k=60))) for _ in range(50)]
+    near = [f"{row[:-1]}{chr(letters[0])}" for row in rows]
+    report = check([(write(tmp_path / "a.txt", [*rows, *near]), "text")], [], None, None, {})
+    assert report["near"]["rows"] >= 48 and report["near"]["too_short"] == 0
+
+
+def test_rows_that_are_not_compared_are_told(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.txt", [*(text(5) for _ in range(7)), text(9)])
+    report = check([(source, "text")], [], None, None, {})
+    assert report["near"]["too_short"] == 7
+    told = page(report, [])
+    assert "7 rows were too short" in told and "no other row is nearly another one" in told
+
+
 def test_pairs_are_as_alike_as_what_is_less_alike() -> None:
     long = text(100)
     assert alike(["who was it", long], ["where was it", long]) == 0  # of one passage many things are asked
