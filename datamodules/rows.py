@@ -123,15 +123,7 @@ def check_pair(values: Mapping[str, Any], columns: Mapping[str, str], alone: boo
     query = _text(_value(values, columns["query"], "query"), columns["query"])
     positives = _positives(values, columns["positive"])
     column = columns.get("negatives", "negatives")
-    negatives = _value(values, column, "negatives") if "negatives" in columns else values.get(column)
-    if negatives is None or negatives == "":
-        negatives = []
-    elif isinstance(negatives, str):
-        negatives = [negatives]
-    elif not isinstance(negatives, list):
-        raise Fault(
-            f"field {column!r} must be a list of strings; got {type(negatives).__name__}. Put the texts in a list"
-        )
+    negatives = _negatives(values, column, "negatives" in columns)
     texts = [_text(text, f"{column}[{i}]") for i, text in enumerate(negatives)]
     known = {*positives, query} if alone else set(positives)
     kept = [i for i, text in enumerate(texts) if text not in known]
@@ -161,6 +153,24 @@ def check_labelled(values: Mapping[str, Any], columns: Mapping[str, str]) -> lis
     return [{"text": _text(text, columns["text"]), "label": _text(label, columns["label"])}]
 
 
+def _negatives(values: Mapping[str, Any], column: str, named: bool) -> list[Any]:
+    """A list, one text or nothing; of `negative_*` what stands in negative_1, negative_2, …"""
+    if column.endswith("*") and column not in values:
+        numbers = {name.removeprefix(column[:-1]): name for name in values if name.startswith(column[:-1])}
+        names = [numbers[number] for number in sorted(filter(str.isdecimal, numbers), key=int)]
+        if not names:
+            _value(values, column, "negatives")  # is missing
+        return [values[name] for name in names if values[name] not in (None, "")]
+    given = _value(values, column, "negatives") if named else values.get(column)
+    if given is None or given == "":
+        return []
+    if isinstance(given, str):
+        return [given]
+    if not isinstance(given, list):
+        raise Fault(f"field {column!r} must be a list of strings; got {type(given).__name__}. Put the texts in a list")
+    return given
+
+
 def _positives(values: Mapping[str, Any], column: str) -> list[str]:
     given = _value(values, column, "positive")
     if not isinstance(given, list):
@@ -188,7 +198,8 @@ def _scores(given: Any, column: str, texts: int, whose: str) -> list[float]:
 def _value(values: Mapping[str, Any], column: str, role: str) -> Any:
     if column not in values:
         got = ", ".join(map(repr, values)) or "none"
-        raise Fault(f"field {column!r} is missing; the row has {got}. Name the right one under fields: {role}")
+        remedy = f"Name the right one under fields: {role}" + ", or write null" * (role == "negatives")
+        raise Fault(f"field {column!r} is missing; the row has {got}. {remedy}")
     return values[column]
 
 

@@ -80,7 +80,7 @@ class Source:
             lines, Parquet, CSV or TSV with a header, or plain text with one text a line; .gz and .zst are unpacked.
         fields: our name of a field -> its column, where they differ. Ours are `text`, or `query`, `positive` and
             `negatives` (a list of texts, one text, null or left out) for pairs, of which a list of positives makes one
-            for each; with scores also `scores` and
+            for each; `negatives: negative_*` takes negative_1, negative_2, …; with scores also `scores` and
             `positive_score`; with labels `text` and `label`.
         instruction: put before queries, and before texts (not of `Blocks`).
         document_instruction: put before positives and negatives.
