@@ -45,6 +45,8 @@ def read_delimited(lines: Iterator[str], delimiter: str) -> Iterator[Read]:
             header = cells
             if repeated := [name for name in cells if name and cells.count(name) > 1]:
                 yield number, None, f"the header must name each column once; got {repeated[0]!r} twice. Rename one"
+        elif cells == header:
+            yield number, None, "a row must not be the header once more; files were joined. Remove the line"
         elif _are_rows(record.taken, len(header), delimiter):
             yield (
                 number,

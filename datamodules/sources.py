@@ -297,7 +297,7 @@ def row_check(source: Source, kind: Kind) -> Check:
 
 
 def find_files(path: str | list[str]) -> list[Path]:
-    """Files that `path` names, globs sorted by name.
+    """Files that `path` names, globs sorted by name, each file once.
 
     Raises:
         ValueError: a path names no file, or a folder; a glob matches nothing.
@@ -322,7 +322,10 @@ def find_files(path: str | list[str]) -> list[Path]:
             )
     if not files:
         raise ValueError("path must name at least one file; got an empty list")
-    return files
+    known: dict[Path, Path] = {}
+    for file in files:
+        known.setdefault(file.resolve(), file)
+    return list(known.values())
 
 
 def read_records(source: Source) -> Iterator[Record]:

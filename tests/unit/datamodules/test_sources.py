@@ -85,6 +85,8 @@ def test_globs_lists_and_order(tmp_path: Path) -> None:
     assert texts_of(open_table(Source(pattern), "text")) == ["a1", "a2", "b1", "b2", "c1", "c2"]
     some = [str(tmp_path / "part" / "c.txt"), str(tmp_path / "**" / "a.txt")]
     assert texts_of(open_table(Source(some), "text")) == ["c1", "c2", "a1", "a2"]
+    twice = [some[0], pattern, str(tmp_path / "part" / ".." / "part" / "a.txt")]
+    assert texts_of(open_table(Source(twice), "text")) == ["c1", "c2", "a1", "a2", "b1", "b2"], "each file once"
 
 
 def test_fields_are_mapped(tmp_path: Path) -> None:
@@ -334,6 +336,14 @@ def test_prose_of_many_lines_is_a_cell(tmp_path: Path) -> None:
     code = "f(a,b)\n" * 3 + "return\n"
     path = write(tmp_path / "a.csv", f'n,text\n1,"{poem}"\n2,"{code}"\n')
     assert texts_of(open_table(Source(str(path)), "text")) == [poem, code]
+
+
+def test_a_header_between_rows(tmp_path: Path) -> None:
+    """As `cat a.csv b.csv` leaves it."""
+    path = write(tmp_path / "a.csv", "text,n\na,1\ntext,n\nb,2\n")
+    with pytest.raises(BadRow, match=r"line 3: a row must not be the header once more; files were joined\. Remove"):
+        open_table(Source(str(path)), "text")
+    assert texts_of(open_table(Source(str(path)), "text", "skip")) == ["a", "b"]
 
 
 def test_columns_of_one_name(tmp_path: Path) -> None:
