@@ -45,7 +45,7 @@ class TextData(LightningDataModule):
         tokenizer: of the model that reads the batches. The command line takes it from `model`.
         sources: training data.
         val_sources: validation data, read in file order.
-        predict_sources: texts to embed, read in file order.
+        predict_sources: texts to embed, read in file order; blank ones are left out.
         global_batch_size: texts or pairs of one batch, all ranks together. With `trainer.accumulate_grad_batches: k`
             an optimizer step sees k such batches.
         max_length: most tokens of a text, instruction included; the rest is cut. In training and validation.
@@ -143,7 +143,7 @@ class TextData(LightningDataModule):
         return (
             [self.open(source) for source in train],
             [self.open(source) for source in val],
-            [open_table(source, "text", self.on_bad_row) for source in predict],
+            [open_table(source, "corpus", self.on_bad_row) for source in predict],
         )
 
     @override
@@ -167,7 +167,8 @@ class TextData(LightningDataModule):
 
     @override
     def predict_dataloader(self) -> DataLoader[Batch] | list[Any]:
-        """Every text of `predict_sources` once, in file order; `TextBatch.rows` counts through all of them.
+        """Every text of `predict_sources` once, in file order; `TextBatch.rows` counts through all of them, blank texts
+        and bad rows that are left out included.
 
         The first `predict_from` batches are left out.
         """
@@ -296,7 +297,9 @@ class TextData(LightningDataModule):
 
 
 def warn_skipped(table: Table) -> None:
-    """One log line about the bad rows left out, if any."""
+    """A log line about the bad rows left out, and about a corpus' blank texts, if any."""
+    if (blank := table.extent - len(table) - table.skipped) > 0:
+        log.warning("%s: %d blank texts have no vector; `row` counts them", table.source, blank)
     if table.skipped:
         log.warning(
             "%s: %d bad rows skipped, %d good. The first: %s",

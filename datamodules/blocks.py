@@ -46,6 +46,11 @@ class Blocks(TextData):
                 f"block_size must be between 2 and max_length={self.max_length}; got {block_size}. "
                 "Set block_size: null for blocks of max_length."
             )
+        if told := [source for source in (*self.sources, *self.val_sources) if source.instruction]:
+            raise ValueError(
+                f"sources of datamodules.Blocks must have no instruction, as blocks are running text; got "
+                f"{told[0].instruction!r} for {told[0]}. Remove it."
+            )
         self.start = start_id(self.tokenizer)
         if self.start is None and self.tokenizer.eos_token_id is None:
             raise ValueError(

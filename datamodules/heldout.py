@@ -1,12 +1,19 @@
-"""Somebody's data as a recipe's own files: each row once, all texts, and a part that no stage trains on."""
+"""Somebody's data as a recipe's own files: each row once, all texts, and a part that no stage trains on.
+
+Rows of one query and positive become one with the negatives of all, as files of triplets have a row for each negative.
+"""
 
 from __future__ import annotations
 
 import json
+import random
 import sys
+import tempfile
 from array import array
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,8 +26,24 @@ from datamodules.sources import read_records, row_check
 from otherside.candidates import key
 
 SHARE, MOST, FEWEST = 20, 500, 10  # held out: one of so many rows, at most so many, or none if fewer
-SAMPLE = 2000  # texts to measure lengths on
+SAMPLE = 2000  # texts of a role to measure lengths on
 TEXTS, PAIRS, HELD_OUT = "texts.jsonl", "pairs.jsonl", "heldout.jsonl"
+
+
+class Sample:
+    """Some of any number of texts, each as likely as the others (reservoir sampling, algorithm R; Vitter, 1985)."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self._seen, self._random = 0, random.Random(0)
+
+    def add(self, text: str) -> None:
+        """One more."""
+        self._seen += 1
+        if self._seen <= SAMPLE:
+            self.texts.append(text)
+        elif (place := self._random.randrange(self._seen)) < SAMPLE:
+            self.texts[place] = text
 
 
 @dataclass
@@ -31,9 +54,10 @@ class Written:
         texts: rows of `TEXTS`: every text of the training rows once.
         pairs: rows of `PAIRS`.
         held_out: rows of `HELD_OUT`: pairs if there are any, else texts.
-        repeated: rows left out, as they were there before.
+        repeated: rows left out, as they were there before, their negatives too.
+        merged: rows whose negatives went to an earlier row of the same pair.
         negatives: hard negatives of a pair, where they are most.
-        sample: some of the texts.
+        sample: some of the training rows' texts, by their role, each as often as rows have it.
         skipped: rows left out, as they are malformed.
     """
 
@@ -41,8 +65,9 @@ class Written:
     pairs: int = 0
     held_out: int = 0
     repeated: int = 0
+    merged: int = 0
     negatives: int = 0
-    sample: list[str] = field(default_factory=list)
+    sample: dict[str, Sample] = field(default_factory=lambda: defaultdict(Sample))
     skipped: Skipped = field(default_factory=Skipped)
 
 
@@ -58,51 +83,46 @@ def write(found: Sequence[Found], folder: Path, on_bad_row: str = "raise") -> Wr
     """
     out = Written()
     kind = "pair" if any(each.kind == "pair" for each in found) else "blank_ok"
-    held = _held_out(found, kind, on_bad_row, out)
-    every = max(1, out.texts // SAMPLE)  # so far an upper bound
-    out.texts, out.skipped = 0, Skipped()
+    held = _held_out(found, kind, on_bad_row)
     rows_seen: set[int] = set()
     unseen = {key(text) for row in held.values() for text in _asked(row)}
     texts_seen = set(unseen)
-    with (folder / TEXTS).open("w") as texts, (folder / PAIRS).open("w") as pairs:
+    with (folder / TEXTS).open("w") as texts, tempfile.TemporaryFile() as file:
+        pairs = _Pairs(file)
         for each, row in _rows(found, on_bad_row, out.skipped, "writing data"):
             known = _key(row)
             if known in held:
                 continue
-            if known in rows_seen:
+            if each.kind == "pair":
+                row["negatives"] = [text for text in row["negatives"] if key(text) not in unseen]
+                pairs.add(known, row)
+            elif known in rows_seen:
                 out.repeated += 1
                 continue
             rows_seen.add(known)
-            if "negatives" in row:
-                row["negatives"] = [text for text in row["negatives"] if key(text) not in unseen]
-            if each.kind == "pair":
-                _line(pairs, row)
-                out.pairs += 1
-                out.negatives = max(out.negatives, len(row["negatives"]))
+            for role, value in row.items():
+                for text in value if isinstance(value, list) else [value]:
+                    out.sample[role].add(text)
             for text in _texts(row):
                 if (number := key(text)) not in texts_seen:
                     texts_seen.add(number)
                     _line(texts, {"text": text})
-                    if out.texts % every == 0:
-                        out.sample.append(text)
                     out.texts += 1
+        pairs.write(folder / PAIRS, out)
     if held:
         with (folder / HELD_OUT).open("w") as file:
             for row in held.values():
                 _line(file, row)
-    if not out.pairs:
-        (folder / PAIRS).unlink()
     out.held_out = len(held)
     return out
 
 
-def _held_out(found: Sequence[Found], kind: str, on_bad_row: str, out: Written) -> dict[int, dict[str, Any]]:
-    """Rows to hold out, by their key; counts texts on the way."""
+def _held_out(found: Sequence[Found], kind: str, on_bad_row: str) -> dict[int, dict[str, Any]]:
+    """Rows to hold out, by their key."""
     keys = array("q")  # of each row, and of its texts
     others = array("q")  # texts of rows of another kind
     for each, row in _rows(found, on_bad_row, Skipped(), "reading data"):
         texts = [key(text) for text in _asked(row)]
-        out.texts += len(_texts(row))
         if each.kind == kind:
             keys.extend([_key(row), *texts])
         else:
@@ -117,11 +137,57 @@ def _held_out(found: Sequence[Found], kind: str, on_bad_row: str, out: Written) 
     chosen = set(np.sort(rows[alone, 0])[:wanted].tolist())
     if len(chosen) < FEWEST:
         return {}
-    held = {}
+    held: dict[int, dict[str, Any]] = {}
     for each, row in _rows(found, on_bad_row, Skipped(), "choosing what is held out"):
         if each.kind == kind and (known := _key(row)) in chosen:
-            held[known] = row
+            _join(held.setdefault(known, row), row)
     return held
+
+
+class _Pairs:
+    """Pairs on the way to `PAIRS`, each row as it was; memory has their keys and places.
+
+    Args:
+        file: to keep them in.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.keys, self.places = file, array("q"), array("q")
+
+    def add(self, known: int, row: dict[str, Any]) -> None:
+        """One more; `known` says of which query and positive."""
+        self.keys.append(known)
+        self.places.append(self.file.tell())
+        self.file.write(json.dumps(row).encode() + b"\n")
+
+    def write(self, path: Path, out: Written) -> None:
+        """A row for each query and positive, in the order of the first of each; no file without any."""
+        if not self.keys:
+            return
+        _, first, inverse = np.unique(np.frombuffer(self.keys, np.int64), return_index=True, return_inverse=True)
+        order = np.argsort(first[inverse], kind="stable").tolist()
+        with path.open("w") as pairs:
+            for _, numbers in groupby(order, lambda number: inverse[number]):
+                row, *others = map(self._read, numbers)
+                for other in others:
+                    new = _join(row, other)
+                    out.merged, out.repeated = out.merged + new, out.repeated + (not new)
+                _line(pairs, row)
+                out.pairs += 1
+                out.negatives = max(out.negatives, len(row["negatives"]))
+
+    def _read(self, number: int) -> dict[str, Any]:
+        self.file.seek(self.places[number])
+        row: dict[str, Any] = json.loads(self.file.readline())
+        return row
+
+
+def _join(row: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Add the negatives of another row of the same query and positive; whether there are new ones."""
+    known = row.get("negatives", [])
+    new = [text for text in dict.fromkeys(other.get("negatives", [])) if text not in known]
+    known += new
+    return bool(new)
 
 
 def _rows(

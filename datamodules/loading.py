@@ -92,7 +92,7 @@ class OrderedBatches(Dataset[Batch]):
             count = min(-(-len(table) // global_batch_size), len(table) // world_size)
             borders = [len(table) * i // count for i in range(count + 1)]
             self.batches += [(source, *pair) for pair in pairwise(borders)]
-        self.first_ids = np.cumsum([0, *(len(table) for table in tables)])
+        self.first_ids = np.cumsum([0, *(table.extent for table in tables)])
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -100,8 +100,9 @@ class OrderedBatches(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         source, start, stop = self.batches[step]
         rows = rank_slice(np.arange(start, stop), self.rank, self.world_size)
-        ids = self.first_ids[source] + rows
-        return self.make(step, source, self.tables[source].read(rows, ids), ids)
+        table = self.tables[source]
+        ids = self.first_ids[source] + table.numbers(rows)
+        return self.make(step, source, table.read(rows, ids), ids)
 
 
 class StepSampler(Sampler[int]):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 
-from datamodules.rows import BadRow, Record
+from datamodules.rows import BadRow
 from datamodules.sources import ROLES, Kind, Source, read_records
 
 # Names of columns, as published data sets have them; lower case, the first that are there are taken
@@ -36,10 +38,13 @@ PAIRS = (
     ("title", "text"),
 )
 NEGATIVES = ("negatives", "negative", "neg", "hard_negatives", "hard_negative")
+NUMBERED = re.compile(r"((hard_)?neg(ative)?_?)\d+")  # negative_1, negative_2, …
 SCORES = ("scores", "neg_scores")
 TEXTS = ("text", "sentence", "content", "document", "passage", "body", "abstract", "description")
 # Beside these two texts are more or less alike, or not at all: such rows are no pairs of a query and its positive
 GRADES = ("score", "label", "labels", "gold_label", "similarity", "similarity_score", "relatedness", "relevance")
+LABELS = ("label", "labels", "category", "class", "intent")
+ROWS = 100  # whose columns are looked at: JSON lines may leave out what is null
 REMEDY = "Name them: --fields '{query: COLUMN, positive: COLUMN}' or '{text: COLUMN}'."
 
 
@@ -63,7 +68,7 @@ class Found:
 
 
 def recognise(path: str, fields: dict[str, str] | None = None) -> list[Found]:
-    """What a file, glob or hub dataset holds, by the columns of its first row; more than one if several are texts.
+    """What a file, glob or hub dataset holds, by the columns of its first rows; more than one if several are texts.
 
     Args:
         path: see `Source`.
@@ -83,15 +88,21 @@ def recognise(path: str, fields: dict[str, str] | None = None) -> list[Found]:
             f"{columns[grade]} says how alike two texts are, so rows are read as texts, not as pairs. If each is a "
             f"pair, pass --fields '{{query: {columns[pair[0]]}, positive: {columns[pair[1]]}}}'"
         )
+        note += _not_read(columns, {*pair, grade})
         return [Found(Source(path, {"text": columns[name]}), "blank_ok", note) for name in pair]
     if pair:
-        negatives = next((name for name in NEGATIVES if name in columns), None)
-        names = [*zip(("query", "positive"), pair, strict=True), *([("negatives", negatives)] if negatives else [])]
-        scored = next((name for name in SCORES if negatives and name in columns), None)
-        note = f"{columns[scored]} are read in a YAML with loss.teacher only" if scored else ""
-        return [Found(Source(path, {role: columns[name] for role, name in names}), "pair", note)]
+        names = dict(zip(("query", "positive"), (columns[name] for name in pair), strict=True))
+        taken, negatives = _negatives(columns)
+        names |= {"negatives": negatives} if negatives else {}
+        scored = next((name for name in SCORES if negatives and name in columns), "")
+        note = f"; {columns[scored]} are read in a YAML with loss.teacher only" if scored else ""
+        note += _not_read(columns, {*pair, *taken, scored})
+        return [Found(Source(path, names), "pair", note.removeprefix("; "))]
     if text := next((name for name in TEXTS if name in columns), None):
-        return [Found(Source(path, {"text": columns[text]}), "blank_ok")]
+        label = next((name for name in LABELS if name in columns), "")
+        note = f"; texts of one {columns[label]} are pairs in a YAML with labels: true" if label else ""
+        note += _not_read(columns, {text, label})
+        return [Found(Source(path, {"text": columns[text]}), "blank_ok", note.removeprefix("; "))]
     if any(";" in column for column in columns):
         remedy = "Separate them by commas: CSV is read with no other, and TSV with tabs."
     else:
@@ -126,12 +137,26 @@ def _named(path: str, fields: dict[str, str]) -> Found:
     return Found(Source(path, fields), kind)
 
 
+def _negatives(columns: Mapping[str, str]) -> tuple[list[str], str]:
+    """The columns of negatives, and what `fields` says of them: one column, or `negative_*` for those with numbers."""
+    if name := next((name for name in NEGATIVES if name in columns), None):
+        return [name], columns[name]
+    numbered = [name for name in columns if NUMBERED.fullmatch(name)]
+    if not numbered:
+        return [], ""
+    prefix = columns[numbered[0]].rstrip("0123456789")
+    return [name for name in numbered if columns[name].rstrip("0123456789") == prefix], f"{prefix}*"
+
+
+def _not_read(columns: Mapping[str, str], taken: set[str]) -> str:
+    others = [column for name, column in columns.items() if name not in taken]
+    return f"; not read: {', '.join(others)}" if others else ""
+
+
 def _columns(path: str) -> list[str]:
-    """Of the first row that can be read."""
-    records: Iterator[Record] = read_records(Source(path))
-    first = None
-    for record in records:
-        if record.values is not None:
-            return list(record.values)
-        first = first or record
-    raise BadRow(f"{first.place}: {first.fault}." if first else f"--data must have rows; {path} has none.")
+    """Of the first rows that can be read."""
+    records = list(islice(read_records(Source(path)), ROWS))
+    columns = dict.fromkeys(column for record in records for column in record.values or ())
+    if columns:
+        return list(columns)
+    raise BadRow(f"{records[0].place}: {records[0].fault}." if records else f"--data must have rows; {path} has none.")

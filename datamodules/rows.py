@@ -6,10 +6,8 @@ the rest of a file unreadable (a truncated archive, say) raises `BadFile` under 
 
 from __future__ import annotations
 
-import csv
 import io
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +15,8 @@ from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from datamodules.delimited import Read, read_delimited
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 SKIP = "or leave such rows out with on_bad_row: skip"
@@ -57,10 +57,12 @@ class Skipped:
     Args:
         count: how many.
         first: messages about the first few.
+        read: how many rows there are, good or not.
     """
 
     count: int = 0
     first: list[str] = field(default_factory=list)
+    read: int = 0
 
 
 Check = Callable[[Mapping[str, Any]], list[dict[str, Any]]]
@@ -76,6 +78,7 @@ def checked_rows(
         BadRow: at the first bad row, unless `on_bad_row` is "skip".
     """
     for record in records:
+        skipped.read += 1
         try:
             if record.values is None:
                 raise Fault(record.fault)
@@ -106,12 +109,12 @@ def check_text(values: Mapping[str, Any], columns: Mapping[str, str], blank_ok: 
 def check_pair(values: Mapping[str, Any], columns: Mapping[str, str], alone: bool = False) -> list[dict[str, Any]]:
     """`{"query": str, "positive": str, "negatives": list of str}`; absent or null negatives are an empty list. With a
     column for scores also `"scores"`, a list of floats: the positive's, then each negative's. Of a list of positives
-    each makes a pair.
+    each makes a pair. A negative that is one of them is left out.
 
     Args:
         values: of the row.
         columns: our names of fields -> their columns.
-        alone: its negatives are all that the query is told from: there must be one, and none that is query or positive.
+        alone: its negatives are all that the query is told from: there must be one, and none that is the query.
 
     Raises:
         Fault: one of the texts is missing, no string, blank, or no valid Unicode; `alone`, and there is no negative; a
@@ -120,17 +123,10 @@ def check_pair(values: Mapping[str, Any], columns: Mapping[str, str], alone: boo
     query = _text(_value(values, columns["query"], "query"), columns["query"])
     positives = _positives(values, columns["positive"])
     column = columns.get("negatives", "negatives")
-    negatives = _value(values, column, "negatives") if "negatives" in columns else values.get(column)
-    if negatives is None or negatives == "":
-        negatives = []
-    elif isinstance(negatives, str):
-        negatives = [negatives]
-    elif not isinstance(negatives, list):
-        raise Fault(
-            f"field {column!r} must be a list of strings; got {type(negatives).__name__}. Put the texts in a list"
-        )
+    negatives = _negatives(values, column, "negatives" in columns)
     texts = [_text(text, f"{column}[{i}]") for i, text in enumerate(negatives)]
-    kept = [i for i, text in enumerate(texts) if not alone or text not in (query, *positives)]
+    known = {*positives, query} if alone else set(positives)
+    kept = [i for i, text in enumerate(texts) if text not in known]
     if alone and not kept:
         raise Fault(
             f"field {column!r} must hold a text other than query and positive, as in_batch: false leaves no other "
@@ -155,6 +151,24 @@ def check_labelled(values: Mapping[str, Any], columns: Mapping[str, str]) -> lis
     text, label = (_value(values, columns[role], role) for role in ("text", "label"))
     label = str(label) if isinstance(label, int) else label
     return [{"text": _text(text, columns["text"]), "label": _text(label, columns["label"])}]
+
+
+def _negatives(values: Mapping[str, Any], column: str, named: bool) -> list[Any]:
+    """A list, one text or nothing; of `negative_*` what stands in negative_1, negative_2, …"""
+    if column.endswith("*") and column not in values:
+        numbers = {name.removeprefix(column[:-1]): name for name in values if name.startswith(column[:-1])}
+        names = [numbers[number] for number in sorted(filter(str.isdecimal, numbers), key=int)]
+        if not names:
+            _value(values, column, "negatives")  # is missing
+        return [values[name] for name in names if values[name] not in (None, "")]
+    given = _value(values, column, "negatives") if named else values.get(column)
+    if given is None or given == "":
+        return []
+    if isinstance(given, str):
+        return [given]
+    if not isinstance(given, list):
+        raise Fault(f"field {column!r} must be a list of strings; got {type(given).__name__}. Put the texts in a list")
+    return given
 
 
 def _positives(values: Mapping[str, Any], column: str) -> list[str]:
@@ -184,7 +198,8 @@ def _scores(given: Any, column: str, texts: int, whose: str) -> list[float]:
 def _value(values: Mapping[str, Any], column: str, role: str) -> Any:
     if column not in values:
         got = ", ".join(map(repr, values)) or "none"
-        raise Fault(f"field {column!r} is missing; the row has {got}. Name the right one under fields: {role}")
+        remedy = f"Name the right one under fields: {role}" + ", or write null" * (role == "negatives")
+        raise Fault(f"field {column!r} is missing; the row has {got}. {remedy}")
     return values[column]
 
 
@@ -234,9 +249,6 @@ def file_type(name: str) -> str:
     return (Path(path.stem) if path.suffix in COMPRESSIONS else path).suffix.lower()
 
 
-_Read = tuple[int, Mapping[str, Any] | None, str]
-
-
 def _lines(stream: IO[bytes]) -> Iterator[str]:
     """Lines with their ends. Bytes that are not UTF-8 become lone surrogates, which `_text` finds in their row."""
     for number, line in enumerate(stream):
@@ -244,12 +256,12 @@ def _lines(stream: IO[bytes]) -> Iterator[str]:
         yield text.removeprefix("\ufeff") if number == 0 else text
 
 
-def _read_text(stream: IO[bytes]) -> Iterator[_Read]:
+def _read_text(stream: IO[bytes]) -> Iterator[Read]:
     for number, line in enumerate(_lines(stream), start=1):
         yield number, {"text": line.rstrip("\r\n")}, ""
 
 
-def _read_json(stream: IO[bytes]) -> Iterator[_Read]:
+def _read_json(stream: IO[bytes]) -> Iterator[Read]:
     for number, line in enumerate(_lines(stream), start=1):
         if not line.strip():
             continue
@@ -264,42 +276,15 @@ def _read_json(stream: IO[bytes]) -> Iterator[_Read]:
             yield number, None, f"a row must be a JSON object; got {type(values).__name__}. Write one object per line"
 
 
-def _read_csv(stream: IO[bytes], delimiter: str = ",") -> Iterator[_Read]:
-    csv.field_size_limit(sys.maxsize)  # the default refuses a text of more than 131,072 characters
-    reader = csv.reader(_lines(stream), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
-    while True:
-        number = reader.line_num + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield number, None, f"broken CSV ({error}). Double the quotes inside quoted texts"
-            continue
-        if not cells:
-            continue
-        if header is None:
-            header = cells
-            if repeated := [name for name in cells if name and cells.count(name) > 1]:
-                yield number, None, f"the header must name each column once; got {repeated[0]!r} twice. Rename one"
-        elif len(cells) != len(header):
-            yield (
-                number,
-                None,
-                f"the header has {len(header)} columns; got {len(cells)}. Quote texts that hold {delimiter!r}",
-            )
-        elif delimiter == "\t" and any("\n" in cell for cell in cells):  # a quotation mark without another, probably
-            yield number, None, "a cell of TSV must be on one line; a quotation mark joins some. Write JSON lines"
-        else:
-            yield number, dict(zip(header, cells, strict=True)), ""
+def _read_csv(stream: IO[bytes]) -> Iterator[Read]:
+    return read_delimited(_lines(stream), ",")
 
 
-def _read_tsv(stream: IO[bytes]) -> Iterator[_Read]:
-    return _read_csv(stream, delimiter="\t")
+def _read_tsv(stream: IO[bytes]) -> Iterator[Read]:
+    return read_delimited(_lines(stream), "\t")
 
 
-def _read_parquet(stream: IO[bytes]) -> Iterator[_Read]:
+def _read_parquet(stream: IO[bytes]) -> Iterator[Read]:
     number = 0
     # Archives cannot be read from the end, where Parquet keeps its index
     source = stream if stream.seekable() else pa.BufferReader(stream.read())
@@ -309,7 +294,7 @@ def _read_parquet(stream: IO[bytes]) -> Iterator[_Read]:
             yield number, values, ""
 
 
-READERS: dict[str, Callable[[IO[bytes]], Iterator[_Read]]] = {
+READERS: dict[str, Callable[[IO[bytes]], Iterator[Read]]] = {
     ".jsonl": _read_json,
     ".ndjson": _read_json,
     ".json": _read_json,

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,7 +38,7 @@ from datamodules.rows import (
 )
 from otherside.files import atomic
 
-FORMAT_VERSION = 3  # part of every cache key: raise it when what is stored changes
+FORMAT_VERSION = 4  # part of every cache key: raise it when what is stored changes
 # Builders of `datasets` that read URLs
 BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".jsonl": ("json", {}),
@@ -52,10 +51,11 @@ BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 HUB_ID = re.compile(r"(?P<path>[\w.-]+/[\w.-]+)(:(?P<name>[\w.-]+))?")
 
-Kind = Literal["text", "blank_ok", "pair", "scored", "labelled"]
+Kind = Literal["text", "blank_ok", "corpus", "pair", "scored", "labelled"]
 ROLES: dict[Kind, tuple[str, ...]] = {
     "text": ("text",),
     "blank_ok": ("text",),
+    "corpus": ("text",),
     "pair": ("query", "positive", "negatives"),
     "scored": ("query", "positive", "negatives", "scores", "positive_score"),
     "labelled": ("text", "label"),
@@ -64,6 +64,7 @@ _PAIR = {"query": Value("string"), "positive": Value("string"), "negatives": dat
 FEATURES: dict[Kind, Features] = {
     "text": Features({"text": Value("string")}),
     "blank_ok": Features({"text": Value("string")}),
+    "corpus": Features({"text": Value("string"), "row": Value("int64")}),
     "pair": Features(_PAIR),
     "scored": Features({**_PAIR, "scores": datasets.List(Value("float32"))}),  # the positive's, then the negatives'
     "labelled": Features({"text": Value("string"), "label": Value("string")}),
@@ -79,9 +80,9 @@ class Source:
             lines, Parquet, CSV or TSV with a header, or plain text with one text a line; .gz and .zst are unpacked.
         fields: our name of a field -> its column, where they differ. Ours are `text`, or `query`, `positive` and
             `negatives` (a list of texts, one text, null or left out) for pairs, of which a list of positives makes one
-            for each; with scores also `scores` and
+            for each; `negatives: negative_*` takes negative_1, negative_2, …; with scores also `scores` and
             `positive_score`; with labels `text` and `label`.
-        instruction: put before queries, and before texts.
+        instruction: put before queries, and before texts (not of `Blocks`).
         document_instruction: put before positives and negatives.
         in_batch: whether other rows' texts are negatives of a pair, too. False: only its own hard negatives, of which
             every row must have one; for data in which other rows' texts are often positives.
@@ -122,6 +123,7 @@ class Table:
         skipped: number of bad rows left out (with `on_bad_row: skip`).
         faults: messages about the first few of them.
         content: digest of all rows in their order, as `fields` maps them.
+        records: rows of the source, those left out included.
     """
 
     source: Source
@@ -129,6 +131,7 @@ class Table:
     skipped: int = 0
     faults: tuple[str, ...] = ()
     content: str = ""
+    records: int = 0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -142,6 +145,18 @@ class Table:
         """
         columns: dict[str, list[Any]] = self.rows[rows.tolist()]
         return columns
+
+    @property
+    def extent(self) -> int:
+        """How many `numbers` there are."""
+        return self.records if "row" in self.rows.column_names else len(self)
+
+    def numbers(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(B,) of these rows: of a corpus where they stand in their source, else their own."""
+        if "row" not in self.rows.column_names:
+            return rows
+        found: NDArray[np.int64] = self.rows.data.column("row").take(pa.array(rows)).to_numpy()
+        return found
 
     def sizes(self, longest: int) -> NDArray[np.int64]:
         """(N,) how long the texts of each row are together, in bytes; no text is read.
@@ -174,7 +189,8 @@ def open_table(source: Source, kind: Kind, on_bad_row: str = "raise") -> Table:
 
     Args:
         source: what to read.
-        kind: "text", "pair", or "blank_ok" for texts among which blank ones are dropped without a word.
+        kind: "text", "pair", "blank_ok" for texts among which blank ones are dropped without a word, or "corpus" for
+            the same with the number of each, of all rows of the source from 0.
         on_bad_row: "raise" or "skip".
 
     Raises:
@@ -195,15 +211,16 @@ def open_table(source: Source, kind: Kind, on_bad_row: str = "raise") -> Table:
 
     def rows(skipped: Skipped) -> Iterator[dict[str, Any]]:
         good = 0
-        for good, row in enumerate(chain.from_iterable(checked_rows(records(), check, on_bad_row, skipped)), start=1):  # noqa: B007
-            yield row
+        for found in checked_rows(records(), check, on_bad_row, skipped):
+            good += len(found)
+            yield from ({**row, "row": skipped.read - 1} for row in found) if kind == "corpus" else found
         if not good:
             first = skipped.first[0] if skipped.first else "every text is blank"
             raise BadRow(f"{source}: at least one row must be good; all {skipped.count} are bad. The first: {first}.")
 
     key = [identity, kind, source.fields, on_bad_row, *([] if source.in_batch else ["alone"])]
     dataset, skipped, content = cached(key, FEATURES[kind], rows)
-    return Table(source, dataset, skipped.count, tuple(skipped.first), content)
+    return Table(source, dataset, skipped.count, tuple(skipped.first), content, skipped.read)
 
 
 def cached(
@@ -268,11 +285,16 @@ def row_check(source: Source, kind: Kind) -> Check:
             f"in_batch, labels and scores must be for datamodules.Pairs; got {source}, which is read as texts. Remove "
             "them."
         )
-    return partial(check_text, columns={"text": "text", **source.fields}, blank_ok=kind == "blank_ok")
+    if source.document_instruction:
+        raise ValueError(
+            f"document_instruction must be for datamodules.Pairs; got {source.document_instruction!r} for {source}, "
+            "which is read as texts. Set instruction instead."
+        )
+    return partial(check_text, columns={"text": "text", **source.fields}, blank_ok=kind in ("blank_ok", "corpus"))
 
 
 def find_files(path: str | list[str]) -> list[Path]:
-    """Files that `path` names, globs sorted by name.
+    """Files that `path` names, globs sorted by name, each file once.
 
     Raises:
         ValueError: a path names no file, or a folder; a glob matches nothing.
@@ -297,7 +319,10 @@ def find_files(path: str | list[str]) -> list[Path]:
             )
     if not files:
         raise ValueError("path must name at least one file; got an empty list")
-    return files
+    known: dict[Path, Path] = {}
+    for file in files:
+        known.setdefault(file.resolve(), file)
+    return list(known.values())
 
 
 def read_records(source: Source) -> Iterator[Record]:

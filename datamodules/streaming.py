@@ -99,7 +99,7 @@ class StreamBatches(IterableDataset[Any]):
     ) -> None:
         self.source, self.check, self.on_bad_row, self.expand, self.make = source, check, on_bad_row, expand, make
         self.batch_size = len(rank_slice(np.arange(global_batch_size), rank, world_size))
-        self.length, self.seed, self.rank = length, seed, rank
+        self.global_batch_size, self.length, self.seed, self.rank = global_batch_size, length, seed, rank
         self.first_step, self.position = 0, START
         self.remote = is_remote(source)
         rows = load_remote(source, streaming=True) if self.remote else _local_rows(source)
@@ -136,7 +136,7 @@ class StreamBatches(IterableDataset[Any]):
         while True:
             turn, shift = divmod(start["passes"], len(self.shares))  # within a turn every rank reads every share
             self.rows = self.shares[(self.rank + shift) % len(self.shares)]
-            self.rows.set_epoch(turn)  # another order of shards
+            self.rows.set_epoch(turn)  # by which `datasets` shuffles files and shards from the second turn on
             self.rows.load_state_dict(start["rows"])
             self._read, whole_pass = start["read"], start["rows"] is None
             window: list[dict[str, Any]] = []
@@ -157,6 +157,11 @@ class StreamBatches(IterableDataset[Any]):
             if window:
                 yield start, window
             start = {**self._next(start, len(window), expand, None), "passes": start["passes"] + 1, "read": 0}
+            if start["passes"] == len(self.shares) and start["items"] < self.global_batch_size:
+                raise ValueError(
+                    f"{self.source} must have enough rows for one global batch of {self.global_batch_size}; got "
+                    f"{start['items']}. Lower global_batch_size or give it more rows."
+                )
 
     def _next(self, start: Position, size: int, expand: Expand, rows: Any) -> Position:
         return {

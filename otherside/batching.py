@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Self
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, Self
 
+import regex
 import torch
 from torch import Tensor
 
@@ -19,6 +20,9 @@ from otherside.tokenizer import start_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+SPACE = regex.compile(r"(?<=\S)\s")
 
 
 @dataclass(frozen=True)
@@ -225,14 +229,17 @@ def _as_they_stand(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int, instruction: str, start: int
 ) -> list[tuple[list[int], int]]:
     """Token ids without a template, and how many of them are not of the text."""
-    encoded = tokenizer(
-        [instruction + text for text in texts],
-        truncation=True,
-        max_length=max_length,
-        return_offsets_mapping=bool(instruction),
-        return_attention_mask=False,
-        verbose=False,
-    )
+    whole = [instruction + text for text in texts]
+    shortened = [_beginning(text, (max_length + 1) * _longest(tokenizer)) for text in whole]
+    options: dict[str, Any] = {"truncation": True, "max_length": max_length, "return_attention_mask": False}
+    options |= {"return_offsets_mapping": bool(instruction), "verbose": False}
+    encoded = tokenizer(shortened, **options)
+    # A token of unknown text may be of any length, and normalisation may leave out letters
+    if any(
+        len(ids) < max_length and len(short) < len(text)
+        for ids, short, text in zip(encoded["input_ids"], shortened, whole, strict=True)
+    ):
+        encoded = tokenizer(whole, **options)
     if not instruction:
         return [(ids, start) for ids in encoded["input_ids"]]
     found = []
@@ -240,6 +247,18 @@ def _as_they_stand(
         skip = next((i for i, (_, end) in enumerate(offsets) if end > len(instruction)), len(ids))
         found.append((ids, skip))
     return found
+
+
+def _beginning(text: str, letters: int) -> str:
+    """At least so many letters, and whole words: tokens do not depend on the words behind them."""
+    space = SPACE.search(text, letters)
+    return text[: space.start()] if space else text
+
+
+@lru_cache(maxsize=4)
+def _longest(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Letters of its longest token, at least."""
+    return max(map(len, tokenizer.get_vocab()))
 
 
 def _check_instruction(instruction: str, tokenizer: PreTrainedTokenizerBase) -> None:

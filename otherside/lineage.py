@@ -162,6 +162,17 @@ def instructions_of(history: Sequence[Training]) -> dict[str, str]:
     prompts = history[-1].prompts if history else {}
     return {side: prompts[side] for side in ("query", "document") if prompts.get(side)}
 
+    def had(self, name: str, instruction: str) -> bool:
+        """Whether texts had this instruction, as far as `prompts` say: `name` is `query` or `document`."""
+        if not self.prompts or name in self.prompts:
+            return instruction == self.prompts.get(name, instruction)
+        return instruction in self.prompts.values() or (name == "document" and not instruction)
+
+    @property
+    def instructions(self) -> str:
+        """Those of `prompts`, to be told."""
+        return " or ".join(map(repr, dict.fromkeys(self.prompts.values())))
+
 
 @dataclass(frozen=True)
 class Card:

@@ -494,6 +494,18 @@ case(
     "data.negatives must say how many texts of other labels",
     "Set data.negatives",
 )
+case(
+    "data: document instruction of texts",
+    lambda bad: bad.source(document_instruction="passage: "),
+    "document_instruction must be for datamodules.Pairs; got 'passage: ' for sentences.txt",
+    "Set instruction instead.",
+)
+case(
+    "data: quotation mark of CSV",
+    lambda bad: bad.rows("a.csv", "text,n\n" + "a,1\n" * 8 + '"a,1\n' + "a,1\n" * 8 + 'a",1\n'),
+    "a.csv, line 10: a cell must not hold rows; a quotation mark joins those to line 19",
+    "on_bad_row: skip",
+)
 case("data: long instruction", lambda bad: bad.source(instruction="word " * 100), "must leave room", "Raise max_length")
 
 

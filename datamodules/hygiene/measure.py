@@ -44,19 +44,29 @@ class Measured:
 
     Args:
         repeated: rows of which an equal one is before them.
+        other_negatives: rows of which one with other negatives, else equal, is before them.
         same: pairs whose positive is the query.
         no_negatives: rows with a negative that is the query or the positive.
         lengths: (texts,) of each role.
         leaks: by what `Known.places` says.
-        keys: (rows,) equal for equal rows.
+        keys: (rows,) equal for rows that are equal but for their negatives.
+        negatives: (negatives,) of each the `keys` of a row of which it would be the positive.
+        owners: (negatives,) the row of each.
     """
 
     repeated: int = 0
+    other_negatives: int = 0
     same: int = 0
     no_negatives: int = 0
     lengths: dict[str, NDArray[np.int32]] = field(default_factory=dict)
     leaks: dict[int, Leak] = field(default_factory=dict)
     keys: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    negatives: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    owners: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def other_positives(self, keys: NDArray[np.int64]) -> int:
+        """Rows with a negative that is a positive of the same query among rows of these `keys`."""
+        return len(np.unique(self.owners[np.isin(self.negatives, keys)]))
 
 
 def measure(
@@ -70,7 +80,7 @@ def measure(
         known: texts that should not be there.
         step: called with the number of rows read.
     """
-    found, keys = Measured(), array("q")
+    found, keys, whole, negatives, owners = Measured(), *(array("q") for _ in range(4))
     lengths = {role: array("i") for role in table.rows.column_names if role not in ("label", "scores")}
     for batch in table.rows.iter(batch_size=AT_ONCE):
         for role, measured in lengths.items():
@@ -78,11 +88,17 @@ def measure(
             instruction = table.source.instruction if role in ("text", "query") else table.source.document_instruction
             measured.extend(_lengths(texts, instruction, tokenizer))
         rows = rows_of(batch)
+        for place, row in enumerate(rows):
+            texts = row.get("negatives", ())
+            negatives.extend(key("\0".join([row["query"], text])) for text in texts)
+            owners.extend([len(keys) + place] * len(texts))
         keys.extend(key("\0".join(asked(row))) for row in rows)
+        whole.extend(key("\0".join([*asked(row), *row.get("negatives", ())])) for row in rows)
         _look(rows, known, found)
         step(len(rows))
-    found.keys = np.frombuffer(keys, np.int64)
-    found.repeated = len(keys) - len(np.unique(found.keys))
+    found.keys, found.negatives, found.owners = (np.frombuffer(each, np.int64) for each in (keys, negatives, owners))
+    different = len(np.unique(np.frombuffer(whole, np.int64)))
+    found.repeated, found.other_negatives = len(keys) - different, different - len(np.unique(found.keys))
     found.lengths = {role: np.frombuffer(measured, np.int32) for role, measured in lengths.items() if measured}
     return found
 

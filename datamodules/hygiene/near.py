@@ -1,8 +1,9 @@
 """Rows that are nearly the same: MinHash finds candidates (Broder, 1997), their words decide.
 
 Two texts are as alike as the runs of three words that they share, of all that they have (Jaccard); two pairs as their
-queries, or their positives, whichever are less alike. A row has 96 minima in 16 bands of 6; rows that agree in a band
-are compared, each with the first. Two rows of .8 are found with a probability of .99.
+queries, or their positives, whichever are less alike. A letter is a word where words have no spaces between them. A row
+has 96 minima in 16 bands of 6; rows that agree in a band are compared, each with the first. Two rows of .8 are found
+with a probability of .99.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import regex
 from numpy.typing import NDArray
 
 from datamodules.hygiene.known import words
@@ -23,6 +25,8 @@ from datamodules.sources import Table
 BANDS, EACH, RUN = 16, 6, 3
 ALIKE = 0.8
 SHORTEST = 8  # words of a row; a single other word makes too much of shorter ones
+# Letters of Chinese, Japanese, Thai and others
+UNSPACED = regex.compile(r"([\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}])")
 
 _random = np.random.default_rng(0)
 _FACTORS = _random.integers(1, 2**63, BANDS * EACH, dtype=np.uint64) | np.uint64(1)
@@ -36,16 +40,23 @@ class Near:
 
     Args:
         rows: that are nearly another one before them.
+        short: that are too short to compare.
         examples: a few: two sources and two texts.
     """
 
     rows: int = 0
+    short: int = 0
     examples: list[tuple[str, str, str, str]] = field(default_factory=list)
+
+
+def units(text: str) -> list[str]:
+    """Its words, and letters where those have no spaces between them."""
+    return words(UNSPACED.sub(r" \1 ", text))
 
 
 def runs(text: str) -> set[int]:
     """Numbers of a text's runs of three words; a shorter text is a run."""
-    found = words(text)
+    found = units(text)
     return {zlib.crc32(" ".join(found[i : i + RUN]).encode()) for i in range(max(1, len(found) - RUN + 1))}
 
 
@@ -82,7 +93,9 @@ def near(tables: Sequence[Table], new: NDArray[np.bool_], step: Callable[[int], 
             for batch in table.rows.iter(batch_size=AT_ONCE):
                 rows = rows_of(batch)
                 for texts in map(asked, rows):
-                    usable[row] &= sum(len(words(text)) for text in texts) >= SHORTEST
+                    if usable[row] and sum(len(units(text)) for text in texts) < SHORTEST:
+                        usable[row] = False
+                        found.short += 1
                     if usable[row]:
                         numbers[:, row] = bands(texts)
                     row += 1

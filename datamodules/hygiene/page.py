@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from datamodules.hygiene.near import SHORTEST
+
 SHOWN = 100  # characters of an example
 
 
@@ -23,8 +25,10 @@ def _source(source: Mapping[str, Any], report: Mapping[str, Any]) -> Iterator[st
     counts = {
         "malformed": source["malformed"],
         "repeated": source["repeated"],
+        "of the query and positive of one before them, with other negatives": source["repeated_with_other_negatives"],
         "whose positive is the query": source["positive_is_query"],
         "with a negative that is the positive or the query": source["negative_is_positive_or_query"],
+        "with a negative that is a positive of the query in another row": source["negative_is_positive_of_another_row"],
     }
     yield from (f"  {count:,} {what}" for what, count in counts.items() if count)
     yield from (f"    {fault}" for fault in source["faults"])
@@ -48,8 +52,10 @@ def _across(report: Mapping[str, Any]) -> Iterator[str]:
 
 def _near(report: Mapping[str, Any]) -> Iterator[str]:
     near = report["near"]
+    if near["too_short"]:
+        yield f"{near['too_short']:,} rows were too short to look for nearly the same (fewer than {SHORTEST} words)"
     if not near["rows"]:
-        yield "no row is nearly another one"
+        yield f"no {'other ' if near['too_short'] else ''}row is nearly another one"
         return
     yield f"{near['rows']:,} rows are nearly one before them ({near['alike']:.0%} of all runs of three words), such as"
     for first_source, first, source, text in near["examples"]:

@@ -53,16 +53,23 @@ def check(
     with _bar("near duplicates", tables) as bar:
         alike = near(tables, _new(measured), bar.update)
     both = list(zip(tables, measured, strict=True))
+    keys = np.concatenate([found.keys for found in measured])
     return {
         "unit": "words" if tokenizer is None else "tokens",
         "max_length": max_length if tokenizer is not None else None,
-        "sources": [_source(table, found, max_length if tokenizer is not None else None) for table, found in both],
+        "sources": [
+            {
+                **_source(table, found, max_length if tokenizer is not None else None),
+                "negative_is_positive_of_another_row": found.other_positives(keys),
+            }
+            for table, found in both
+        ],
         "across": [
             {"sources": [named(one.source), named(other.source)], "rows": rows}
             for (one, a), (other, b) in combinations(both, 2)
             if (rows := len(np.intersect1d(a.keys, b.keys)))
         ],
-        "near": {"rows": alike.rows, "alike": ALIKE, "examples": alike.examples},
+        "near": {"rows": alike.rows, "too_short": alike.short, "alike": ALIKE, "examples": alike.examples},
         "leaks": [
             {"source": named(table.source), "of": known.names[place // 2], "documents": bool(place % 2), **vars(leak)}
             for table, found in both
@@ -131,6 +138,7 @@ def _source(table: Table, found: Measured, max_length: int | None) -> dict[str, 
         "malformed": table.skipped,
         "faults": list(table.faults),
         "repeated": found.repeated,
+        "repeated_with_other_negatives": found.other_negatives,
         "positive_is_query": found.same,
         "negative_is_positive_or_query": found.no_negatives,
         "lengths": lengths,

@@ -196,6 +196,12 @@ def run_mine(
     if out.suffix not in (".jsonl", ".parquet"):
         raise ValueError(f"--out must be a file that ends in .jsonl or .parquet; got {out}")
     card = card_of(encoder)
+    for name, used in (("query", source.instruction), ("document", source.document_instruction)):
+        if card.history and not card.history[-1].had(name, used):
+            option = "--instruction" if name == "query" else "--document_instruction"
+            known = card.history[-1].prompts.get(name)
+            known = card.history[-1].instructions if known is None else repr(known)
+            _say(f"note: {encoder} was trained with {known} before each {name}; {option} is {used!r}")
     dtype = fast_dtype() if dtype == "auto" else dtype
     _meet_ranks()
     documents = _open(source, corpus, on_bad_row)

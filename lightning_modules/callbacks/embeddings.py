@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_modules import history
 from lightning_modules.base import EncoderModule
 from otherside import distributed
 from otherside.batching import TextBatch
@@ -33,7 +34,8 @@ ROWS = 8192  # about so many rows of all ranks are one part
 class Embeddings(pl.Callback):
     """Lets `lightning predict` write vectors to `<trainer.default_root_dir>/predictions.parquet`.
 
-    Rows are in the order of the texts: `row`, counted through all of `data.predict_sources`, and `vector`, float32.
+    Rows are in the order of the texts: `row`, counted through all of `data.predict_sources` from 0, and `vector`,
+    float32. Blank texts, and malformed rows that are skipped, are counted and have no vector.
     The file's metadata say what its vectors are of, and it is replaced by vectors of the same only.
 
     Each rank keeps its rows of a few batches, a part, in a file of its own; a run that was cut goes on behind the last
@@ -57,6 +59,11 @@ class Embeddings(pl.Callback):
         self._made_with = self._settings(trainer, pl_module, data)
         check_same(Path(trainer.default_root_dir) / FILE, self._made_with)
         if trainer.is_global_zero:
+            trained = history.of(pl_module.stage, 0, data, None)
+            for source in data.predict_sources:
+                if not any(trained.had(name, source.instruction) for name in ("query", "document")):
+                    what = f"the stage was trained with {trained.instructions} before texts"
+                    print(f"note: {what}; the instruction of {source} is {source.instruction!r}", file=sys.stderr)
             self._prepare(json.dumps([self._made_with, trainer.world_size], indent=1))
         trainer.strategy.barrier()
         self._part = trainer.strategy.broadcast(self._done(trainer.world_size))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lightning_modules.hardware import Hardware
 from lightning_modules.new.stages import Data, HeldOut, Planned, plan
@@ -15,10 +16,13 @@ from lightning_modules.new.write import about, command, stage_yaml
 from lightning_modules.sizing.command import needed
 from lightning_modules.sizing.job import Stage
 from lightning_modules.sizing.shape import read_shape
+from otherside.batching import tokenise
 from otherside.files import made_once, make_folder
 from otherside.tokenizer import load_tokenizer
 
 LONGEST = {True: 512, False: 128}  # tokens of a text, on GPUs and on CPUs
+PLURAL = {"text": "texts", "query": "queries", "positive": "positives"}
+USUAL = 0.95  # share of the texts of each role that shall not be cut
 
 
 def run_new(
@@ -46,21 +50,27 @@ def run_new(
     def fill(work: Path) -> None:
         (work / "data").mkdir()
         written = import_module("datamodules.heldout").write(found, work / "data", on_bad_row)
-        measured = _measured(written, tokenizer, machine)
+        lengths = {
+            role: np.array([len(tokens.ids) for tokens in tokenise(tokenizer, sample.texts, max(LONGEST.values()) + 1)])
+            for role, sample in written.sample.items()
+        }
+        measured = _measured(written, lengths, machine)
         stages = plan(shape, measured, machine, hours)
         _write(stages, work, recipe, base, measured, machine)
         _say(written, stages, recipe, machine)
+        for role, tokens in lengths.items():
+            if (cut := (tokens > measured.length).mean()) > 1 - USUAL:
+                print(f"  {cut:.0%} of {PLURAL.get(role, role)} are cut at {measured.length} tokens")
 
     made_once(recipe, fill)
     print(f"\nnext: {command(recipe, machine)}")
 
 
-def _measured(written: Any, tokenizer: Any, machine: Hardware) -> Data:
-    """What the arithmetic needs of the data that were written."""
+def _measured(written: Any, lengths: Mapping[str, NDArray[np.int64]], machine: Hardware) -> Data:
+    """What the arithmetic needs of the data that were written; `lengths` are those of some texts of each role."""
     rows: dict[Stage, int] = {"mntp": written.texts, "simcse": written.texts}
     rows |= {"supervised": written.pairs} if written.pairs else {}
-    lengths = [len(ids) for ids in tokenizer(written.sample, verbose=False)["input_ids"]]
-    most = int(np.quantile(lengths, 0.95)) if lengths else 0
+    most = max((int(np.quantile(tokens, USUAL)) for tokens in lengths.values()), default=0)
     length = min(max(32, -(-most // 32) * 32), LONGEST[bool(machine.gpus)])
     held_out: HeldOut = ("pairs" if written.pairs else "texts") if written.held_out else None
     return Data(rows, length, min(written.negatives, 4), held_out)
@@ -77,7 +87,11 @@ def _write(stages: Sequence[Planned], work: Path, recipe: Path, base: str, data:
 
 def _say(written: Any, stages: Sequence[Planned], recipe: Path, machine: Hardware) -> None:
     counts = {"texts": written.texts, "pairs": written.pairs, "held out": written.held_out}
-    counts |= {"left out as repeated": written.repeated, "left out as malformed": written.skipped.count}
+    counts |= {
+        "merged, as their pairs are the same": written.merged,
+        "left out as repeated": written.repeated,
+        "left out as malformed": written.skipped.count,
+    }
     print(f"{recipe}/data: {', '.join(f'{count:,} {name}' for name, count in counts.items() if count)}")
     if not written.held_out:
         print("  no rows held out to validate on: they are too few, or share texts")

@@ -1,11 +1,12 @@
+import random
 from itertools import pairwise
 
 import pytest
 import torch
 from conftest import SENTENCES
 from tiny import random_texts
-from tokenizers import processors
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from otherside.batching import Chunks, Packed, PairBatch, TextBatch, Tokens, rounded, tokenise
 from otherside.candidates import Marks
@@ -124,6 +125,75 @@ def tokenizer_bos(tiny_llama_bos):
 def pooled(tokenizer, text: Tokens) -> str:
     """What the pooled tokens say."""
     return tokenizer.decode(text.ids[text.skip :])
+
+
+def byte_level() -> Tokenizer:
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return raw
+
+
+def sentencepiece(model: models.Model) -> Tokenizer:
+    """As Llama 2's, whose merges know no words but by their first letter; or Unigram, by words."""
+    raw = Tokenizer(model)
+    raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    if isinstance(model, models.Unigram):
+        raw.normalizer, raw.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
+    return raw
+
+
+SCRIPTS = [
+    "the river of  music,\n\n",
+    "Größe und Maß. ",
+    "река и город ",
+    "今天天气很好。",
+    "สวัสดีครับ",
+    "नमस्ते दुनिया ",
+    "🙂🙃",
+    "a" * 40,
+]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        byte_level,
+        lambda: sentencepiece(models.BPE(unk_token="?", fuse_unk=True)),
+        lambda: sentencepiece(models.Unigram()),
+    ],
+    ids=["byte-level", "sentencepiece BPE", "sentencepiece Unigram"],
+)
+def test_long_texts_are_cut_before_they_are_tokenised(make, monkeypatch):
+    """The ids are those of the whole text."""
+    raw = make()
+    kind = {"BPE": trainers.BpeTrainer, "Unigram": trainers.UnigramTrainer}[type(raw.model).__name__]
+    raw.train_from_iterator(
+        SCRIPTS[:4] * 9,
+        kind(vocab_size=120, special_tokens=["?"], show_progress=False, unk_token="?")
+        if kind is trainers.UnigramTrainer
+        else kind(vocab_size=120, special_tokens=["?"], show_progress=False),
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="?", eos_token="?")
+    draw = random.Random(0)
+    texts = [script * 300 for script in SCRIPTS] + ["".join(draw.choices(SCRIPTS, k=400)) for _ in range(20)]
+    texts += [" " * 9000 + "end", "a b " * 3000]
+    for length in (5, 16, 33):
+        for instruction in ("", "the river: "):
+            if length > 16 or not instruction:
+                found = [text.ids for text in tokenise(tokenizer, texts, length, instruction)]
+                whole = tokenizer([instruction + text for text in texts], truncation=True, max_length=length)[
+                    "input_ids"
+                ]
+                assert found == whole
+    longest = []
+    real = PreTrainedTokenizerFast.__call__
+    monkeypatch.setattr(
+        PreTrainedTokenizerFast,
+        "__call__",
+        lambda self, texts, **options: longest.append(max(map(len, texts))) or real(self, texts, **options),
+    )
+    tokenise(tokenizer, ["a b " * 30_000], 16)
+    assert max(longest) < 17 * 64
 
 
 class TestTokenise:

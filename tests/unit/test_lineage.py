@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from otherside.lineage import ADAPTER_WEIGHTS, CARD, Card, Lineage, Merged, sha256
+from otherside.lineage import ADAPTER_WEIGHTS, CARD, Card, Lineage, Merged, Training, sha256
 
 
 def adapter_in(folder, content=b"weights"):
@@ -15,6 +15,23 @@ def adapter_in(folder, content=b"weights"):
 def test_sha256(tmp_path):
     (tmp_path / "file").write_bytes(b"other side")
     assert sha256(tmp_path / "file") == hashlib.sha256(b"other side").hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "name", "had"),
+    [
+        ({}, "query", ["", "Q: ", "P: "]),
+        ({"query": "Q: ", "document": ""}, "query", ["Q: "]),
+        ({"query": "Q: ", "document": ""}, "document", [""]),
+        ({"nq": "Q: ", "other-document": "P: "}, "query", ["Q: ", "P: "]),
+        ({"nq": "Q: ", "other-document": "P: "}, "document", ["", "Q: ", "P: "]),
+    ],
+)
+def test_instructions_of_training(prompts, name, had):
+    trained = Training("supervised", prompts=prompts)
+    assert [used for used in ("", "Q: ", "P: ", "Z: ") if trained.had(name, used)] == (
+        had if prompts else [*had, "Z: "]
+    )
 
 
 class TestMerged:

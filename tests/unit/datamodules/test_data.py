@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from datamodules import Blocks, Pairs, Sentences, Source
+from datamodules.base import warn_skipped
 from datamodules.loading import OrderedBatches, PlannedBatches
 from datamodules.sources import open_table
 from otherside.batching import Packed, PairBatch, TextBatch
@@ -124,6 +125,12 @@ def test_blocks_make_batches_of_full_blocks(tokenizer: PreTrainedTokenizerBase, 
 def test_blocks_refuse_what_cannot_be(tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(ValueError, match="block_size must be between 2 and max_length=8; got 512"):
         Blocks(tokenizer, global_batch_size=4, max_length=8)
+    told = Source("a.txt", instruction="passage: ")
+    Blocks(tokenizer, predict_sources=[told], global_batch_size=4, max_length=8, block_size=8)
+    with pytest.raises(
+        ValueError, match=r"Blocks must have no instruction, .*; got 'passage: ' for a\.txt\. Remove it"
+    ):
+        Blocks(tokenizer, [told], global_batch_size=4, max_length=8, block_size=8)
 
 
 def test_pairs(tokenizer: PreTrainedTokenizerBase, write_pairs: Write) -> None:
@@ -323,6 +330,22 @@ def test_ordered_batches_hold_each_row_once_and_no_rank_is_idle(
 def test_ordered_batches_refuse_less_than_a_row_a_rank(write_texts: Write) -> None:
     with pytest.raises(ValueError, match="each of the 4 ranks; got 3 rows"):
         OrderedBatches([open_table(Source(write_texts(3)), "text")], 4, _rows_only, 0, 4)
+
+
+@pytest.mark.parametrize("on_bad_row", ["raise", "skip"])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_rows_of_a_corpus_are_counted_with_what_is_left_out(
+    tmp_path: Path, on_bad_row: str, world_size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = "\0\n" if on_bad_row == "skip" else "a\n"
+    (tmp_path / "a.txt").write_text(f"zero\none\n\n{bad}four\n\n")
+    (tmp_path / "b.txt").write_text("six\n \neight\n")
+    tables = [open_table(Source(str(tmp_path / f"{name}.txt")), "corpus", on_bad_row) for name in "ab"]
+    ranks = [OrderedBatches(tables, 8, _rows_only, rank, world_size) for rank in range(world_size)]
+    found = torch.cat([rank[step].rows for step in range(2) for rank in ranks]).tolist()
+    assert found == [0, 1, *([3] if on_bad_row == "raise" else []), 4, 6, 8]
+    warn_skipped(tables[0])
+    assert "a.txt: 2 blank texts have no vector" in caplog.text
 
 
 def test_skipped_rows_are_logged_once(

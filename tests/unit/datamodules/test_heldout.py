@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from datamodules.heldout import HELD_OUT, PAIRS, TEXTS, Written, write
+from datamodules.heldout import HELD_OUT, PAIRS, SAMPLE, TEXTS, Sample, Written, write
 from datamodules.recognise import recognise
 from datamodules.rows import BadRow
 
@@ -41,7 +41,10 @@ def test_pairs_are_split_and_their_texts_listed(tmp_path: Path) -> None:
     seen = {text for row in trained for text in (row["query"], row["positive"])}
     assert not asked & (seen | {row["text"] for row in texts})
     assert {row["text"] for row in texts} == seen | {f"other {i}" for i in range(9)}
-    assert len(texts) == len({row["text"] for row in texts}) and set(made.sample) <= {row["text"] for row in texts}
+    assert len(texts) == len({row["text"] for row in texts})
+    samples = {role: sorted(set(sample.texts)) for role, sample in made.sample.items()}
+    assert samples["query"] == sorted(row["query"] for row in trained)
+    assert len(made.sample["positive"].texts) == 285 and samples["negatives"] == [f"other {i}" for i in range(9)]
 
 
 def test_held_out_texts_are_no_negatives_either(tmp_path: Path) -> None:
@@ -62,6 +65,32 @@ def test_the_order_of_rows_changes_nothing(tmp_path: Path) -> None:
 def test_repeated_rows_are_left_out(tmp_path: Path) -> None:
     made = written(tmp_path, "a.jsonl", pairs(60) + pairs(5))
     assert (made.pairs, made.repeated, made.held_out) == (60, 5, 0)
+
+
+def test_rows_of_a_pair_become_one_with_the_negatives_of_all(tmp_path: Path) -> None:
+    """In files of triplets each negative has a row."""
+    lines = [
+        {"query": f"q {i % 300}", "positive": f"p {i % 300}", "negative": f"n {i % 900}"} for i in range(1000)
+    ]  # 300 pairs with 3 negatives each, of which 100 stand there twice
+    made = written(tmp_path, "a.jsonl", lines)
+    trained, held = (rows(tmp_path / "out" / name) for name in (PAIRS, HELD_OUT))
+    assert (made.pairs, made.held_out, made.negatives) == (285, 15, 3)
+    assert made.merged == 2 * 285 and 85 <= made.repeated <= 100
+    asked = [row["query"] for row in trained]
+    assert len(set(asked)) == 285 and asked == sorted(asked, key=lambda query: int(query[2:])), "in order"
+    for row in trained + held:
+        number = int(row["query"][2:])
+        assert row["negatives"] == [f"n {number + 300 * i}" for i in range(3)]
+
+
+def test_a_sample_of_many_texts_is_of_all_of_them() -> None:
+    sample = Sample()
+    for i in range(10 * SAMPLE):
+        sample.add(str(i))
+    drawn = [int(text) for text in sample.texts]
+    assert len(set(drawn)) == SAMPLE
+    tenths = [sum(i // SAMPLE == tenth for i in drawn) for tenth in range(10)]
+    assert all(0.8 * SAMPLE / 10 < count < 1.2 * SAMPLE / 10 for count in tenths)
 
 
 def test_few_rows_are_all_trained_on(tmp_path: Path) -> None:

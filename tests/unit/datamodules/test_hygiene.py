@@ -89,6 +89,26 @@ def test_what_is_planted_is_found(tmp_path: Path) -> None:
     assert "LEAK: 1 rows of" in told and "have documents of Task" in told and told.splitlines()[-1].startswith("do not")
 
 
+def test_rows_with_other_negatives_are_not_repeated(tmp_path: Path) -> None:
+    rows = [{"query": "a", "positive": "b", "negatives": [f"c {i % 3}"]} for i in range(4)]
+    report = check([(write(tmp_path / "a.jsonl", rows), "pair")], [], None, None, {})
+    [source] = report["sources"]
+    assert (source["repeated"], source["repeated_with_other_negatives"], report["near"]["rows"]) == (1, 2, 0)
+    assert "2 of the query and positive of one before them, with other negatives" in page(report, [])
+
+
+def test_negatives_that_are_positives_of_the_query_elsewhere(tmp_path: Path) -> None:
+    rows = [{"query": "a", "positive": "b", "negatives": ["c", "d", "e"]}, {"query": "f", "positive": "c"}]
+    sources = [
+        (write(tmp_path / "one.jsonl", [*rows, {"query": "a", "positive": "d", "negatives": ["e"]}]), "pair"),
+        (write(tmp_path / "other.jsonl", [{"query": "a", "positive": "e"}]), "pair"),
+        (write(tmp_path / "texts.txt", ["a", "b"]), "text"),
+    ]
+    report = check(sources, [], None, None, {})
+    assert [source["negative_is_positive_of_another_row"] for source in report["sources"]] == [2, 0, 0]
+    assert "2 with a negative that is a positive of the query in another row" in page(report, [])
+
+
 def test_documents_alone_are_no_reason_to_stop(tmp_path: Path) -> None:
     document = text()
     report = check([(write(tmp_path / "a.txt", [document, text()]), "text")], [], None, None, {"T": [(True, document)]})
@@ -115,6 +135,23 @@ def test_near_rows_across_many(tmp_path: Path) -> None:
     changed = [" ".join([*row.split()[:-1], "other"]) for row in rows]
     report = check([(write(tmp_path / "a.txt", rows + changed), "text")], [], None, None, {})
     assert report["near"]["rows"] >= 298
+
+
+@pytest.mark.parametrize("letters", [range(0x4E00, 0x5E00), range(0x3041, 0x3097), range(0x0E01, 0x0E2F)])
+def test_near_rows_without_spaces(tmp_path: Path, letters: range) -> None:
+    """Chinese, Japanese, Thai."""
+    rows = ["".join(map(chr, RANDOM.choices(letters, k=60))) for _ in range(50)]
+    near = [f"{row[:-1]}{chr(letters[0])}" for row in rows]
+    report = check([(write(tmp_path / "a.txt", [*rows, *near]), "text")], [], None, None, {})
+    assert report["near"]["rows"] >= 48 and report["near"]["too_short"] == 0
+
+
+def test_rows_that_are_not_compared_are_told(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.txt", [*(text(5) for _ in range(7)), text(9)])
+    report = check([(source, "text")], [], None, None, {})
+    assert report["near"]["too_short"] == 7
+    told = page(report, [])
+    assert "7 rows were too short" in told and "no other row is nearly another one" in told
 
 
 def test_pairs_are_as_alike_as_what_is_less_alike() -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from datamodules.mining import mine, run
 from datamodules.mining.quality import Quality, told
 from datamodules.mining.run import Asked, run_mine
 from otherside.encoder import Encoder
+from otherside.lineage import Training
 
 ASKED = Asked(3, 0.95, 1, 20)
 ROWS = 23
@@ -174,6 +176,17 @@ def test_names_that_are_given_are_ours_or_theirs(tiny_llama: Path, tmp_path: Pat
     file.write_text("Frage,positive\nWann?,Um acht.\nWo?,Hier.\n")
     mine(str(tiny_llama), str(file), out=out, fields={"query": "Frage"}, negatives=1, dtype="float32", device="cpu")
     assert [row["query"] for row in lines(out)] == ["Wann?", "Wo?"]
+
+
+def test_other_instructions_than_those_of_training_are_told(
+    mined: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = Training("supervised", prompts={"query": "Ask: ", "document": ""})
+    known = run.card_of
+    monkeypatch.setattr(run, "card_of", lambda encoder: replace(known(encoder), history=(trained,)))
+    mined()
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert len(told) == 1 and told[0].endswith("was trained with 'Ask: ' before each query; --instruction is ''")
 
 
 def test_a_finished_file_is_left_alone(mined: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:

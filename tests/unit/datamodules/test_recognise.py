@@ -11,6 +11,7 @@ import pytest
 
 from datamodules.recognise import recognise
 from datamodules.rows import BadFile, BadRow
+from datamodules.sources import Source, open_table
 
 
 def columns(folder: Path, *names: str) -> str:
@@ -36,7 +37,39 @@ def columns(folder: Path, *names: str) -> str:
 )  # fmt: skip
 def test_known_columns(names: tuple[str, ...], kind: str, fields: dict[str, str], tmp_path: Path) -> None:
     (found,) = recognise(columns(tmp_path, *names))
-    assert (found.kind, found.source.fields, found.note) == (kind, fields, "")
+    others = [name for name in names if name not in fields.values()]
+    assert (found.kind, found.source.fields) == (kind, fields)
+    assert found.note == (f"not read: {', '.join(others)}" if others else "")
+
+
+def test_numbered_negatives_are_a_list(tmp_path: Path) -> None:
+    """As sentence-transformers has its n-tuples."""
+    names = ("anchor", "positive", *(f"Negative_{i}" for i in (1, 2, 10)), "negative_score", "source")
+    (found,) = recognise(columns(tmp_path, *names))
+    assert found.source.fields == {"query": "anchor", "positive": "positive", "negatives": "Negative_*"}
+    assert found.note == "not read: negative_score, source"
+    [row] = open_table(found.source, "pair").rows
+    assert row["negatives"] == ["text Negative_1", "text Negative_2", "text Negative_10"]
+    rows = [{"query": "a", "positive": "b", "neg_2": "d", "neg_1": "c"}, {"query": "a", "positive": "b", "neg_1": None}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (found,) = recognise(str(tmp_path / "a.jsonl"))
+    assert list(open_table(found.source, "pair").rows["negatives"]) == [["c", "d"], []]
+    with pytest.raises(BadRow, match=r"line 1: field 'hard_\*' is missing; .* Name the right one"):
+        open_table(Source(str(tmp_path / "a.jsonl"), {"negatives": "hard_*"}), "pair")
+
+
+def test_columns_are_those_of_the_first_rows(tmp_path: Path) -> None:
+    rows = [{"query": "a", "positive": "b"}, {"query": "a", "positive": "b", "neg": ["c"]}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (found,) = recognise(str(tmp_path / "a.jsonl"))
+    assert found.source.fields["negatives"] == "neg"
+
+
+def test_what_is_not_read_is_told(tmp_path: Path) -> None:
+    (alpaca,) = recognise(columns(tmp_path, "instruction", "input", "output"))
+    assert alpaca.kind == "pair" and alpaca.note == "not read: input"
+    (labelled,) = recognise(columns(tmp_path, "text", "Label"))
+    assert labelled.note == "texts of one Label are pairs in a YAML with labels: true"
 
 
 def test_graded_pairs_are_texts(tmp_path: Path) -> None:

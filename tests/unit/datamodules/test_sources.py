@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import os
@@ -84,6 +85,8 @@ def test_globs_lists_and_order(tmp_path: Path) -> None:
     assert texts_of(open_table(Source(pattern), "text")) == ["a1", "a2", "b1", "b2", "c1", "c2"]
     some = [str(tmp_path / "part" / "c.txt"), str(tmp_path / "**" / "a.txt")]
     assert texts_of(open_table(Source(some), "text")) == ["c1", "c2", "a1", "a2"]
+    twice = [some[0], pattern, str(tmp_path / "part" / ".." / "part" / "a.txt")]
+    assert texts_of(open_table(Source(twice), "text")) == ["c1", "c2", "a1", "a2", "b1", "b2"], "each file once"
 
 
 def test_fields_are_mapped(tmp_path: Path) -> None:
@@ -102,18 +105,30 @@ def test_negatives_may_be_a_list_one_text_null_or_absent(tmp_path: Path) -> None
     assert list(open_table(Source(str(path)), "pair").rows["negatives"]) == [["n", "m"], ["n"], [], [], []]
 
 
+def test_lists_in_cells_of_csv(tmp_path: Path) -> None:
+    """As JSON and as pandas write them; nothing else in brackets is one."""
+    positives = ["p", '["p", "o"]', "[deleted]", "[1, 2]", "['p' 'o']"]
+    negatives = [["n, 1", "it's"], [], ["[n]"], ["n"], ["m"]]
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerows([("query", "positive", "negatives"), *zip("abcde", positives, negatives, strict=True)])
+    rows = open_table(Source(str(tmp_path / "a.csv")), "pair").rows
+    assert list(rows["positive"]) == ["p", "p", "o", "[deleted]", "[1, 2]", "['p' 'o']"]
+    assert list(rows["negatives"]) == [["n, 1", "it's"], [], [], ["[n]"], ["n"], ["m"]]
+
+
 def test_each_of_several_positives_makes_a_pair(tmp_path: Path) -> None:
     """As in FlagEmbedding's files, their scores included."""
     row = {"query": "q", "pos": ["p", "o"], "neg": ["o", "n"], "pos_scores": [0.5, 0.25], "neg_scores": [-1, 0.125]}
     path = write(tmp_path / "a.jsonl", json.dumps(row))
     fields = {"positive": "pos", "negatives": "neg"}
-    made = [{"query": "q", "positive": positive, "negatives": ["o", "n"]} for positive in "po"]
+    made = [{"query": "q", "positive": positive, "negatives": ["n"]} for positive in "po"]  # none of its positives
     assert open_table(Source(str(path), fields), "pair").rows.to_list() == made
     alone = open_table(Source(str(path), fields, in_batch=False), "pair").rows
-    assert list(alone["negatives"]) == [["n"], ["n"]], "none of its positives"
+    assert alone.to_list() == made
     fields |= {"scores": "neg_scores", "positive_score": "pos_scores"}
     scored = open_table(Source(str(path), fields, scores=True), "pair").rows
-    assert scored.to_list() == [made[0] | {"scores": [0.5, -1, 0.125]}, made[1] | {"scores": [0.25, -1, 0.125]}]
+    assert scored.to_list() == [made[0] | {"scores": [0.5, 0.125]}, made[1] | {"scores": [0.25, 0.125]}]
 
 
 def test_pairs_that_stand_alone_need_a_negative(tmp_path: Path) -> None:
@@ -127,7 +142,7 @@ def test_pairs_that_stand_alone_need_a_negative(tmp_path: Path) -> None:
         open_table(source, "pair")
     assert len(open_table(source, "pair", "skip")) == 1
     source.in_batch = True  # another table
-    assert [len(negatives) for negatives in open_table(source, "pair").rows["negatives"]] == [3, 0]
+    assert [len(negatives) for negatives in open_table(source, "pair").rows["negatives"]] == [2, 0]
 
 
 @pytest.mark.parametrize("setting", ["in_batch", "labels", "scores"])
@@ -135,6 +150,13 @@ def test_settings_of_pairs_are_none_of_texts(tmp_path: Path, setting: str) -> No
     source = Source(str(write(tmp_path / "a.txt", "a\n")), **{setting: setting != "in_batch"})
     with pytest.raises(ValueError, match=r"in_batch, labels and scores must be for datamodules\.Pairs; got .*a\.txt"):
         open_table(source, "text")
+
+
+@pytest.mark.parametrize("kind", ["text", "blank_ok", "corpus"])
+def test_texts_have_one_instruction(tmp_path: Path, kind: Kind) -> None:
+    source = Source(str(write(tmp_path / "a.txt", "a\n")), document_instruction="passage: ")
+    with pytest.raises(ValueError, match=r"got 'passage: ' for .*a\.txt, which is read as texts\. Set instruction"):
+        open_table(source, kind)
 
 
 SCORED = {"query": "q", "positive": "p", "negatives": ["n", "p", "m"], "scores": [0.5, 1, -2.5], "positive_score": 0.75}
@@ -148,20 +170,21 @@ def scored(folder: Path, *rows: dict[str, Any], **settings: Any) -> Source:
 
 def test_scores_are_of_the_positive_then_of_each_negative(tmp_path: Path) -> None:
     rows = open_table(scored(tmp_path, SCORED, FREE), "pair").rows
-    assert list(rows["scores"]) == [[0.75, 0.5, 1, -2.5], [1]] and list(rows["negatives"]) == [["n", "p", "m"], []]
+    assert list(rows["scores"]) == [[0.75, 0.5, -2.5], [1]] and list(rows["negatives"]) == [["n", "m"], []]
     alone = open_table(scored(tmp_path, SCORED, in_batch=False), "pair").rows
     assert alone.to_list() == [{"query": "q", "positive": "p", "negatives": ["n", "m"], "scores": [0.75, 0.5, -2.5]}]
     renamed = {{"scores": "neg_scores", "positive_score": "pos_score"}.get(key, key): x for key, x in SCORED.items()}
     fields = {"scores": "neg_scores", "positive_score": "pos_score"}
-    assert list(open_table(scored(tmp_path, renamed, fields=fields), "pair").rows["scores"]) == [[0.75, 0.5, 1, -2.5]]
+    assert list(open_table(scored(tmp_path, renamed, fields=fields), "pair").rows["scores"]) == [[0.75, 0.5, -2.5]]
 
 
 def test_scores_are_not_read_where_they_are_not_asked_for(tmp_path: Path) -> None:
     """What tables and runs of older versions are known by: the digest is theirs."""
-    table = open_table(scored(tmp_path, SCORED, FREE, scores=False), "pair")
+    row = {**SCORED, "negatives": ["n", "m"], "scores": [0.5, -2.5]}
+    table = open_table(scored(tmp_path, row, FREE, scores=False), "pair")
     assert table.rows.column_names == ["query", "positive", "negatives"]
-    assert table.content == "e0b9885ee5afc5e69b71ede2c033e2d9d6dd01c3d6f20774393ca9f3c26e645d"
-    asked = open_table(scored(tmp_path, SCORED, FREE), "pair")
+    assert table.content == "758d51ce6780f80f21a9b1dbe88783703b520cc81e2632a1bd8b41d0280dda5b"
+    asked = open_table(scored(tmp_path, row, FREE), "pair")
     assert asked.content != table.content
     assert list(asked.sizes(99)) == list(table.sizes(99)), "scores are no texts"
 
@@ -280,6 +303,47 @@ def test_a_quotation_mark_of_tsv_joins_no_rows(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tsv", 'text\tn\na\t1\n"b\t1\nc"\t1\n')
     with pytest.raises(BadRow, match="line 3: a cell of TSV must be on one line"):
         open_table(Source(str(path)), "text")
+    assert texts_of(open_table(Source(str(path)), "text", "skip")) == ["a", 'c"'], "only the row that opens the quote"
+
+
+@pytest.mark.parametrize(
+    ("opened", "closed"), [('q,"open quote', 'q7,5"'), ('"Who said this?,he did', '"a","b"'), ('"a,b', "")]
+)
+def test_a_stray_quotation_mark_costs_its_own_row_only(tmp_path: Path, opened: str, closed: str) -> None:
+    """Whether the quote ends at another one, breaks there, or goes on to the end of the file."""
+    lines = ["query,positive", *(f"q{i},p{i}" for i in range(1, 900))]
+    lines[500], lines[700] = opened, closed or lines[700]
+    path = write(tmp_path / "a.csv", "\n".join(lines) + "\n")
+    with pytest.raises(BadRow, match=rf"line 501: .* line {701 if closed else 900}\b.* quotes"):
+        open_table(Source(str(path)), "pair")
+    table = open_table(Source(str(path)), "pair", "skip")
+    assert (len(table), table.skipped) == (898, 1)
+    assert max(len(text) for text in table.rows["positive"]) < 9
+
+
+def test_a_record_of_csv_has_so_many_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or memory would hold the file, of which a quotation mark that is never closed makes one record."""
+    monkeypatch.setattr("datamodules.delimited.MOST_LINES", 8)
+    path = write(tmp_path / "a.csv", "text\n" + '"a\n' + "b\n" * 20)
+    with pytest.raises(BadRow, match=r"line 2: broken CSV .a record of more than 8 lines, in line 9"):
+        open_table(Source(str(path)), "text")
+    assert texts_of(open_table(Source(str(path)), "text", "skip")) == ["b"] * 20
+
+
+def test_prose_of_many_lines_is_a_cell(tmp_path: Path) -> None:
+    """A comma a line does not make rows of them, nor commas without a space where other lines have none."""
+    poem = "Roses are red, they say,\nviolets are blue, they say,\n" * 4 + "x"
+    code = "f(a,b)\n" * 3 + "return\n"
+    path = write(tmp_path / "a.csv", f'n,text\n1,"{poem}"\n2,"{code}"\n')
+    assert texts_of(open_table(Source(str(path)), "text")) == [poem, code]
+
+
+def test_a_header_between_rows(tmp_path: Path) -> None:
+    """As `cat a.csv b.csv` leaves it."""
+    path = write(tmp_path / "a.csv", "text,n\na,1\ntext,n\nb,2\n")
+    with pytest.raises(BadRow, match=r"line 3: a row must not be the header once more; files were joined\. Remove"):
+        open_table(Source(str(path)), "text")
+    assert texts_of(open_table(Source(str(path)), "text", "skip")) == ["a", "b"]
 
 
 def test_columns_of_one_name(tmp_path: Path) -> None:

@@ -119,6 +119,15 @@ def test_ranks_read_every_row_equally_often(write_texts: Write, sizes: list[int]
     assert read == Counter({f"text {i}": 6 * sum(i < size for size in sizes) for i in range(max(sizes))})
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_stream_shorter_than_a_batch_is_refused(write_texts: Write, world_size: int) -> None:
+    """Its batches would hold rows twice; the plan refuses it, too."""
+    for rank in range(world_size):
+        with pytest.raises(ValueError, match=r"enough rows for one global batch of 4; got 3\. Lower global_batch_size"):
+            list(stream(write_texts(3), rank, world_size))
+        assert len(list(stream(write_texts(4), rank, world_size))) == 12
+
+
 def test_another_number_of_ranks_is_refused() -> None:
     saved = {"step": 3, "ranks": [START, START]}
     assert load_positions(saved, rank=1, world_size=2) == {3: START}
@@ -131,7 +140,7 @@ def test_bad_rows(tmp_path: Path) -> None:
     path.write_text('{"text": "a"}\n{"txt": "b"}\n{"text": "c"}\nnot json\n')
     with pytest.raises(BadRow, match=r"a\.jsonl, line 2: field 'text' is missing"):
         list(stream(str(path)))
-    batches = list(stream(str(path), on_bad_row="skip", length=3))
+    batches = list(stream(str(path), on_bad_row="skip", length=3, global_batch_size=2))
     assert {text for (_, rows, _), _ in batches for text in rows} == {"a", "c"}
     path.write_text('{"txt": "b"}\n')
     with pytest.raises(BadRow, match="at least one row must be good; got none, 1 bad"):

@@ -23,7 +23,7 @@ def test_vectors_are_those_of_the_encoder_in_the_order_of_the_input(
     """Cut where `Encoder.encode` cuts, at model.max_length: data.max_length is for training."""
     runs.write_data(tmp_path, rows=21)
     more = ["A last text.", "And another, longer one, with commas, too.", "far " * 100]
-    (tmp_path / "more.txt").write_text("\n".join(more) + "\n")
+    (tmp_path / "more.txt").write_text("\n \n".join(more) + "\n")  # blank lines are counted, and have no vector
     sources = [{"path": "sentences.txt"}, {"path": "more.txt", "instruction": "Embed: "}]
     settings = {"data.init_args.predict_sources": sources, "model.init_args.chunk_tokens": 40}
     settings["data.init_args.max_length"] = 16
@@ -33,7 +33,7 @@ def test_vectors_are_those_of_the_encoder_in_the_order_of_the_input(
     assert "reads run/checkpoints/step=2.ckpt" in output
     assert f"24 vectors are in run/{FILE}" in output
     table = pq.read_table(tmp_path / "run" / FILE)
-    assert table["row"].to_pylist() == list(range(24))
+    assert table["row"].to_pylist() == [*range(22), 23, 25]
     encoder = Encoder.load(tmp_path / "run" / "encoder")
     texts = (tmp_path / "sentences.txt").read_text().splitlines()
     expected = np.concatenate([encoder.encode(texts), encoder.encode(more, instruction="Embed: ")])
@@ -46,6 +46,17 @@ def test_without_a_checkpoint_it_says_that_the_adapter_is_untrained(tiny_llama: 
     settings = {"data.init_args.predict_sources": [{"path": "sentences.txt"}]}
     config = runs.write_stage(tmp_path, "MNTP", tiny_llama, root="run", **settings)
     assert "no checkpoint yet, so the adapter is untrained" in runs.run("predict", "--config", config, cwd=tmp_path)
+
+
+def test_another_instruction_than_that_of_training_is_told(tiny_llama: Path, tmp_path: Path) -> None:
+    runs.write_data(tmp_path, rows=8)
+    corpora = [{"path": "sentences.txt", "instruction": told} for told in ("Ask: ", "", "Other: ")]
+    settings = {"data.init_args.predict_sources": corpora}
+    settings["data.init_args.sources"] = [{"path": "pairs.jsonl", "instruction": "Ask: "}]
+    config = runs.write_stage(tmp_path, "Supervised", tiny_llama, root="run", **settings)
+    output = runs.run("predict", "--config", config, cwd=tmp_path)
+    assert output.count("note: ") == 1
+    assert "trained with 'Ask: ' or '' before texts; the instruction of sentences.txt is 'Other: '" in output
 
 
 @pytest.fixture(scope="module")

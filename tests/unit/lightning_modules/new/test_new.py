@@ -92,6 +92,19 @@ def test_hardware_must_be_some() -> None:
         hardware(1, 1, 0)
 
 
+def test_documents_set_the_length_where_queries_are_many(tmp_path: Path, tiny_llama: Path) -> None:
+    """By 5% of all different texts: that of queries, of which each document has many."""
+    lines = [{"question": f"what is {i}", "context": f"{i % 6} " + "and so on " * 25} for i in range(300)]
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    output = runs.run("new", "few", "--base", tiny_llama, "--data", "few.jsonl", cwd=tmp_path)
+    length = yaml.safe_load((tmp_path / "few/supervised.yaml").read_text())["data"]["init_args"]["max_length"]
+    assert length > 75 and "are cut" not in output
+    lines = [{**line, "context": line["context"] * 9} if i % 4 else line for i, line in enumerate(lines)]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    output = runs.run("new", "long", "--base", tiny_llama, "--data", "long.jsonl", cwd=tmp_path)
+    assert "75% of positives are cut at 128 tokens" in output
+
+
 def test_what_is_not_taken_is_said(tmp_path: Path, tiny_llama: Path) -> None:
     rows = [{"query": f"q {i}", "positive": f"p {i}", "negatives": ["n"], "scores": [0.1]} for i in range(20)]
     (tmp_path / "mined.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
