@@ -156,12 +156,6 @@ class Training:
         lists = {"data": tuple(said["data"]), "dimensions": tuple(said["dimensions"]), "parents": parents}
         return cls(**{**said, **lists})
 
-
-def instructions_of(history: Sequence[Training]) -> dict[str, str]:
-    """Those of the last stage for queries and for documents, where all its sources agree."""
-    prompts = history[-1].prompts if history else {}
-    return {side: prompts[side] for side in ("query", "document") if prompts.get(side)}
-
     def had(self, name: str, instruction: str) -> bool:
         """Whether texts had this instruction, as far as `prompts` say: `name` is `query` or `document`."""
         if not self.prompts or name in self.prompts:
@@ -172,6 +166,12 @@ def instructions_of(history: Sequence[Training]) -> dict[str, str]:
     def instructions(self) -> str:
         """Those of `prompts`, to be told."""
         return " or ".join(map(repr, dict.fromkeys(self.prompts.values())))
+
+
+def instructions_of(history: Sequence[Training]) -> dict[str, str]:
+    """Those of the last stage for queries and for documents, where all its sources agree."""
+    prompts = history[-1].prompts if history else {}
+    return {side: prompts[side] for side in ("query", "document") if prompts.get(side)}
 
 
 @dataclass(frozen=True)
