@@ -7,7 +7,6 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,8 +18,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Features, Value
 from datasets.exceptions import DatasetGenerationError
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError
 from numpy.typing import NDArray
 
 from datamodules.rows import (
@@ -37,6 +34,7 @@ from datamodules.rows import (
     read_file,
 )
 from otherside.files import atomic
+from otherside.hub import downloaded
 
 FORMAT_VERSION = 4  # part of every cache key: raise it when what is stored changes
 # Builders of `datasets` that read URLs
@@ -373,18 +371,6 @@ def load_remote(source: Source, streaming: bool) -> Any:
             f"path {path!r} must name a file here, a URL or a dataset on the hub; there is no such file here, and the "
             f"answer from outside is: {error}.{offline} Check path, name, split and revision."
         ) from error
-
-
-def downloaded(name: str, revision: str | None) -> str | None:
-    """Where `hf download --repo-type dataset` has put a hub dataset; None if it has not, or the hub can be asked.
-
-    With the hub switched off `datasets` looks among its own tables only, not among downloaded files.
-    """
-    if not datasets.config.HF_HUB_OFFLINE:
-        return None
-    with suppress(LocalEntryNotFoundError):
-        return snapshot_download(name, repo_type="dataset", revision=revision, local_files_only=True)
-    return None
 
 
 def remote_records(rows: Any, name: str) -> Iterator[Record]:

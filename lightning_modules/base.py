@@ -206,6 +206,8 @@ class EncoderModule(pl.LightningModule, ABC):
         """What is trained in full, and what is inherited, or not, that no setting shows."""
         if isinstance(self.trained, Full):
             print(self._trained_in_full(), file=sys.stderr, flush=True)
+        if idle := self.schedule.idle(int(self.trainer.estimated_stepping_batches)):
+            print(f"note: {idle}", file=sys.stderr, flush=True)
         if self.departures:
             print(f"other than {self.backbone_config.model}: {self.departures}", file=sys.stderr, flush=True)
         start = start_name(self.tokenizer)

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_type_hints
@@ -87,9 +88,16 @@ def main(args: list[str] | None = None) -> None:
 def _train(command: str, arguments: list[str]) -> None:
     from lightning_modules.includes import with_includes
 
-    sys.path.append(str(Path.cwd()))  # one's own stages and callbacks; the script knows only its own folder
+    sys.path += [str(Path.cwd()), *beside(arguments)]  # one's own stages and callbacks
     arguments = with_includes(arguments)  # says what is wrong with a YAML before the seconds that imports take
     _imported("lightning_modules.training", command).TrainingCLI(command, arguments)
+
+
+def beside(arguments: list[str]) -> list[str]:
+    """Folders of the YAMLs that are named."""
+    named = [value for option, value in pairwise(["", *arguments]) if option == "--config"]
+    named += [argument.removeprefix("--config=") for argument in arguments if argument.startswith("--config=")]
+    return list(dict.fromkeys(str(Path(file).absolute().parent) for file in named))
 
 
 def _recipe(command: str, arguments: list[str]) -> None:

@@ -45,6 +45,16 @@ class Schedule:
 
         return LambdaLR(optimizer, factor)
 
+    def idle(self, run_steps: int) -> str:
+        """What to say where a run goes on behind the step at which its rate is 0; else empty."""
+        total = self.total_steps or run_steps
+        if total >= run_steps or self.name == "constant" or self.end:
+            return ""
+        return (
+            f"behind step {total} the learning rate is 0: the run has {run_steps} steps, and "
+            f"model.schedule.total_steps is {total}. Set --model.schedule.total_steps {run_steps}."
+        )
+
 
 def set_rates(scheduler: LambdaLR, rates: list[float]) -> None:
     """Highest rates, one per group of parameters, in force at once: a checkpoint brings back those it was written with,

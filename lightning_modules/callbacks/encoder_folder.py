@@ -54,6 +54,7 @@ class EncoderFolder(pl.Callback):
                 pl_module.save_encoder(root / finished.ENCODER, weights)
             ends = (trainer.global_step, trainer.current_epoch, trainer.max_steps, trainer.max_epochs)
             finished.write(root, *ends, given=self.identity.given, **self.identity.notes)
+            print(f"finished: {root / finished.ENCODER}", file=sys.stderr, flush=True)
 
     @staticmethod
     def _copy(best: ModelCheckpoint, root: Path) -> None:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from otherside.hub import downloaded
+
 if TYPE_CHECKING:
     from mteb.abstasks.abstask import AbsTask
 
@@ -84,14 +86,17 @@ def _find(name: str, languages: Sequence[str] | None) -> AbsTask:
 
 
 def load(task: AbsTask, folder: Path | None) -> None:
-    """Load a task's data, from `folder/ORG__NAME` where that is there, else from the hub.
+    """Load a task's data, from `folder/ORG__NAME` where that is there, else from the hub, or what was downloaded of it.
 
     Raises:
         FileNotFoundError: it is in neither.
     """
     for part in getattr(task.metadata, "tasks", [task]):
         metadata = part.metadata
-        place = folder / metadata.dataset["path"].replace("/", "__") if folder else None
+        name, revision = metadata.dataset["path"], metadata.dataset.get("revision")
+        place = folder / name.replace("/", "__") if folder else None
+        if not (place and place.is_dir()) and (cached := downloaded(name, revision)):
+            place = Path(cached)
         try:
             if place and place.is_dir():
                 local = {**metadata.dataset, "path": str(place.resolve())}
@@ -102,6 +107,7 @@ def load(task: AbsTask, folder: Path | None) -> None:
                 part.load_data()
         except Exception as error:  # of many kinds: no network, no such repository, a broken file
             where = f"at {place} or on the hub" if place else "on the hub, or in the folder that mteb.data names"
+            where += f" (`hf download --repo-type dataset {name} --revision {revision}` brings them here)"
             raise FileNotFoundError(
                 f"the data of {metadata.name} must be {where}, and could not be read: "
                 f"{type(error).__name__}: {str(error).strip() or 'no reason given'}"

@@ -48,6 +48,15 @@ def commands(printed: str) -> list[list[str]]:
     return [shlex.split(line) for line in printed.splitlines() if line.startswith("  sbatch ")]
 
 
+def test_data_that_are_not_there_are_told_at_once(recipe: Path) -> None:
+    (recipe.parent / "pairs.jsonl").unlink()
+    said = submit("recipe", "--dry-run", cwd=recipe.parent)
+    [line] = said.stderr.splitlines()
+    assert len(commands(said.stdout)) == 3
+    assert line.startswith("note: recipe/supervised.yaml: path ") and "pairs.jsonl' must name a file" in line
+    assert not submit("recipe", "--dry-run", "--", "--data.sources", '[{"path": "a/b"}]', cwd=recipe.parent).stderr
+
+
 def test_dry_run_shows_the_tree(recipe: Path) -> None:
     printed = submit(
         "recipe", "--dry-run", "--nodes=2", "-p", "gpu", "--", "--trainer.max_steps", "3", cwd=recipe.parent

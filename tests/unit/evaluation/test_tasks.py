@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import datasets
 import pytest
 from conftest import shared
 from sts import write_sts
@@ -44,6 +45,21 @@ def test_data_of_the_very_folder_are_read_and_metadata_stay_true(tmp_path: Path)
         load(task, write_sts(tmp_path / str(pairs), pairs))
         assert len(task.dataset["test"]) == pairs
         assert task.metadata.dataset["path"] == "mteb/stsbenchmark-sts" and task.metadata.dataset["revision"]
+
+
+def test_downloaded_data_are_read_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the layout that `hf download --repo-type dataset` leaves."""
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    [task] = find_tasks(["STSBenchmark"], ["eng"])
+    revision = task.metadata.dataset["revision"]
+    with pytest.raises(FileNotFoundError, match=f"dataset mteb/stsbenchmark-sts --revision {revision}"):
+        load(task, tmp_path)
+    repository = tmp_path / "hub" / "datasets--mteb--stsbenchmark-sts" / "snapshots"
+    repository.mkdir(parents=True)
+    (write_sts(tmp_path / "made", 14) / "mteb__stsbenchmark-sts").rename(repository / revision)
+    load(task, None)
+    assert len(task.dataset["test"]) == 14
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import runs
 
-from lightning_modules.cli import FUNCTIONS, main
+from lightning_modules.cli import FUNCTIONS, beside, main
 
 REPOSITORY = Path(__file__).parents[3]
 CONFIG, SHAPE = (str(REPOSITORY / path) for path in ("configs/quickstart/mntp.yaml", "benchmarks/shapes/tiny"))
@@ -42,7 +42,7 @@ def test_a_module_in_the_working_directory_is_found(tmp_path: Path, tiny_llama: 
     (tmp_path / "mycode.py").write_text("from lightning_modules import MNTP\n\n\nclass Mine(MNTP):\n    pass\n")
     (tmp_path / "bin").mkdir()
     script = tmp_path / "bin" / "lightning"
-    script.write_text("from lightning_modules.cli import main\n\nmain()\n")  # as pip writes it
+    script.write_text("from lightning_modules.cli import beside, main\n\nmain()\n")  # as pip writes it
     runs.write_data(tmp_path, rows=16)
     config = runs.write_stage(tmp_path, "MNTP", tiny_llama, steps=1, **{"model.class_path": "mycode.Mine"})
     ended = subprocess.run(
@@ -62,6 +62,12 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 128 + signal.SIGPIPE
+
+
+def test_classes_beside_a_yaml_are_found(tmp_path: Path) -> None:
+    named = ["--config", "code/stage.yaml", f"--config={tmp_path}/b.yaml", "--config", "a.yaml"]
+    found = beside([*named, "--model.seed", "1"])
+    assert found == [str(Path.cwd() / "code"), str(tmp_path), str(Path.cwd())]
 
 
 @pytest.mark.parametrize(

@@ -45,3 +45,19 @@ def test_warmup_must_end_inside_the_run(warmup_steps: int) -> None:
 
 def test_a_constant_rate_may_warm_up_through_the_whole_run() -> None:
     assert rates(Schedule("constant", warmup_steps=3), 3) == pytest.approx([0.25, 0.5, 0.75])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "said"),
+    [
+        (Schedule(total_steps=18), True),
+        (Schedule("cosine", total_steps=18), True),
+        (Schedule(total_steps=30), False),
+        (Schedule(), False),
+        (Schedule("constant", total_steps=18), False),
+        (Schedule(total_steps=18, end=0.1), False),
+    ],
+)
+def test_a_run_longer_than_its_schedule_is_told(schedule: Schedule, said: bool) -> None:
+    found = schedule.idle(30)
+    assert found.startswith("behind step 18 the learning rate is 0: the run has 30 steps") == said == bool(found)
