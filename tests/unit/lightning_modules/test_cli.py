@@ -67,7 +67,7 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
 def test_classes_beside_a_yaml_are_found(tmp_path: Path) -> None:
     named = ["--config", "code/stage.yaml", f"--config={tmp_path}/b.yaml", "--config", "a.yaml"]
     found = beside([*named, "--model.seed", "1"])
-    assert found == [str(Path.cwd() / "code"), str(tmp_path), str(Path.cwd())]
+    assert found == [str(Path.cwd() / "code"), str(Path.cwd()), str(tmp_path)]
 
 
 @pytest.mark.parametrize(
