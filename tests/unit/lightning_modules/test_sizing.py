@@ -451,7 +451,8 @@ class TestCommand:
         shape = BASES.get(file.parent.name, file.parent.name)
         [header] = re.findall("^# Hardware: .*", file.read_text(), re.MULTILINE)
         gpus = re.findall(r"(\d+) GPUs", f"1 GPUs {header}")[-1]
-        main(["size", str(file), "--model", str(SHAPES / shape), "--gpus", gpus])
+        devices = [] if "CPU cores" in header else ["--gpus", gpus]
+        main(["size", str(file), "--model", str(SHAPES / shape), *devices])
         assert "note:" not in capsys.readouterr().out
 
     def test_says_when_nothing_helps(self, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,8 @@ def test_a_line_per_log_interval_and_one_for_the_last_step(accumulate: int, tiny
     config = runs.write_stage(tmp_path, "MNTP", tiny_llama, root="run", steps=5, **settings)
     output = runs.run("fit", "--config", config, cwd=tmp_path)
     assert steps_shown(output) == ["2/5", "4/5", "5/5"]
-    assert output.rstrip().splitlines()[-1].endswith("left 0:00:00")
+    *_, step, end = output.rstrip().splitlines()
+    assert step.endswith("left 0:00:00") and end == "finished: run/encoder"
     assert "Seed set" not in output and "WARNING" not in output  # nor anything else that a library says to nobody
 
 
