@@ -38,7 +38,7 @@ with FakeGPU() as gpu:
             x + other if other.shape == x.shape else x @ other
         except RuntimeError:
             print("clash")
-    print(*(best_kernel(CUDA, torch.bfloat16, 0, dropout) for dropout in (0.0, 0.3)))
+    print(*(best_kernel(CUDA, torch.bfloat16, 0, dropout, True) for dropout in (0.0, 0.3)))
 print(*sorted(where.split(":")[0] for where in gpu.waits.elements()), sep=", ")
 """
 
