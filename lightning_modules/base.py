@@ -45,8 +45,8 @@ Item = TypeVar("Item")
 FACTORS = "factors"  # in a checkpoint, what rescales vectors
 PRECISIONS = ("32-true", "bf16-mixed")  # of the trainer, in which weights keep their types
 SMALLER = (
-    "Lower the learning rate (model.optimizer), and clip gradients (trainer.gradient_clip_val: 1.0). The newest "
-    "checkpoint is whole, and the same command goes on from it."
+    "Lower the learning rate (model.optimizer); the same command goes on from the newest checkpoint, whose weights are "
+    "finite. Where gradients are not clipped, begin anew with trainer.gradient_clip_val: 1.0."
 )
 
 
@@ -206,7 +206,7 @@ class EncoderModule(pl.LightningModule, ABC):
         """What is trained in full, and what is inherited, or not, that no setting shows."""
         if isinstance(self.trained, Full):
             print(self._trained_in_full(), file=sys.stderr, flush=True)
-        if idle := self.schedule.idle(int(self.trainer.estimated_stepping_batches)):
+        if idle := self.schedule.idle(self._steps):
             print(f"note: {idle}", file=sys.stderr, flush=True)
         if self.departures:
             print(f"other than {self.backbone_config.model}: {self.departures}", file=sys.stderr, flush=True)
@@ -251,7 +251,8 @@ class EncoderModule(pl.LightningModule, ABC):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.optimizer_factory([p for p in self.parameters() if p.requires_grad])
         self._rates = [group["lr"] for group in optimizer.param_groups]
-        scheduler = self.schedule.build(optimizer, int(self.trainer.estimated_stepping_batches))
+        self._steps = int(self.trainer.estimated_stepping_batches)  # asked of all ranks together
+        scheduler = self.schedule.build(optimizer, self._steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @abstractmethod

@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from datamodules.rows import BadFile, BadRow
+from datamodules.rows import READERS, BadFile, BadRow
 from datamodules.sources import Kind, Source, Table, load_remote, open_table
+from otherside.files import DATA
 
 TEXTS = ["One.", 'Two, with "quotes".', "Three: ünï ✓", "Four"]
 
@@ -445,6 +446,11 @@ def test_hub_errors_are_clear_offline(monkeypatch: pytest.MonkeyPatch) -> None:
         open_table(Source("no-one/nothing:en"), "text")
     with pytest.raises(ValueError, match="must agree on the configuration"):
         open_table(Source("no-one/nothing:en", name="de"), "text")
+
+
+def test_whatever_is_read_from_files_is_no_data_set_of_the_hub() -> None:
+    """Model cards name data sets by that."""
+    assert set(READERS) == DATA
 
 
 @pytest.mark.parametrize("streaming", [False, True])
