@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import faulthandler
+import functools
+import gc
 import json
 import logging
 import os
@@ -18,19 +20,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import deepspeed  # noqa: F401  # what runs need is imported once, for all forks
+import attr  # noqa: F401  # what runs need is imported once, for all forks
+import datasets.distributed
+import deepspeed  # noqa: F401
+import peft.tuners.lora.bnb  # noqa: F401
+import scipy.io  # noqa: F401
 import torch
 import torch.utils.tensorboard
 import yaml
 from lightning_utilities.core.rank_zero import rank_zero_only
 from ranks import free_port
 
+import datamodules.blocks
+import datamodules.pairs
 import lightning_modules.contrastive
 import lightning_modules.mntp
 import lightning_modules.training  # noqa: F401
+from lightning_modules import hardware
+from lightning_modules.callbacks import throughput
 from lightning_modules.cli import main
 from otherside.lineage import Card
 
+PEAK = functools.cache(lambda dtype: hardware.peak(torch.device("cpu"), dtype))
+PEAK(torch.float32)  # measured once, for all forks, as the imports are
 OUTPUTS = tempfile.TemporaryDirectory(prefix="otherside-outputs-")  # goes with this process; forks end without it
 
 SUBJECTS = ["the cat", "a dog", "my neighbour", "the old teacher", "a committee", "the sea", "rain", "her brother"]
@@ -99,6 +111,8 @@ def start(
         rank_zero_only.rank = int(os.environ.get("RANK", 0))  # Lightning looks once, when it is imported
         if before:
             before()
+        throughput.peak = lambda device, dtype: PEAK(dtype)
+        gc.freeze()  # or DeepSpeed's collections go through all that was imported
         status = _status(lambda: main([str(argument) for argument in arguments]))
     finally:
         os._exit(status)
