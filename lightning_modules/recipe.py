@@ -106,7 +106,7 @@ def run(command: list[str]) -> None:
         SystemExit: with its exit status, if it fails.
     """
     child = subprocess.Popen([sys.executable, *command])
-    asked = (signal.SIGINT, signal.SIGTERM)
+    asked = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     previous = [signal.signal(number, lambda number, _: child.send_signal(number)) for number in asked]
     status = child.wait()
     for number, handler in zip(asked, previous, strict=True):

@@ -35,6 +35,8 @@ class Environment(pl.Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
         self._began = time.monotonic()
         self._earlier = starts(Path(trainer.default_root_dir))
         self._entry = {

@@ -121,7 +121,8 @@ def requeue(job: str) -> str:
         scontrol("requeue", job)
     except (OSError, subprocess.SubprocessError) as error:
         why = getattr(error, "stderr", None) or str(error)
-        return f"job {job} could not be requeued ({' '.join(why.split())}); submit it again to go on"
+        why = " ".join(os.fsdecode(why).split())  # bytes where it was not answered in time
+        return f"job {job} could not be requeued ({why}); submit it again to go on"
     return f"job {job} is back in the queue"
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ import runs
 from lightning_modules import finished
 from lightning_modules.cli import main
 from lightning_modules.identity import adapters, given
-from lightning_modules.recipe import needs_nothing, stages
+from lightning_modules.recipe import needs_nothing, run, stages
 from otherside.lineage import Card, Lineage, Merged
 
 
@@ -145,3 +148,24 @@ def test_stages_train_in_order_until_one_fails(tmp_path: Path, tiny_llama: Path)
     assert (tmp_path / "runs" / "c" / finished.ENCODER).is_dir()
     assert "stage 2/3: recipe/b.yaml" in ended.stderr and "stage 3/3" not in ended.stderr
     assert not (tmp_path / "runs" / "a").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signals_go_on_to_the_stage(number: signal.Signals, tmp_path: Path) -> None:
+    """SLURM signals every process of a job step; a recipe that died of it would take its stage along amid a save."""
+    ready = tmp_path / "ready"
+    stage = f"""
+import pathlib, signal, sys, time
+signal.signal({int(number)}, lambda *_: sys.exit(42))
+pathlib.Path({str(ready)!r}).touch()
+time.sleep(60)
+"""
+
+    def ask() -> None:
+        while not ready.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=ask, daemon=True).start()
+    with pytest.raises(SystemExit, match="42"):
+        run(["-c", stage])

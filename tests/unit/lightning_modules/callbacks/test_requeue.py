@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import signal
 import time
 from pathlib import Path
@@ -117,3 +118,11 @@ def test_a_task_of_an_array_is_requeued_alone(monkeypatch: pytest.MonkeyPatch) -
 def test_a_refused_requeue_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert re.fullmatch(r"job 7 could not be requeued \(.*scontrol.*\); submit it again to go on", requeue("7"))
+
+
+def test_a_requeue_that_is_not_answered_says_what_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(*_: str) -> str:
+        raise subprocess.TimeoutExpired("scontrol", 60, stderr=b"Unable to contact slurm controller")
+
+    monkeypatch.setattr("lightning_modules.callbacks.requeue.scontrol", late)
+    assert requeue("7") == "job 7 could not be requeued (Unable to contact slurm controller); submit it again to go on"
