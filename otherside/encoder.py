@@ -22,7 +22,7 @@ from otherside.backbone import AnyDType, Attention, Backbone, BackboneConfig
 from otherside.batching import Packed, tokenise, tokens_at_once
 from otherside.evaluation.model import Cosine, MTEBModel, model_meta
 from otherside.files import atomic_folder
-from otherside.lineage import AUTO, Card, Lineage, Training, instructions_of
+from otherside.lineage import AUTO, CARD, Card, Lineage, Training, instructions_of
 from otherside.llama import check_length, positions
 from otherside.modes import evaluating
 from otherside.pooling import Pooling
@@ -185,9 +185,13 @@ class Encoder(Cosine, nn.Module):
             raise TypeError(
                 f"encode takes instruction, batch_size, normalize and show_progress; got {', '.join(asked)}"
             )
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        if isinstance(texts, str):
             raise TypeError("encode takes a list of strings; for one text, pass [text]")
-        texts = list(texts)  # columns of pandas count by their labels
+        if isinstance(texts, Mapping) or hasattr(texts, "columns"):  # which give their names
+            raise TypeError(f"encode takes a list of strings; of a {type(texts).__name__}, pass one column")
+        texts = list(texts)  # columns of pandas count by their labels, and a generator gives its texts once
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("encode takes a list of strings; for one text, pass [text]")
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}")
         vectors = torch.empty(len(texts), self.backbone.hidden_size, dtype=torch.float32)
@@ -286,8 +290,13 @@ class Encoder(Cosine, nn.Module):
             steps: optimizer steps of the stage.
             weights: that are trained, by their names in `backbone.lm`, where it does not hold them itself (shards).
             training: how they were trained, for the encoder's users.
+
+        Raises:
+            FileExistsError: the folder holds something else than an encoder.
         """
         folder = Path(folder)
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / CARD).is_file():
+            raise FileExistsError(f"folder must be new, empty or an encoder's, which is replaced; {folder} is none")
         folder.parent.mkdir(parents=True, exist_ok=True)
         with atomic_folder(folder) as work:
             self.tokenizer.backend_tokenizer.no_truncation()  # `encode` left it there

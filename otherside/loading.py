@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -93,15 +93,27 @@ def base(lineage: Lineage, dtype: torch.dtype, model: str) -> PreTrainedModel:
             f"backbone.model must be a folder with a model or an encoder; {place} has no config.json or encoder.json"
         )
     try:
-        lm = AutoModelForCausalLM.from_pretrained(
-            place, revision=lineage.revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            place,
+            revision=lineage.revision,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise FileNotFoundError(
             f"backbone.model must be a folder here or a model on the hub, with safetensors weights; {lineage.base} "
             f"could not be loaded: {error}"
         ) from error
+    lm, told = loaded
     check_decoder(lm.config)
+    if missing := sorted(name for name in told["missing_keys"] if not name.startswith("lm_head.")):
+        raise ValueError(
+            f"a checkpoint must have all weights of its model; {lineage.base} lacks {len(missing)}, as "
+            f"{', '.join(missing[:3])}, and random ones would take their place. Download it again, and see whether "
+            "config.json belongs to it."
+        )
     return lm.requires_grad_(False)
 
 

@@ -64,6 +64,7 @@ def load_tokenizer(
             f"backbone.model must have a fast tokenizer (tokenizer.json), which knows where words are; that of {model} "
             f"is a {type(tokenizer).__name__}"
         )
+    tokenizer.truncation_side = "right"  # what is cut is a text's end, never its instruction
     set_template(tokenizer, card.template)
     if start_token == OWN or (not is_base and start_token in (AUTO, card.start_token)):
         return tokenizer  # as it came

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import attr  # noqa: F401  # what runs need is imported once, for all forks
-import datasets.distributed
 import deepspeed  # noqa: F401
 import peft.tuners.lora.bnb  # noqa: F401
 import scipy.io  # noqa: F401
@@ -31,8 +30,6 @@ import yaml
 from lightning_utilities.core.rank_zero import rank_zero_only
 from ranks import free_port
 
-import datamodules.blocks
-import datamodules.pairs
 import lightning_modules.contrastive
 import lightning_modules.mntp
 import lightning_modules.training  # noqa: F401

@@ -128,6 +128,14 @@ class TestEncode:
         with pytest.raises(TypeError, match=r"encode takes a list of strings; for one text, pass \[text\]"):
             encoder.encode(texts)
 
+    def test_a_generator_gives_its_texts(self, encoder):
+        assert np.array_equal(encoder.encode(text for text in SENTENCES), encoder.encode(SENTENCES))
+
+    @pytest.mark.parametrize("texts", [{"a": "one"}, pandas.DataFrame({"text": ["one"]})])
+    def test_what_would_give_its_names(self, encoder, texts):
+        with pytest.raises(TypeError, match=r"encode takes a list of strings; of a (dict|DataFrame), pass one column"):
+            encoder.encode(texts)
+
     @pytest.mark.parametrize("batch_size", [0, -1])
     def test_batch_size_below_one(self, encoder, batch_size):
         with pytest.raises(ValueError, match=f"batch_size must be at least 1; got {batch_size}"):
@@ -345,3 +353,33 @@ def test_texts_may_be_named(tiny_llama) -> None:
     assert np.array_equal(encoder.encode(texts=["a b"]), encoder.encode(["a b"]))
     with pytest.raises(TypeError, match="got normalise"):
         encoder.encode(["a b"], normalise=True)
+
+
+def test_save_replaces_nothing_but_an_encoder(tiny_llama, tmp_path):
+    (tmp_path / "thesis.txt").write_text("three years")
+    encoder = Encoder(load(tiny_llama), load_tokenizer(str(tiny_llama)))
+    with pytest.raises(FileExistsError, match="folder must be new, empty or an encoder's"):
+        encoder.save(tmp_path, "bi")
+    assert (tmp_path / "thesis.txt").read_text() == "three years"
+    encoder.save(encoder.save(tmp_path / "encoder", "bi"), "bi")
+
+
+def test_a_checkpoint_that_lacks_weights(tiny_llama, tmp_path):
+    """transformers fills up with random ones."""
+    llama = shutil.copytree(tiny_llama, tmp_path / "llama")
+    config = json.loads((llama / "config.json").read_text())
+    config["num_hidden_layers"] += 1
+    (llama / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"lacks 9, as model\.layers\.\d+\.input_layernorm\.weight, "):
+        Encoder.load(llama)
+
+
+def test_texts_are_cut_at_their_end(tiny_llama, tmp_path):
+    """Whatever the base's tokenizer says; or the instruction would go first."""
+    llama = shutil.copytree(tiny_llama, tmp_path / "llama")
+    file = llama / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "truncation_side": "left"}))
+    texts = [" ".join(map(str, range(400)))]
+    found = Encoder.load(llama, max_length=32).encode(texts, instruction=INSTRUCTION)
+    file.write_text(file.read_text().replace("left", "right"))
+    assert np.array_equal(found, Encoder.load(llama, max_length=32).encode(texts, instruction=INSTRUCTION))
