@@ -167,6 +167,7 @@ HAS = (
         (["--gres=gpu:2"], "4 CPUs, 4 threads, GPUs 0,1"),
         (["--cpus-per-task=1"], "1 CPUs, 1 threads, GPUs "),
         (["--cpus-per-task=1", "--exclusive"], "4 CPUs, 1 threads, GPUs 0,1"),
+        (["--export=OTHERSIDE_SITE,HOME,PATH"], "4 CPUs, 4 threads, GPUs "),
     ],
 )
 def test_what_a_task_has(options: list[str], has: str, jobs: Jobs, recipe: Path, tmp_path: Path) -> None:
