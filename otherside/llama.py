@@ -38,6 +38,15 @@ def check_decoder(config: PreTrainedConfig) -> None:
         )
 
 
+def check_whole(missing: Iterable[str], base: str) -> None:
+    """Raise a ValueError where a checkpoint lacks more than the head: transformers puts random weights in its place."""
+    if lacks := sorted(name for name in missing if not name.startswith("lm_head.")):
+        raise ValueError(
+            f"a checkpoint must have all weights of its model; {base} lacks {len(lacks)}, as {', '.join(lacks[:3])}, "
+            "and random ones would take their place. Download it again; see whether its config belongs to it."
+        )
+
+
 def positions(config: PreTrainedConfig) -> tuple[int, str] | None:
     """Most tokens of a text, and why; None where the model sets no limit.
 

@@ -13,7 +13,7 @@ from otherside import adapters, conversion, full, stages, weights
 from otherside.adapters import Lora, SavedAdapter
 from otherside.full import Full
 from otherside.lineage import CARD, Card, Lineage
-from otherside.llama import check_decoder
+from otherside.llama import check_decoder, check_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -108,12 +108,7 @@ def base(lineage: Lineage, dtype: torch.dtype, model: str) -> PreTrainedModel:
         ) from error
     lm, told = loaded
     check_decoder(lm.config)
-    if missing := sorted(name for name in told["missing_keys"] if not name.startswith("lm_head.")):
-        raise ValueError(
-            f"a checkpoint must have all weights of its model; {lineage.base} lacks {len(missing)}, as "
-            f"{', '.join(missing[:3])}, and random ones would take their place. Download it again, and see whether "
-            "config.json belongs to it."
-        )
+    check_whole(told["missing_keys"], lineage.base)
     return lm.requires_grad_(False)
 
 

@@ -6,13 +6,16 @@ import importlib.util
 import os
 import re
 import sys
-from contextlib import redirect_stderr
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 from otherside import llm2vec
 from otherside.files import made_once
 from otherside.lineage import AUTO, BASE, CARD, ENCODER, Card, Lineage, sha256
+from otherside.llama import check_whole
 
 PACKAGE = "pkg://"
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -94,7 +97,7 @@ def cache_folder() -> Path:
 
 def converted(file: Path) -> Path:
     """Where a .gguf file's conversion is, or will be."""
-    return cache_folder() / f"{file.stem}-{sha256(file)[:16]}"
+    return cache_folder() / f"{file.stem}-2-{sha256(file)[:16]}"  # those without a 2 may lack what is refused now
 
 
 def from_gguf(file: Path) -> Path:
@@ -110,24 +113,51 @@ def _convert(file: Path, work: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     print(f"reading {file.name}, once; from then on it is in {cache_folder()}", file=sys.stderr, flush=True)
+    with _reading(file):
+        unread = _unread(file)
+    if unread:
+        raise ValueError(f"backbone.model: {file} {unread}. Use the model's safetensors.")
+    bar = sys.stderr if sys.stderr.isatty() else StringIO()  # its bar would fill a log
+    with _reading(file), redirect_stderr(bar):
+        read: Any = AutoModelForCausalLM.from_pretrained(
+            file.parent,
+            gguf_file=file.name,
+            dtype=torch.bfloat16,
+            quantization_config=GgufConfig(dequantize=True),
+            output_loading_info=True,
+        )
+    loaded, told = read
+    check_whole(told["missing_keys"], str(file))
+    # A model loaded from .gguf refuses save_pretrained; one built from its config does not.
+    config = loaded.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    plain = type(loaded)(config).to(torch.bfloat16)
+    plain.load_state_dict(loaded.state_dict())
+    plain.save_pretrained(work)
+    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(work)
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
     try:
-        with redirect_stderr(sys.stderr if sys.stderr.isatty() else StringIO()):  # its bar would fill a log
-            loaded = AutoModelForCausalLM.from_pretrained(
-                file.parent,
-                gguf_file=file.name,
-                dtype=torch.bfloat16,
-                quantization_config=GgufConfig(dequantize=True),
-            )
+        yield
     except Exception as error:  # the readers check little: a file cut short fails anywhere
         raise ValueError(
             f"backbone.model must be a whole .gguf file of a Llama; {file} cannot be read "
             f"({str(error).rstrip('.')}). Download it again."
         ) from error
-    # A model loaded from .gguf refuses save_pretrained; one built from its config does not.
-    config = loaded.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    plain = type(loaded)(config).to(torch.bfloat16)  # type: ignore[arg-type]
-    plain.load_state_dict(loaded.state_dict())
-    plain.save_pretrained(work)
-    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(work)
+
+
+def _unread(file: Path) -> str:
+    """What of a .gguf transformers passes over without a word; empty if nothing."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(file)
+    found = {name: field.contents() for name, field in reader.fields.items() if "tokenizer" not in name}
+    if found.get("split.count", 1) > 1:
+        return "is one of several files, which are not read together"
+    scaling = found.get(f"{found.get('general.architecture')}.rope.scaling.type", "none")
+    if scaling != "none" or any(t.name == "rope_freqs.weight" and (t.data != 1).any() for t in reader.tensors):
+        return "scales its rotary positions, as Llama 3.1 does, which is not read from a .gguf"
+    return ""
