@@ -21,6 +21,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ranks import free_port
+
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "unshare")
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
 HEAD = "10.77.0.254"
@@ -130,7 +132,7 @@ class Cluster:
     def _configure(self) -> None:
         user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
         machine = socket.gethostname().split(".")[0]
-        ports = _free_ports(len(self.names) + 1)
+        ports = [free_port() for _ in range(len(self.names) + 1)]
         if self.isolated:
             self._lay_network()
             head, port = f"head({HEAD})", 6817
@@ -300,13 +302,3 @@ def _allowed(*command: str) -> bool:
 
 def _ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True)
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import secrets
 import signal
 import socket
 import tempfile
@@ -103,7 +104,13 @@ def _wait(running: dict[int, int], folder: Path, deadline: float) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody listens on, now and when it is used.
+
+    One that the system chooses would be given to the next connection that any test opens, before rank 0 listens;
+    those below 32768 are given to nobody that doesn't ask for them, and jobs of a SLURM cluster ask below 25000.
+    """
+    while True:
+        port = 25_000 + secrets.randbelow(7_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
