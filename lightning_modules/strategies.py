@@ -204,12 +204,20 @@ class ZeRO(Sharded, DeepSpeedStrategy):
 
     @override
     def set_whole(self, parameter: nn.Parameter, value: Tensor) -> None:
-        from deepspeed.utils import safe_set_full_fp32_param
-
         with self._gathered(parameter, modifier_rank=0):
             parameter.data.copy_(value)
         if self.optimizers:
-            safe_set_full_fp32_param(parameter, value)
+            self._set_optimizers(parameter, value)
+
+    def _set_optimizers(self, parameter: nn.Parameter, value: Tensor, key: str | None = None) -> None:
+        """Give the optimizer its own copy of a parameter's values, or with a `key` those of its state."""
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        if self.zero_stage_3:  # DeepSpeed's own way to cut a value forgets that the last shards may be padded
+            own = _shard_of(value, self.global_rank, parameter.ds_tensor.numel())  # type: ignore[attr-defined]
+            safe_set_local_optimizer_state(parameter, own, key)
+        else:
+            safe_set_full_optimizer_state(parameter, value, key)
 
     def _gathered(self, parameter: nn.Parameter, modifier_rank: int | None = None) -> Any:
         import deepspeed
@@ -236,8 +244,6 @@ class ZeRO(Sharded, DeepSpeedStrategy):
 
     @override
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        from deepspeed.utils import safe_set_full_optimizer_state
-
         optimizer: Any = self.optimizers[0]
         inner: Optimizer = optimizer.optimizer
         saved = checkpoint["optimizer_states"][0]
@@ -256,7 +262,7 @@ class ZeRO(Sharded, DeepSpeedStrategy):
         for i, parameter in enumerate(self.trainable.values()):
             for key, value in state.get(i, {}).items():
                 if _has_shape(value):
-                    safe_set_full_optimizer_state(parameter, value.to(self.root_device), key)
+                    self._set_optimizers(parameter, value.to(self.root_device), key)
 
 
 class FSDP2(Sharded, ModelParallelStrategy):
@@ -314,6 +320,12 @@ class FSDP2(Sharded, ModelParallelStrategy):
                 for i, entry in saved["state"].items()
             }
             optimizer.load_state_dict({**saved, "state": state})
+
+
+def _shard_of(value: Tensor, rank: int, size: int) -> Tensor:
+    """The elements of `value` that a rank has, `size` each as DeepSpeed shares them; zeros behind the last."""
+    own = value.flatten()[rank * size : (rank + 1) * size]
+    return nn.functional.pad(own, (0, size - len(own)))
 
 
 def _as_it_is(module: nn.Module) -> nn.Module:

@@ -25,6 +25,7 @@ PARTS = [
     [("ddp", 4), ("zero3", 2), ("zero3", 1)],
     [("zero2", 2), ("zero2", 1), ("zero2", 2)],
     [("fsdp2", 1), ("fsdp2", 2), ("auto", 1)],
+    [("zero3", 2), ("zero3", 3), ("fsdp2", 3)],  # three ranks share no weight evenly
 ]
 SAME = {"lora": [name for name in STRATEGIES if name != "auto"], "full": ["zero2", "zero3", "fsdp2"]}
 
