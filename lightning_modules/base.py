@@ -286,21 +286,20 @@ class EncoderModule(pl.LightningModule, ABC):
         if self.logs(step):
             earlier = self._losses[1] if self._losses[0] == step else []  # where gradients are accumulated
             self._losses = (step, [*earlier, loss.detach()])
-            self.show("train/loss", self._finite(distributed.mean(torch.stack(self._losses[1]).mean()).cpu()))
+            mean = distributed.mean(torch.stack(self._losses[1]).mean())
+            self.show("train/loss", self.finite("train/loss", mean.cpu()))
             self.show("lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         return loss
 
-    def _finite(self, loss: Tensor) -> Tensor:
-        """The same for all ranks.
+    def finite(self, name: str, value: Tensor) -> Tensor:
+        """A number of the step that is under way, the same for all ranks.
 
         Raises:
             ValueError: it is not a number, or infinite.
         """
-        if not loss.isfinite():
-            raise ValueError(
-                f"train/loss must be finite; got {loss:g} in step {self.trainer.global_step + 1}. {SMALLER}"
-            )
-        return loss
+        if not value.isfinite():
+            raise ValueError(f"{name} must be finite; got {value:g} in step {self.trainer.global_step + 1}. {SMALLER}")
+        return value
 
     def logs(self, step: int) -> bool:
         """Whether numbers of this optimizer step are looked at. A GPU is not asked for others: the host would wait."""
@@ -368,7 +367,8 @@ class EncoderModule(pl.LightningModule, ABC):
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         if gradients and self.logs(self.trainer.global_step + 1):
             norm = torch.nn.utils.get_total_norm(gradients)
-            self.show("grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm, bar=False)
+            norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+            self.show("grad_norm", self.finite("gradients", norm.cpu()), bar=False)
 
     @override
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -166,6 +166,15 @@ class ZeRO(Sharded, DeepSpeedStrategy):
         kwargs.setdefault("scale_wrt_gas", False)
         return super().backward(closure_loss, optimizer, *args, **kwargs)
 
+    @override
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
+        """DeepSpeed leaves a step whose gradients are not finite out, and would go on as if it were done."""
+        done = super().optimizer_step(*args, **kwargs)
+        if self.deepspeed_engine.skipped_steps:
+            module: Any = self.lightning_module
+            module.finite("gradients", torch.as_tensor(self.grad_norm))
+        return done
+
     @property
     def grad_norm(self) -> float | None:
         """Norm of the last step's gradient, before clipping; None before the first step."""

@@ -305,3 +305,25 @@ def test_a_failing_rank_tells_the_others(place: Path, tiny_llama: Path) -> None:
     ended = [rank.wait(60) for rank in ranks]
     assert [status for status, _ in ended] == [1, 1]
     assert all("line 8" in output for _, output in ended)
+
+
+def lose_the_second_step() -> None:
+    from lightning_modules import Supervised
+
+    loss = Supervised.loss
+
+    def broken(self: Supervised, batch: Any) -> Any:
+        return loss(self, batch) * (float("nan") if self.trainer.global_step == 1 else 1)
+
+    Supervised.loss = broken  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_a_step_that_is_no_number_ends_all_ranks(strategy: str, place: Path, tiny_llama: Path) -> None:
+    """Where its loss is not looked at, too: DeepSpeed would leave it out and go on."""
+    root, unseen = f"{strategy}-nan", {"trainer.log_every_n_steps": 100}
+    fit = command(place, tiny_llama, root, STRATEGIES[strategy], 4, **unseen)
+    ranks = runs.start_ranks(2, *fit, cwd=place, before=lose_the_second_step)
+    for status, output in [rank.wait(60) for rank in ranks]:
+        assert status == 1 and "error: gradients must be finite; got inf in step 2. Lower" in output, output[-3000:]
+    assert newest(place / root) == 1

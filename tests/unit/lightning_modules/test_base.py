@@ -148,6 +148,17 @@ def test_a_loss_that_is_no_number_ends_the_run(tiny_llama: Path, tmp_path: Path)
         trainer.fit(module, stages.data(module, tmp_path / "sentences.txt"))
 
 
+def test_gradients_that_are_no_numbers_end_the_run(tiny_llama: Path, tmp_path: Path) -> None:
+    """Before they reach the weights; the loss of their step is a number."""
+    runs.write_data(tmp_path, rows=16)
+    module = stages.build(MNTP, tiny_llama)
+    weight = next(p for p in module.parameters() if p.requires_grad)
+    weight.register_hook(lambda gradient: gradient / 0)
+    with pytest.raises(ValueError, match=r"gradients must be finite; got (nan|inf) in step 1\. Lower"):
+        stages.trainer(tmp_path, max_steps=2).fit(module, stages.data(module, tmp_path / "sentences.txt"))
+    assert weight.isfinite().all()
+
+
 def test_weights_that_are_no_numbers_are_not_kept(tiny_llama: Path) -> None:
     """They would take the place of good ones."""
     module = stages.build(MNTP, tiny_llama)
