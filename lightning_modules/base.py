@@ -386,11 +386,10 @@ class EncoderModule(pl.LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         kept = self.trainable()
         weights = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
-        if broken := [name for name, weight in weights.items() if not weight.isfinite().all()]:
-            raise ValueError(
-                f"weights must be finite to be kept; {len(broken)} of {len(weights)} tensors are not, such as "
-                f"{broken[0]}. {SMALLER}"
-            )
+        broken = [name for name, weight in weights.items() if not weight.isfinite().all()]
+        found = f"{len(broken)} of {len(weights)} tensors are not, such as {broken[0]}" if broken else ""
+        if found := distributed.from_first(found):  # which may be the only one that has weights here
+            raise ValueError(f"weights must be finite to be kept; {found}. {SMALLER}")
         checkpoint["state_dict"] = weights
         checkpoint[ENCODER] = self.save_encoder  # for FolderCheckpointIO, which calls it where it writes
         checkpoint[FACTORS] = self.encoder.factors
