@@ -60,8 +60,8 @@ class Sharded(Patient):
         """Share the weights of `modules` between the ranks; rank 0's values count."""
 
     @abstractmethod
-    def whole(self, parameter: nn.Parameter) -> Tensor:
-        """A parameter's values, unsharded; all ranks must ask."""
+    def whole(self, parameter: nn.Parameter) -> Tensor | None:
+        """A parameter's values, unsharded, on rank 0 and in the host's memory; None elsewhere. All ranks must ask."""
 
     @abstractmethod
     def set_whole(self, parameter: nn.Parameter, value: Tensor) -> None:
@@ -86,12 +86,7 @@ class Sharded(Patient):
     @override
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The trainable weights, on rank 0; empty elsewhere."""
-        found = {}
-        for name, parameter in self.trainable.items():
-            value = self.whole(parameter)
-            if self.is_global_zero:  # no other rank keeps it
-                found[name] = value
-        return found
+        return self.on_first({name: self.whole(parameter) for name, parameter in self.trainable.items()})
 
     @override
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
@@ -110,7 +105,7 @@ class Sharded(Patient):
         return found
 
     def on_first(self, values: dict[Any, Any]) -> dict[Any, Any]:
-        """What was gathered, on rank 0, which writes it."""
+        """What was gathered, on rank 0, which writes it; no other rank has copied it to the host."""
         return values if self.is_global_zero else {}
 
 
@@ -207,9 +202,9 @@ class ZeRO(Sharded, DeepSpeedStrategy):
                 buffer.data = buffer.data.to(self.root_device)
 
     @override
-    def whole(self, parameter: nn.Parameter) -> Tensor:
+    def whole(self, parameter: nn.Parameter) -> Tensor | None:
         with self._gathered(parameter):
-            return parameter.detach().cpu().clone()
+            return parameter.detach().to("cpu", copy=True) if self.is_global_zero else None
 
     @override
     def set_whole(self, parameter: nn.Parameter, value: Tensor) -> None:
@@ -302,8 +297,15 @@ class FSDP2(Sharded, ModelParallelStrategy):
         fully_shard(modules, mesh=self.device_mesh["data_parallel"], reshard_after_forward=True)
 
     @override
-    def whole(self, parameter: nn.Parameter) -> Tensor:
-        return _whole(parameter.detach())
+    def whole(self, parameter: nn.Parameter) -> Tensor | None:
+        return self._whole(parameter.detach())
+
+    def _whole(self, value: Any) -> Any:
+        """As `whole`, of a parameter or of what an optimizer keeps of one."""
+        whole = value.full_tensor() if isinstance(value, DTensor) else value
+        if not self.is_global_zero:
+            return None
+        return whole.cpu() if torch.is_tensor(whole) else whole
 
     @override
     def set_whole(self, parameter: nn.Parameter, value: Tensor) -> None:
@@ -313,11 +315,7 @@ class FSDP2(Sharded, ModelParallelStrategy):
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """As torch's optimizer would have it in a single process; on rank 0."""
         saved = optimizer.state_dict()
-        state = {}
-        for i, entry in saved["state"].items():
-            whole = {k: _whole(v) for k, v in entry.items()}
-            if self.is_global_zero:
-                state[i] = whole
+        state = {i: {k: self._whole(v) for k, v in entry.items()} for i, entry in saved["state"].items()}
         return self.on_first({**saved, "state": state})
 
     @override
@@ -344,10 +342,6 @@ def _as_it_is(module: nn.Module) -> nn.Module:
 def _has_shape(value: Any) -> bool:
     """Whether a value of an optimizer's state belongs to each element of the parameter."""
     return torch.is_tensor(value) and value.dim() > 0
-
-
-def _whole(value: Any) -> Any:
-    return value.full_tensor().cpu() if isinstance(value, DTensor) else value
 
 
 def _like(value: Tensor, parameter: nn.Parameter) -> Tensor:

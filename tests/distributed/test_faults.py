@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import runs
+import torch
 import torch.distributed as dist
 from strategies import STRATEGIES, ZERO3
 
@@ -147,12 +148,16 @@ def test_ranks_of_a_prediction_may_drift_apart(place: Path, tiny_llama: Path) ->
 
 
 def watch_what_lightning_does() -> None:
-    """For ranks: it asks all at each batch, on the device; and it moves to the host what nobody needs any more."""
+    """For ranks: it asks all at each batch, on the device; and it moves to the host what nobody needs any more, or what
+    rank 0 alone writes.
+    """
     from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+    from torch.utils._pytree import tree_leaves
 
     from lightning_modules.callbacks import EncoderFolder
+    from lightning_modules.strategies import Sharded
 
-    end = EncoderFolder.on_fit_end
+    end, on_first = EncoderFolder.on_fit_end, Sharded.on_first
 
     def wait(self: Any) -> None:
         os._exit(77)
@@ -161,6 +166,11 @@ def watch_what_lightning_does() -> None:
         assert not trainer.strategy.optimizers and all(p.grad is None for p in module.parameters())
         end(self, trainer, module)
 
+    def copied(self: Any, values: Any) -> Any:
+        assert self.is_global_zero or not any(torch.is_tensor(x) and x.ndim for x in tree_leaves(values))
+        return on_first(self, values)
+
+    Sharded.on_first = copied  # type: ignore[method-assign]
     _TrainingEpochLoop._broadcast_sigterm_tensor = wait  # type: ignore[method-assign]
     EncoderFolder.on_fit_end = look  # type: ignore[method-assign]
 
