@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,7 @@ from lightning.pytorch.strategies import (
     Strategy,
     StrategyRegistry,
 )
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -35,6 +36,9 @@ from lightning_modules.sizing.job import BUCKET
 from lightning_modules.waiting import LOADING, TIMEOUT, Patient
 from otherside import distributed
 from otherside.sharding import whole_shape
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
 
 
 class DDP(Patient, DDPStrategy):
@@ -133,6 +137,22 @@ class ZeRO(Sharded, DeepSpeedStrategy):
         assert isinstance(self.config, dict)
         self.config.setdefault("train_micro_batch_size_per_gpu", 1)  # only DeepSpeed's own log reads it
         self.config.setdefault("zero_force_ds_cpu_optimizer", False)  # offloaded, torch's optimizer needs no C++ build
+
+    @override
+    def setup(self, trainer: pl.Trainer) -> None:
+        super().setup(trainer)
+        if trainer.state.fn == TrainerFn.FITTING and trainer.accumulate_grad_batches > 1:
+            self._check_epoch(trainer)
+
+    def _check_epoch(self, trainer: pl.Trainer) -> None:
+        """DeepSpeed counts batches on through epochs, Lightning anew in each, where it ends with a smaller step."""
+        trainer.fit_loop.setup_data()  # or their number may not be known yet
+        batches, each = trainer.num_training_batches, trainer.accumulate_grad_batches
+        if isinstance(batches, int) and batches % each:  # without a length it is infinite
+            raise ValueError(
+                "the batches of an epoch must be a multiple of trainer.accumulate_grad_batches with ZeRO; got "
+                f"{batches} and {each}. Set trainer.limit_train_batches to {max(batches // each, 1) * each}."
+            )
 
     @override
     def setup_environment(self) -> None:

@@ -314,6 +314,15 @@ case(
     "got 1000",
 )
 case(
+    "ZeRO: part of a step",
+    lambda bad: (
+        bad.data(global_batch_size=4)
+        + [f"--trainer.{key}" for key in ("strategy=zero2", "accumulate_grad_batches=2", "limit_train_batches=0.75")]
+    ),
+    "the batches of an epoch must be a multiple of trainer.accumulate_grad_batches with ZeRO; got 3 and 2",
+    "Set trainer.limit_train_batches to 2.",
+)
+case(
     "no such strategy",
     lambda bad: bad.fit(**{"trainer.strategy": "zero9"}),
     "trainer: strategy must be one of ddp, zero1, zero2, zero3, fsdp2; got 'zero9'",
