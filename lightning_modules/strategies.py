@@ -279,8 +279,7 @@ class ZeRO(Sharded, DeepSpeedStrategy):
         stage_3 = self.zero_stage_3
         flats = optimizer.fp32_partitioned_groups_flat if stage_3 else optimizer.single_partition_of_fp32_groups
         for flat in flats:
-            like = {k: torch.zeros_like(flat) if _has_shape(v) else v for k, v in state.get(0, {}).items()}
-            inner.state[flat] = {k: v.clone() if torch.is_tensor(v) else v for k, v in like.items()}
+            inner.state[flat] = {k: of_shard(v, flat, inner.param_groups[0]) for k, v in state.get(0, {}).items()}
         if not stage_3:
             optimizer._lazy_init_hp_params_optimizer_state()
         for i, parameter in enumerate(self.trainable.values()):
@@ -347,6 +346,22 @@ class FSDP2(Sharded, ModelParallelStrategy):
                 for i, entry in saved["state"].items()
             }
             optimizer.load_state_dict({**saved, "state": state})
+
+
+def of_shard(value: Any, shard: Tensor, settings: Mapping[str, Any]) -> Any:
+    """What an optimizer keeps of a parameter, for a shard: zeros, to be set, or its own copy of a counter.
+
+    Args:
+        value: of a parameter.
+        shard: of one or several parameters.
+        settings: the optimizer's. A fused or capturable one has its counters beside the weights, others on the CPU.
+    """
+    if _has_shape(value):
+        return torch.zeros_like(shard)
+    if not torch.is_tensor(value):
+        return value
+    beside = settings.get("fused") or settings.get("capturable")
+    return value.to(shard.device if beside else "cpu", copy=True)
 
 
 def _shard_of(value: Tensor, rank: int, size: int) -> Tensor:

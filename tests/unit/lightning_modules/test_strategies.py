@@ -1,0 +1,29 @@
+"""What strategies do to optimizers' states; whole runs are in `tests/distributed`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_modules.strategies import of_shard
+
+
+@pytest.mark.parametrize(
+    ("settings", "device"),
+    [
+        ({"fused": True}, "meta"),
+        ({"fused": None, "capturable": True}, "meta"),
+        ({"fused": None, "capturable": False}, "cpu"),
+        ({}, "cpu"),
+    ],
+)
+def test_counters_of_a_checkpoint_are_where_torch_wants_them(settings: dict[str, Any], device: str) -> None:
+    """As in a new optimizer; checkpoints are read to the CPU. The meta device stands for a GPU."""
+    shard, step = torch.zeros(6, device="meta"), torch.tensor(3.0)
+    found = of_shard(step, shard, settings)
+    assert found.device.type == device and found.data_ptr() != step.data_ptr()
+    state = of_shard(torch.ones(2, 5), shard, settings)
+    assert state.device.type == "meta" and state.shape == (6,)
+    assert of_shard(None, shard, settings) is None
