@@ -24,8 +24,8 @@ GRACE = 600.0  # seconds to wait after SIGTERM for the job's end; longer than th
 class Requeue(Checkpoint):  # Lightning puts those behind all other callbacks, which may have work at this step
     """At the end of an optimizer step the ranks agree whether one of them was asked to stop; then all save and leave.
     Where there are several, at the end of the next step: what they agree on arrives while they train. An evaluation
-    that a signal ended has told all ranks: they leave at its step, and make it anew when the run goes on. A validation
-    that is due comes first where there is time (SIGUSR1), as a run that goes on leaves it out.
+    that a signal ended has told all ranks: they leave at its step, also at the last one, and make it anew when the run
+    goes on. A validation that is due comes first where there is time (SIGUSR1), as a run that goes on leaves it out.
 
     - SIGUSR1, which SLURM sends ahead of the time limit (`sbatch --signal=USR1@180`): rank 0 requeues the job.
     - SIGTERM, from preemption or `scancel`: SLURM itself decides what becomes of the job, and only requeues one that
@@ -50,12 +50,20 @@ class Requeue(Checkpoint):  # Lightning puts those behind all other callbacks, w
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._step, self._largest = trainer.global_step, distributed.Largest()
         signals.note_interrupt(True)
-        if number := signals.agreed():  # nothing was trained since the checkpoint, if there is one
-            self._leave(trainer, signal.Signals(number), "")
+        self._leave_evaluation(trainer)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         signals.note_interrupt(False)
+        self._leave_evaluation(trainer)
+
+    @override
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._leave_evaluation(trainer)  # alone where a run is resumed behind its last step
+
+    def _leave_evaluation(self, trainer: pl.Trainer) -> None:
+        if number := signals.agreed():  # nothing was trained since the checkpoint, if there is one
+            self._leave(trainer, signal.Signals(number), "")
 
     @override
     def on_train_batch_end(
