@@ -30,7 +30,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from typing_extensions import override
 
 import lightning_modules.strategies  # noqa: F401  # their names in trainer.strategy
-from lightning_modules import suggestions, wandb
+from lightning_modules import signals, suggestions, wandb
 from lightning_modules.base import EncoderModule
 from lightning_modules.callbacks import (
     MTEB,
@@ -164,6 +164,8 @@ class TrainingCLI(LightningCLI):
             )
         if trainer["default_root_dir"] is None:
             raise ValueError("trainer.default_root_dir must name the run's folder, such as runs/my-recipe/mntp")
+        if self.subcommand == "fit":
+            signals.grace()  # refused now, not when the job is preempted
         if self.subcommand == "fit" and is_first():  # whose places Lightning hands to the other ranks
             self.lock = lock(self.root)
             wandb.at_home(trainer["logger"], self.root)

@@ -18,7 +18,6 @@ from lightning_modules import signals
 from lightning_modules.callbacks.monitors import validates
 from otherside import distributed
 
-GRACE = 600.0  # seconds to wait after SIGTERM for the job's end; longer than the grace time of most partitions
 STUCK = 125  # exit status, next to that of EncoderFolder: once more would come to the same
 TRIES, PAUSE = 3, 5.0  # seconds; of `scontrol requeue`, as a controller may be away for a moment
 
@@ -128,7 +127,7 @@ class Requeue(Checkpoint):  # Lightning puts those behind all other callbacks, w
 
     def _await_end(self, trainer: pl.Trainer, job: str) -> None:
         self._say(trainer, "waiting for SLURM to end the job")
-        deadline = time.monotonic() + float(os.environ.get("OTHERSIDE_GRACE", GRACE))
+        deadline = time.monotonic() + signals.grace()
         while not trainer.strategy.broadcast(
             trainer.is_global_zero and (is_ending(job) or time.monotonic() > deadline)
         ):

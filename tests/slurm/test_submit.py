@@ -132,6 +132,11 @@ def test_bad_input_is_one_line(arguments: list[str], said: str, recipe: Path) ->
     assert ended.stderr.startswith("error: ") and len(ended.stderr.splitlines()) == 1
 
 
+def test_a_wrong_grace_time_is_refused(recipe: Path) -> None:
+    ended = submit("recipe", "--dry-run", cwd=recipe.parent, OTHERSIDE_GRACE="20m")
+    assert ended.returncode == 1 and ended.stderr.startswith("error: OTHERSIDE_GRACE must be") and not ended.stdout
+
+
 @pytest.mark.parametrize(
     ("environment", "config", "said"),
     [

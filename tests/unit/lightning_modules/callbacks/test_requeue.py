@@ -106,6 +106,13 @@ def test_a_validation_that_is_due_comes_first_if_there_is_time(
     assert status == 128 + number and f"{name}/checkpoints/stopped-step={step}.ckpt" in output
 
 
+def test_a_wrong_grace_time_is_refused_at_the_start(place: Path, tiny_llama: Path) -> None:
+    config = runs.write_stage(place, "MNTP", tiny_llama, root="grace")
+    command = runs.start("fit", "--config", config, cwd=place, environment={"OTHERSIDE_GRACE": "20m"})
+    status, output = command.wait(60)
+    assert status == 1 and output.startswith("error: OTHERSIDE_GRACE must be") and not (place / "grace").exists()
+
+
 def test_a_task_of_an_array_is_requeued_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
         monkeypatch.delenv(name, raising=False)
