@@ -147,6 +147,11 @@ def test_a_wrong_grace_time_is_refused(recipe: Path) -> None:
             "recipe/mntp.yaml",
             "each GPU must have a task; got 1 on 8 GPUs. Set --ntasks-per-node=8.",
         ),
+        (
+            {"SLURM_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "0"},
+            "recipe/mntp.yaml",
+            "each task of an array must have settings of its own; got an array without. Use slurm/submit --sweep",
+        ),
     ],
 )
 def test_a_wrong_job_says_so_at_once(environment: dict[str, str], config: str, said: str, recipe: Path) -> None:
