@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -58,12 +59,11 @@ def test_data_that_are_not_there_are_told_at_once(recipe: Path) -> None:
 
 
 def test_dry_run_shows_the_tree(recipe: Path) -> None:
-    printed = submit(
-        "recipe", "--dry-run", "--nodes=2", "-p", "gpu", "--", "--trainer.max_steps", "3", cwd=recipe.parent
-    )
+    options = ("--nodes=2", "-p", "gpu", "-d", "after:5", "--", "--trainer.max_steps", "3")
+    printed = submit("recipe", "--dry-run", *options, cwd=recipe.parent)
     mntp, simcse, supervised = commands(printed.stdout)
-    assert "--dependency=singleton" in mntp
-    assert "--dependency=afterok:JOB1,singleton" in simcse and "--dependency=afterok:JOB1,singleton" in supervised
+    for command, waits in ((mntp, ""), (simcse, "afterok:JOB1,"), (supervised, "afterok:JOB1,")):
+        assert [o for o in command if o.startswith(("-d", "--dep"))] == [f"--dependency=after:5,{waits}singleton"]
     for command, name in ((mntp, "mntp"), (simcse, "simcse"), (supervised, "supervised")):
         assert {"--kill-on-invalid-dep=yes", "--nodes=2", "-p", "gpu", f"--output=runs/{name}/slurm-%j.log"} <= {
             *command
@@ -75,6 +75,14 @@ def test_dry_run_shows_the_tree(recipe: Path) -> None:
             "3",
         ]
     assert not (recipe.parent / "runs").exists()
+
+
+def test_a_dependency_is_joined_with_ours() -> None:
+    dependency = runpy.run_path(str(REPOSITORY / "slurm" / "submit"))["dependency"]
+    assert dependency("7", False, "afterok:5,singleton") == ["--dependency=afterok:5,singleton,afterok:7"]
+    assert dependency("7", True, "afterok:5") == ["--dependency=afterok:5,aftercorr:7"]
+    with pytest.raises(ValueError, match=r"--dependency must be a list with commas.*got after:5.after:6"):
+        dependency("7", False, "after:5?after:6")
 
 
 def test_finished_stages_stay_finished(recipe: Path) -> None:
