@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import runs
@@ -107,6 +108,18 @@ def test_a_sweep_is_an_array_and_each_task_waits_for_its_own(recipe: Path) -> No
         "  task 2: --model.lora.r=8 --seed_everything=1 --trainer.default_root_dir=runs/simcse/sweep/2 "
         "--model.backbone.model=runs/mntp/sweep/2/encoder"
     ) in printed.splitlines()
+
+
+def test_a_task_of_a_sweep_stays_what_it_is(tmp_path: Path) -> None:
+    """In a dry run, too."""
+    array = runpy.run_path(str(REPOSITORY / "slurm" / "submit"))["array"]
+    stage = SimpleNamespace(root=str(tmp_path))
+    array(stage, None, [["--a=1"], ["--a=2"]], False)
+    array(stage, None, [["--a=1"]], False)
+    for dry_run in (True, False):
+        with pytest.raises(ValueError, match=r"sweep/1.txt must stay the task that it is: --a=2 .*; got --a=3 "):
+            array(stage, None, [["--a=1"], ["--a=3"]], dry_run)
+    assert (tmp_path / "sweep" / "1.txt").read_text().startswith("--a=2\n")
 
 
 def test_outside_of_its_environment_it_says_so(recipe: Path) -> None:
