@@ -152,7 +152,7 @@ def requeue(job: str) -> str:
         scontrol("requeue", job)
     except (OSError, subprocess.SubprocessError) as error:
         why = getattr(error, "stderr", None) or str(error)
-        return " ".join(os.fsdecode(why).split())  # bytes where it was not answered in time
+        return " ".join(os.fsdecode(why).split()) or str(error)  # bytes where it was not answered in time
     return ""
 
 
