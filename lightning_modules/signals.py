@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 IMPATIENCE = 2.0  # seconds; launchers and schedulers signal parent and child, so one wish may arrive twice
+GRACE = 600.0  # seconds to wait after SIGTERM for a job's end; longer than the grace time of most partitions
 
 _first: dict[int, float] = {}  # signal -> when it came first
 _training = False
@@ -57,6 +59,22 @@ def at_once(farewell: str) -> Iterator[None]:
 def is_first() -> bool:
     """Whether this is the first process of all, by what launchers say; it speaks for the others."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
+def grace() -> float:
+    """Seconds to wait after SIGTERM for a SLURM job's end: `OTHERSIDE_GRACE`.
+
+    Raises:
+        ValueError: that is no number of seconds.
+    """
+    said = os.environ.get("OTHERSIDE_GRACE") or GRACE
+    try:
+        seconds = float(said)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"OTHERSIDE_GRACE must be a number of seconds, such as 1200; got {said!r}")
+    return seconds
 
 
 def asked() -> int:

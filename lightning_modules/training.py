@@ -30,7 +30,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from typing_extensions import override
 
 import lightning_modules.strategies  # noqa: F401  # their names in trainer.strategy
-from lightning_modules import suggestions, wandb
+from lightning_modules import signals, suggestions, wandb
 from lightning_modules.base import EncoderModule
 from lightning_modules.callbacks import (
     MTEB,
@@ -53,6 +53,8 @@ from lightning_modules.checkpoints import FolderCheckpointIO, by_step, going_on,
 from lightning_modules.identity import given, settings
 from lightning_modules.includes import with_includes
 from lightning_modules.options import Exact
+from otherside.files import tidy
+from otherside.lineage import ENCODER
 from otherside.waits import quiet_libraries
 
 AFTERLIFE = 60.0  # seconds in which a requeued job's first life may still be ending, on a node that SLURM gave up
@@ -164,8 +166,12 @@ class TrainingCLI(LightningCLI):
             )
         if trainer["default_root_dir"] is None:
             raise ValueError("trainer.default_root_dir must name the run's folder, such as runs/my-recipe/mntp")
+        if self.subcommand == "fit":
+            signals.grace()  # refused now, not when the job is preempted
         if self.subcommand == "fit" and is_first():  # whose places Lightning hands to the other ranks
             self.lock = lock(self.root)
+            for folder, name in (("checkpoints", "*.ckpt"), ("best", "*.ckpt"), (".", ENCODER)):
+                tidy(self.root / folder, name)  # behind the lock: nobody else saves there
             wandb.at_home(trainer["logger"], self.root)
 
     @override

@@ -133,6 +133,15 @@ def from_first(value: T) -> T:
     return values[0]
 
 
+def from_all(value: T) -> list[T]:
+    """What every rank passed, by rank."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def gather(x: Tensor, sizes: list[int]) -> Tensor:
     """Rows of all ranks, rank by rank: (n, D) -> (sum of sizes, D), with gradients.
 

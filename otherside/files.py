@@ -81,6 +81,21 @@ def replace_folder(work: Path, folder: Path) -> None:
     _to_disk(folder.parent)
 
 
+def tidy(folder: Path, name: str) -> None:
+    """Remove what a killed process left in `folder` beside what it wrote whole. An older folder that was moved aside
+    for one that did not come returns. Nobody else may be writing there.
+
+    Args:
+        folder: may be missing.
+        name: of the folders that are written there, as a pattern.
+    """
+    for older in folder.glob(f".{name}-old-*/{name}"):
+        if not (folder / older.name).exists():
+            older.rename(folder / older.name)
+    for left in folder.glob(f".{name}[.-]*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
     """`folder`, which `make` fills if it is not there yet; of several processes one does, and the others wait.
 

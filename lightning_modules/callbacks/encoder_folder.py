@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from typing_extensions import override
 
-from lightning_modules import finished
+from lightning_modules import finished, signals
 from lightning_modules.base import EncoderModule
 from lightning_modules.callbacks.identity import Identity
 from otherside.files import replace_folder
@@ -33,7 +33,7 @@ class EncoderFolder(pl.Callback):
     @override  # not on_train_end: Lightning leaves that out where a run resumes behind its last step
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, EncoderModule)
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if trainer.fast_dev_run or signals.agreed():  # type: ignore[attr-defined]  # its last evaluation was ended
             return
         root = Path(trainer.default_root_dir)
         if out_of_time(trainer):

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -38,7 +39,7 @@ class Environment(pl.Callback):
         if not trainer.is_global_zero:
             return
         self._began = time.monotonic()
-        self._earlier = starts(Path(trainer.default_root_dir))
+        self._earlier = self._read(Path(trainer.default_root_dir))
         self._entry = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "first_step": trainer.global_step,
@@ -66,6 +67,17 @@ class Environment(pl.Callback):
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._write(trainer)
+
+    @staticmethod
+    def _read(root: Path) -> list[dict[str, Any]]:
+        """Earlier starts; notes that are broken are moved aside, as no training waits for them."""
+        try:
+            return starts(root)
+        except ValueError:
+            aside = root / f"{ENVIRONMENT}.broken"
+            (root / ENVIRONMENT).replace(aside)
+            print(f"{root / ENVIRONMENT} cannot be read, and is now {aside}", file=sys.stderr, flush=True)
+            return []
 
     def _write(self, trainer: pl.Trainer) -> None:
         if not trainer.is_global_zero or not self._entry or trainer.fast_dev_run:  # type: ignore[attr-defined]

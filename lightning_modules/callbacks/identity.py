@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import sys
+import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,8 @@ from lightning_modules.identity import Values
 from otherside import distributed
 from otherside.tokenizer import start_name
 from otherside.weights import card_of
+
+SLOW = 10.0  # seconds in which a file that one node has made is seen by the others, on a slow file system
 
 
 class Identity(pl.Callback):
@@ -44,8 +50,9 @@ class Identity(pl.Callback):
         if stage != "fit":
             self._read(pl_module)
             return
-        self.now = identity.plain({**self.settings, **facts(pl_module), **training_facts(trainer, pl_module)})
         root = Path(trainer.default_root_dir)
+        check_seen_by_all(root)
+        self.now = identity.plain({**self.settings, **facts(pl_module), **training_facts(trainer, pl_module)})
         # One answer: where file systems are slow to show a note, ranks would wait for each other at different places
         if note := distributed.from_first(finished.ended(root, trainer.max_steps, trainer.max_epochs)):
             self._end(trainer, root, note)
@@ -138,6 +145,30 @@ class Identity(pl.Callback):
     def _say(trainer: pl.Trainer, text: str) -> None:
         if trainer.is_global_zero:
             print(text, file=sys.stderr, flush=True)
+
+
+def check_seen_by_all(root: Path) -> None:
+    """Raise a ValueError on all ranks if one of them does not see what rank 0 writes into the run's folder."""
+    if distributed.world_size() == 1:
+        return
+    file = root / distributed.from_first(f".seen-{uuid.uuid4().hex}")
+    first = distributed.rank() == 0
+    try:
+        if first:
+            file.touch()
+        distributed.from_all(None)  # it is there; who looks before may be told for long that it is not
+        deadline = time.monotonic() + SLOW
+        while not (seen := os.access(file, os.F_OK)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        places = distributed.from_all(None if seen else f"rank {distributed.rank()} on {socket.gethostname()}")
+    finally:
+        if first:
+            file.unlink(missing_ok=True)
+    if blind := [place for place in places if place]:
+        raise ValueError(
+            f"trainer.default_root_dir must be a folder that all nodes see; that of rank 0, {root.absolute()}, is not "
+            f"seen by {', '.join(blind)}. Set it to a folder on a shared file system."
+        )
 
 
 def facts(module: EncoderModule) -> Values:

@@ -18,16 +18,18 @@ from lightning_modules import signals
 from lightning_modules.callbacks.monitors import validates
 from otherside import distributed
 
-GRACE = 600.0  # seconds to wait after SIGTERM for the job's end; longer than the grace time of most partitions
+STUCK = 125  # exit status, next to that of EncoderFolder: once more would come to the same
+TRIES, PAUSE = 3, 5.0  # seconds; of `scontrol requeue`, as a controller may be away for a moment
 
 
 class Requeue(Checkpoint):  # Lightning puts those behind all other callbacks, which may have work at this step
     """At the end of an optimizer step the ranks agree whether one of them was asked to stop; then all save and leave.
     Where there are several, at the end of the next step: what they agree on arrives while they train. An evaluation
-    that a signal ended has told all ranks: they leave at its step, and make it anew when the run goes on. A validation
-    that is due comes first where there is time (SIGUSR1), as a run that goes on leaves it out.
+    that a signal ended has told all ranks: they leave at its step, also at the last one, and make it anew when the run
+    goes on. A validation that is due comes first where there is time (SIGUSR1), as a run that goes on leaves it out.
 
-    - SIGUSR1, which SLURM sends ahead of the time limit (`sbatch --signal=USR1@180`): rank 0 requeues the job.
+    - SIGUSR1, which SLURM sends ahead of the time limit (`sbatch --signal=USR1@180`): rank 0 requeues the job. Not one
+      that was requeued and trained no step since: it would be for ever. The exit status is 125 then.
     - SIGTERM, from preemption or `scancel`: SLURM itself decides what becomes of the job, and only requeues one that
       still runs when its grace time ends. So the ranks stay until the job is ending, at most `OTHERSIDE_GRACE` seconds.
     - SIGINT, which is Ctrl-C: they leave.
@@ -37,6 +39,7 @@ class Requeue(Checkpoint):  # Lightning puts those behind all other callbacks, w
 
     def __init__(self) -> None:
         self._step, self._largest = 0, distributed.Largest()
+        self._trained = False  # a step, in this start
         self._postponed: signal.Signals | None = None  # until a validation has ended
 
     @override
@@ -50,12 +53,20 @@ class Requeue(Checkpoint):  # Lightning puts those behind all other callbacks, w
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._step, self._largest = trainer.global_step, distributed.Largest()
         signals.note_interrupt(True)
-        if number := signals.agreed():  # nothing was trained since the checkpoint, if there is one
-            self._leave(trainer, signal.Signals(number), "")
+        self._leave_evaluation(trainer)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         signals.note_interrupt(False)
+        self._leave_evaluation(trainer)
+
+    @override
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._leave_evaluation(trainer)  # alone where a run is resumed behind its last step
+
+    def _leave_evaluation(self, trainer: pl.Trainer) -> None:
+        if number := signals.agreed():  # nothing was trained since the checkpoint, if there is one
+            self._leave(trainer, signal.Signals(number), "")
 
     @override
     def on_train_batch_end(
@@ -63,7 +74,7 @@ class Requeue(Checkpoint):  # Lightning puts those behind all other callbacks, w
     ) -> None:
         if trainer.global_step == self._step:
             return  # gradients are being accumulated, and no checkpoint holds them
-        self._step = trainer.global_step
+        self._step, self._trained = trainer.global_step, True
         if not (number := signals.agreed() or self._largest(signals.asked(), trainer.strategy.root_device)):
             return
         if validates(trainer) and number == signal.SIGUSR1:
@@ -86,17 +97,37 @@ class Requeue(Checkpoint):  # Lightning puts those behind all other callbacks, w
 
     def _leave(self, trainer: pl.Trainer, number: signal.Signals, where: str) -> None:
         self._say(trainer, f"stopped by {number.name}; run the same command again to go on{where}")
-        if (job := slurm_job()) and number != signal.SIGINT:
-            if number == signal.SIGTERM:
-                self._await_end(trainer, job)
-            elif trainer.is_global_zero:
-                self._say(trainer, requeue(job))
+        status = 128 + number
+        if (job := slurm_job()) and number == signal.SIGTERM:
+            self._await_end(trainer, job)
+        elif job and number == signal.SIGUSR1:
+            status = self._back(trainer, job, status)
         trainer.strategy.barrier()  # a rank that leaves early makes `srun --kill-on-bad-exit` end the others
-        sys.exit(128 + number)
+        sys.exit(status)
+
+    def _back(self, trainer: pl.Trainer, job: str, status: int) -> int:
+        """Put the job back into the queue, if that leads anywhere; the exit status."""
+        if not self._trained and int(os.environ.get("SLURM_RESTART_COUNT", "0")):
+            self._say(
+                trainer,
+                f"job {job} must train a step to be requeued once more; it trained none since it was, and this would "
+                "go on for ever. Submit it again with a longer --time, or evaluate less (mteb.tasks, mteb.time_budget)",
+            )
+            return STUCK
+        for tries_left in reversed(range(TRIES)):
+            # each a collective of its own: all tries together may take longer than ranks wait
+            why = trainer.strategy.broadcast(requeue(job) if trainer.is_global_zero else "")
+            if not why:
+                self._say(trainer, f"job {job} is back in the queue")
+                break
+            remedy = f"once more in {PAUSE:.0f} s" if tries_left else "submit it again to go on"
+            self._say(trainer, f"job {job} could not be requeued ({why}); {remedy}")
+            time.sleep(PAUSE if tries_left else 0)
+        return status
 
     def _await_end(self, trainer: pl.Trainer, job: str) -> None:
         self._say(trainer, "waiting for SLURM to end the job")
-        deadline = time.monotonic() + float(os.environ.get("OTHERSIDE_GRACE", GRACE))
+        deadline = time.monotonic() + signals.grace()
         while not trainer.strategy.broadcast(
             trainer.is_global_zero and (is_ending(job) or time.monotonic() > deadline)
         ):
@@ -116,14 +147,13 @@ def slurm_job() -> str | None:
 
 
 def requeue(job: str) -> str:
-    """Put a running job back into the queue; what came of it."""
+    """Put a running job back into the queue; why it could not be, else empty."""
     try:
         scontrol("requeue", job)
     except (OSError, subprocess.SubprocessError) as error:
         why = getattr(error, "stderr", None) or str(error)
-        why = " ".join(os.fsdecode(why).split())  # bytes where it was not answered in time
-        return f"job {job} could not be requeued ({why}); submit it again to go on"
-    return f"job {job} is back in the queue"
+        return " ".join(os.fsdecode(why).split()) or str(error)  # bytes where it was not answered in time
+    return ""
 
 
 def is_ending(job: str) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import runs
@@ -58,12 +60,11 @@ def test_data_that_are_not_there_are_told_at_once(recipe: Path) -> None:
 
 
 def test_dry_run_shows_the_tree(recipe: Path) -> None:
-    printed = submit(
-        "recipe", "--dry-run", "--nodes=2", "-p", "gpu", "--", "--trainer.max_steps", "3", cwd=recipe.parent
-    )
+    options = ("--nodes=2", "-p", "gpu", "-d", "after:5", "--", "--trainer.max_steps", "3")
+    printed = submit("recipe", "--dry-run", *options, cwd=recipe.parent)
     mntp, simcse, supervised = commands(printed.stdout)
-    assert "--dependency=singleton" in mntp
-    assert "--dependency=afterok:JOB1,singleton" in simcse and "--dependency=afterok:JOB1,singleton" in supervised
+    for command, waits in ((mntp, ""), (simcse, "afterok:JOB1,"), (supervised, "afterok:JOB1,")):
+        assert [o for o in command if o.startswith(("-d", "--dep"))] == [f"--dependency=after:5,{waits}singleton"]
     for command, name in ((mntp, "mntp"), (simcse, "simcse"), (supervised, "supervised")):
         assert {"--kill-on-invalid-dep=yes", "--nodes=2", "-p", "gpu", f"--output=runs/{name}/slurm-%j.log"} <= {
             *command
@@ -75,6 +76,14 @@ def test_dry_run_shows_the_tree(recipe: Path) -> None:
             "3",
         ]
     assert not (recipe.parent / "runs").exists()
+
+
+def test_a_dependency_is_joined_with_ours() -> None:
+    dependency = runpy.run_path(str(REPOSITORY / "slurm" / "submit"))["dependency"]
+    assert dependency("7", False, "afterok:5,singleton") == ["--dependency=afterok:5,singleton,afterok:7"]
+    assert dependency("7", True, "afterok:5") == ["--dependency=afterok:5,aftercorr:7"]
+    with pytest.raises(ValueError, match=r"--dependency must be a list with commas.*got after:5.after:6"):
+        dependency("7", False, "after:5?after:6")
 
 
 def test_finished_stages_stay_finished(recipe: Path) -> None:
@@ -99,6 +108,18 @@ def test_a_sweep_is_an_array_and_each_task_waits_for_its_own(recipe: Path) -> No
         "  task 2: --model.lora.r=8 --seed_everything=1 --trainer.default_root_dir=runs/simcse/sweep/2 "
         "--model.backbone.model=runs/mntp/sweep/2/encoder"
     ) in printed.splitlines()
+
+
+def test_a_task_of_a_sweep_stays_what_it_is(tmp_path: Path) -> None:
+    """In a dry run, too."""
+    array = runpy.run_path(str(REPOSITORY / "slurm" / "submit"))["array"]
+    stage = SimpleNamespace(root=str(tmp_path))
+    array(stage, None, [["--a=1"], ["--a=2"]], False)
+    array(stage, None, [["--a=1"]], False)
+    for dry_run in (True, False):
+        with pytest.raises(ValueError, match=r"sweep/1.txt must stay the task that it is: --a=2 .*; got --a=3 "):
+            array(stage, None, [["--a=1"], ["--a=3"]], dry_run)
+    assert (tmp_path / "sweep" / "1.txt").read_text().startswith("--a=2\n")
 
 
 def test_outside_of_its_environment_it_says_so(recipe: Path) -> None:
@@ -132,6 +153,11 @@ def test_bad_input_is_one_line(arguments: list[str], said: str, recipe: Path) ->
     assert ended.stderr.startswith("error: ") and len(ended.stderr.splitlines()) == 1
 
 
+def test_a_wrong_grace_time_is_refused(recipe: Path) -> None:
+    ended = submit("recipe", "--dry-run", cwd=recipe.parent, OTHERSIDE_GRACE="20m")
+    assert ended.returncode == 1 and ended.stderr.startswith("error: OTHERSIDE_GRACE must be") and not ended.stdout
+
+
 @pytest.mark.parametrize(
     ("environment", "config", "said"),
     [
@@ -141,6 +167,11 @@ def test_bad_input_is_one_line(arguments: list[str], said: str, recipe: Path) ->
             {"SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "8", "SLURM_NTASKS_PER_NODE": "1"},
             "recipe/mntp.yaml",
             "each GPU must have a task; got 1 on 8 GPUs. Set --ntasks-per-node=8.",
+        ),
+        (
+            {"SLURM_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "0"},
+            "recipe/mntp.yaml",
+            "each task of an array must have settings of its own; got an array without. Use slurm/submit --sweep",
         ),
     ],
 )

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from lightning_modules import signals
+
 BEGIN = """
 import os, signal, sys, time
 me = os.getpid()
@@ -71,3 +73,16 @@ def test_a_signal_before_the_handler_waits_behind_a_block() -> None:
 def test_a_second_sigterm_means_now(pause: float, environment: dict[str, str], status: int) -> None:
     """Not if it only came twice by way of a launcher; nor under SLURM, which sends another ahead of SIGKILL."""
     assert run(after=f"os.kill(me, 15); time.sleep({pause}); os.kill(me, 15)", **environment) == status
+
+
+@pytest.mark.parametrize(("said", "seconds"), [("", 600), ("1200", 1200), ("0", 0), ("1.5", 1.5)])
+def test_grace(said: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTHERSIDE_GRACE", said)
+    assert signals.grace() == seconds
+
+
+@pytest.mark.parametrize("said", ["20m", "-1", "nan", "inf"])
+def test_a_grace_time_that_is_none_is_refused(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTHERSIDE_GRACE", said)
+    with pytest.raises(ValueError, match=f"OTHERSIDE_GRACE must be a number of seconds, such as 1200; got '{said}'"):
+        signals.grace()

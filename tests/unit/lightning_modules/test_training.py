@@ -199,6 +199,26 @@ def test_what_a_killed_run_leaves_behind_does_not_hold_its_folder(tmp_path: Path
         os.kill(worker, signal.SIGKILL)
 
 
+def test_what_killed_saves_left_behind_is_removed(place: Path, tiny_llama: Path) -> None:
+    """A checkpoint that was moved aside for one that never came is taken up again."""
+    config = runs.write_stage(place, "MNTP", tiny_llama, root="run", steps=2)
+    runs.run("fit", "--config", config, cwd=place)
+    root = place / "run"
+    for left in (
+        "checkpoints/.step=3.ckpt.tmp",
+        "checkpoints/.step=1.ckpt.old",
+        "best/.step=1.ckpt-old-a",
+        ".encoder-a",
+    ):
+        (root / left / "encoder").mkdir(parents=True)
+    aside = root / "checkpoints" / ".step=2.ckpt-old-a"
+    aside.mkdir()
+    (root / "checkpoints" / "step=2.ckpt").rename(aside / "step=2.ckpt")
+    output = runs.run("fit", "--config", config, "--trainer.max_steps", "3", cwd=place)
+    assert "resumes from run/checkpoints/step=2.ckpt" in output
+    assert [path.name for path in root.rglob(".*")] == [".lock"]
+
+
 def test_a_file_system_without_locks_is_no_other_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def lockf(*_: Any) -> None:  # as Lustre without -o flock
         raise OSError(errno.ENOSYS, "Function not implemented")

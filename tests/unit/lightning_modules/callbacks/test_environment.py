@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import runs
 import torch
 import transformers
 
-from lightning_modules.callbacks.environment import sizes
+from lightning_modules.callbacks.environment import Environment, sizes
 from lightning_modules.finished import starts
 
 
@@ -43,3 +45,22 @@ def test_no_notes_and_broken_notes(tmp_path: Path) -> None:
     (tmp_path / "environment.json").write_text(json.dumps([1]))
     with pytest.raises(ValueError, match=r"environment\.json must hold notes of a run.*Move it away"):
         starts(tmp_path)
+
+
+def test_broken_notes_are_moved_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "environment.json").write_text("{")
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    trainer: Any = SimpleNamespace(
+        is_global_zero=True,
+        default_root_dir=str(tmp_path),
+        global_step=3,
+        world_size=1,
+        num_nodes=1,
+        strategy=strategy,
+        precision="32-true",
+        fast_dev_run=False,
+    )
+    Environment().on_train_start(trainer, torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+    assert [start["first_step"] for start in starts(tmp_path)] == [3]
+    aside = tmp_path / "environment.json.broken"
+    assert aside.read_text() == "{" and f"cannot be read, and is now {aside}" in capsys.readouterr().err

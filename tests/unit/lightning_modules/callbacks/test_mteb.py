@@ -184,6 +184,23 @@ def test_an_evaluation_that_was_stopped_is_made_when_the_run_goes_on(
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
+def test_a_run_whose_last_evaluation_was_stopped_is_not_finished(ranks: int, place: Path, tiny_llama: Path) -> None:
+    """Behind the last epoch, then where a run is resumed behind its last step."""
+    ask = {"trainer.callbacks": [{"class_path": "pace.Ask", "init_args": {"batch": 5}}]}
+    name = f"ends-{ranks}"
+    epochs = {"trainer.max_epochs": 1, "trainer.max_steps": -1, "model.init_args.schedule.total_steps": 6}
+    fit = ("fit", "--config", stage(place, tiny_llama, "MNTP", name, **{"mteb.at_start": False, **ask, **epochs}))
+    early = ("--trainer.callbacks", '[{"class_path": "pace.Ask", "init_args": {"batch": null}}]')
+    for options in ((), early):
+        for status, output in [run.wait(60) for run in runs.start_ranks(ranks, *fit, *options, cwd=place)][::-1]:
+            assert status == 128 + signal.SIGUSR1, output
+        assert not [path for path in ("encoder", "finished.json") if (place / name / path).exists()]
+    assert "mteb at step 6: stopped" in output and "stopped by SIGUSR1" in output
+    output = runs.run_ranks(ranks, *fit, "--trainer.callbacks", "[]", cwd=place)
+    assert list(said(output)) == [6] and "finished: " in output
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_an_evaluation_before_training_that_was_stopped_is_made_too(ranks: int, place: Path, tiny_llama: Path) -> None:
     asks = {"trainer.callbacks": [{"class_path": "pace.Ask", "init_args": {"batch": None}}]}
     fit = ("fit", "--config", stage(place, tiny_llama, "MNTP", f"early-{ranks}", 2, **asks))

@@ -11,11 +11,13 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import runs
 
-from lightning_modules.callbacks.requeue import requeue, slurm_job
+from lightning_modules.callbacks.requeue import Requeue, requeue, slurm_job
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +106,13 @@ def test_a_validation_that_is_due_comes_first_if_there_is_time(
     assert status == 128 + number and f"{name}/checkpoints/stopped-step={step}.ckpt" in output
 
 
+def test_a_wrong_grace_time_is_refused_at_the_start(place: Path, tiny_llama: Path) -> None:
+    config = runs.write_stage(place, "MNTP", tiny_llama, root="grace")
+    command = runs.start("fit", "--config", config, cwd=place, environment={"OTHERSIDE_GRACE": "20m"})
+    status, output = command.wait(60)
+    assert status == 1 and output.startswith("error: OTHERSIDE_GRACE must be") and not (place / "grace").exists()
+
+
 def test_a_task_of_an_array_is_requeued_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
         monkeypatch.delenv(name, raising=False)
@@ -115,9 +124,9 @@ def test_a_task_of_an_array_is_requeued_alone(monkeypatch: pytest.MonkeyPatch) -
     assert slurm_job() == "70_3"
 
 
-def test_a_refused_requeue_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_refused_requeue_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert re.fullmatch(r"job 7 could not be requeued \(.*scontrol.*\); submit it again to go on", requeue("7"))
+    assert "scontrol" in requeue("7")
 
 
 def test_a_requeue_that_is_not_answered_says_what_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,4 +134,41 @@ def test_a_requeue_that_is_not_answered_says_what_was_told(monkeypatch: pytest.M
         raise subprocess.TimeoutExpired("scontrol", 60, stderr=b"Unable to contact slurm controller")
 
     monkeypatch.setattr("lightning_modules.callbacks.requeue.scontrol", late)
-    assert requeue("7") == "job 7 could not be requeued (Unable to contact slurm controller); submit it again to go on"
+    assert requeue("7") == "Unable to contact slurm controller"
+
+
+def leave(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, trained: bool, restarts: str = "1") -> int:
+    """The exit status of a job that SIGUSR1 asks to stop, where `scontrol` is this script."""
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $* >> {tmp_path}/asked\n{script}\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    monkeypatch.setattr("lightning_modules.callbacks.requeue.PAUSE", 0.01)
+    alone = SimpleNamespace(broadcast=lambda value: value, barrier=lambda: None)
+    trainer: Any = SimpleNamespace(is_global_zero=True, strategy=alone)
+    callback = Requeue()
+    callback._trained = trained
+    with pytest.raises(SystemExit) as end:
+        callback._leave(trainer, signal.SIGUSR1, "")
+    return int(str(end.value.code))
+
+
+@pytest.mark.parametrize(("failures", "said"), [(2, "7 is back in the queue"), (3, "(away); submit it again to go on")])
+def test_a_requeue_that_fails_is_tried_three_times(
+    failures: int, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = f"[ $(wc -l < {tmp_path}/asked) -gt {failures} ] || {{ echo away >&2; exit 1; }}"
+    assert leave(monkeypatch, tmp_path, script, trained=True) == 138
+    assert (tmp_path / "asked").read_text() == "requeue 7\n" * 3
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1:3] == ["job 7 could not be requeued (away); once more in 0 s"] * 2 and lines[3].endswith(said)
+
+
+@pytest.mark.parametrize(("trained", "restarts", "status"), [(False, "0", 138), (False, "1", 125), (True, "1", 138)])
+def test_a_job_that_gets_nowhere_is_not_requeued_for_ever(
+    trained: bool, restarts: str, status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert leave(monkeypatch, tmp_path, "", trained, restarts) == status
+    assert (tmp_path / "asked").exists() == (status == 138)
