@@ -9,7 +9,7 @@ import numpy as np
 from otherside.encoder import Encoder
 from otherside.probing.lines import read_lines, text
 from otherside.probing.results import Row
-from otherside.probing.scores import bootstrap
+from otherside.probing.scores import bootstrap, check_numbers
 
 Pair = tuple[str, str]
 
@@ -55,5 +55,9 @@ def ranks_of(own: np.ndarray, scores: np.ndarray) -> np.ndarray:
     Args:
         own: (N,) number of each query's document.
         scores: (N, M).
+
+    Raises:
+        ValueError: a score is NaN, which no comparison would tell from rank 0.
     """
+    check_numbers("cosines of queries and documents", scores)
     return (scores >= np.take_along_axis(scores, own[:, None], axis=1)).sum(1)

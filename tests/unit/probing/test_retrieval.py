@@ -19,6 +19,11 @@ def test_ranks() -> None:
     assert ranks_of(np.array([0, 2, 1]), scores).tolist() == [1, 2, 3]  # the last: a tie counts against the query
 
 
+def test_nan_is_refused() -> None:
+    with pytest.raises(ValueError, match="cosines of queries and documents must be numbers; got NaN in 1 of 4"):
+        ranks_of(np.array([0, 1]), np.array([[0.9, np.nan], [0.5, 0.1]]))
+
+
 def test_a_text_finds_itself(tiny_llama: Path, sentences: list[str]) -> None:
     encoder = Encoder.load(tiny_llama)
     found = retrieval(encoder, [(text, text) for text in sentences])
