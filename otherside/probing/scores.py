@@ -32,13 +32,20 @@ class Score:
     draws: np.ndarray = field(default_factory=lambda: np.empty(0), compare=False, repr=False)
 
     @classmethod
-    def of(cls, value: float, draws: np.ndarray) -> Score:
+    def of(cls, value: float, draws: np.ndarray, comparisons: int = 1) -> Score:
         """With the percentile interval of its draws.
+
+        Args:
+            value: measured.
+            draws: (B,).
+            comparisons: of several scores, how many. With a probability of 95 % the intervals of all hold what they
+                should (Bonferroni).
 
         Raises:
             ValueError: it is no number.
         """
-        low, high = np.percentile(draws, [2.5, 97.5])
+        tail = 2.5 / comparisons
+        low, high = np.percentile(draws, [tail, 100 - tail])
         check_numbers("a score and its interval", np.array([value, low, high]))
         return cls(float(value), float(low), float(high), draws.astype(np.float32))
 
