@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -204,9 +204,12 @@ def run_mine(
             _say(f"note: {encoder} was trained with {known} before each {name}; {option} is {used!r}")
     dtype = fast_dtype() if dtype == "auto" else dtype
     _meet_ranks()
+    quiet_libraries()
+    with saying(f"opening {encoder}"):
+        loaded = Encoder.load(encoder, dtype=dtype, device=_device(device))
     documents = _open(source, corpus, on_bad_row)
     settings = {
-        "encoder": asdict(card),
+        "encoder": asdict(replace(card, lineage=loaded.backbone.lineage)),  # which knows what the base's weights are
         "pairs": documents.pairs.content,
         "documents": documents.content,
         "instructions": [source.instruction, source.document_instruction],
@@ -219,9 +222,6 @@ def run_mine(
         _say(_finished(out, report, settings))
         shutil.rmtree(work, ignore_errors=True)  # where it was cut at its very end
         return
-    quiet_libraries()
-    with saying(f"opening {encoder}"):
-        loaded = Encoder.load(encoder, dtype=dtype, device=_device(device))
     make_folder(out.parent, "--out")
     if distributed.rank() == 0:
         _prepare(work, settings)

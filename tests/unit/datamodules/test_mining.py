@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import runs
 from ranks import run_ranks
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from datamodules import Pairs, Source
@@ -198,6 +199,21 @@ def test_a_finished_file_is_left_alone(mined: Callable[..., Path], capsys: pytes
     assert not (out.parent / ".out.jsonl.parts").exists()
     with pytest.raises(ValueError, match=r"made with other settings \(ceiling\). Move it away"):
         mined(asked=Asked(3, 0.9, 1, 20))
+
+
+def test_other_weights_at_the_same_path_are_another_encoder(tiny_llama: Path, pairs: Path, tmp_path: Path) -> None:
+    base, out = tmp_path / "base", tmp_path / "out.jsonl"
+    shutil.copytree(tiny_llama, base)
+
+    def mine() -> None:
+        run_mine(str(base), Source(str(pairs)), out, ASKED, dtype="float32", device="cpu")
+
+    mine()
+    mine()
+    weights = load_file(base / "model.safetensors")
+    save_file({name: weight + 0.1 for name, weight in weights.items()}, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"made with other settings \(encoder\)"):
+        mine()
 
 
 @pytest.mark.parametrize("change", ["negatives", "pairs"])
