@@ -49,11 +49,21 @@ class Documents:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def left_out(self, start: int, stop: int) -> Tensor:
-        """(M, 2) int64: pairs from `start` on, counted from 0, and the documents that are positives of their query, or
-        the query itself.
+    def queries(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Different queries of the pairs from `start` to `stop`: the first pair of each, counted from `start`; and of
+        each pair which one it has.
         """
-        queries = self._queries[start:stop]
+        _, first, query = np.unique(self._queries[start:stop], return_index=True, return_inverse=True)
+        return first, query
+
+    def left_out(self, pairs: NDArray[np.int64]) -> Tensor:
+        """(M, 2) int64: numbers among these Q pairs, and the documents that are positives of their query, or the query
+        itself.
+
+        Args:
+            pairs: (Q,).
+        """
+        queries = self._queries[pairs]
         first, last = (np.searchsorted(self._sorted_queries, queries, side) for side in ("left", "right"))
         own = [self.positives[self._by_query[a:b]] for a, b in zip(first, last, strict=True)]
         own = [np.append(found, number) for found, number in zip(own, self._number(queries), strict=True)]

@@ -131,11 +131,13 @@ class Mining:
 
     def _search(self, start: int, stop: int, path: Path) -> None:
         rows, own = self.pairs[start:stop], self.documents.positives[start:stop]
-        vectors = self.encoder.encode(rows["query"], instruction=self.source.instruction, normalize=True)
+        first, query = self.documents.queries(start, stop)
+        texts = [rows["query"][i] for i in first]
+        vectors = self.encoder.encode(texts, instruction=self.source.instruction, normalize=True)
         queries = torch.from_numpy(vectors).to(self.encoder.device)
-        found = nearest(queries, self.vectors(), self.asked.last_rank, self.documents.left_out(start, stop))
-        scores, places = (tensor.cpu().numpy() for tensor in found)
-        positive = (vectors * self._of(own)).sum(1)
+        found = nearest(queries, self.vectors(), self.asked.last_rank, self.documents.left_out(start + first))
+        scores, places = (tensor.cpu().numpy()[query] for tensor in found)
+        positive = (vectors[query] * self._of(own)).sum(1)
         chosen = [self.asked.choose(*row) for row in zip(scores, positive.tolist(), strict=True)]
         table = {
             "query": rows["query"],

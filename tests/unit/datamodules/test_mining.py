@@ -92,6 +92,19 @@ def test_negatives_are_those_of_a_search_by_hand(
     assert not list(pairs.parent.glob(".*parts"))
 
 
+def test_equal_queries_are_searched_once(mined: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    nearest, searched = run.nearest, []
+
+    def counted(queries: Any, *others: Any) -> Any:
+        searched.append(len(queries))
+        return nearest(queries, *others)
+
+    monkeypatch.setattr(run, "nearest", counted)
+    monkeypatch.setattr(run, "ROWS", 10)
+    mined()
+    assert searched == [9, 10, 3]  # rows 3 and 7 ask the same
+
+
 def test_pairs_reads_both_formats(tokenizer: PreTrainedTokenizerBase, pairs: Path, mined: Callable[..., Path]) -> None:
     asked, seen = Asked(2, 1.0, 1, 20), []
     for name in ("a.jsonl", "b.parquet"):
