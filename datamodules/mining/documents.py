@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from datamodules.keys import first_ones, places_of
 from datamodules.rows import Skipped
 from datamodules.sources import FEATURES, Table, cached
 from otherside.candidates import key
@@ -29,11 +31,8 @@ class Documents:
         self.pairs, self.corpus = pairs, corpus
 
         def texts(_: Skipped) -> Iterator[dict[str, Any]]:
-            seen: set[int] = set()
-            for text in _texts(pairs, corpus):
-                if (known := key(text)) not in seen:
-                    seen.add(known)
-                    yield {"text": text}
+            new = first_ones(np.fromiter(map(key, _texts(pairs, corpus)), np.int64))
+            yield from ({"text": text} for text in compress(_texts(pairs, corpus), new))
 
         self.rows, _, self.content = cached(
             ["documents", pairs.content, corpus and corpus.content], FEATURES["text"], texts
@@ -41,6 +40,7 @@ class Documents:
         keys = _keys(self.rows, "text")
         self._places = np.argsort(keys)
         self._keys = keys[self._places]
+        self._places = np.append(self._places, -1)  # of what is no document
         self._queries = _keys(pairs.rows, "query")
         self.positives = self._number(_keys(pairs.rows, "positive"))  # (P,) document of each pair
         self._by_query = np.argsort(self._queries, kind="stable")
@@ -73,8 +73,7 @@ class Documents:
 
     def _number(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
         """Documents with these keys; -1 where there is none."""
-        places = np.searchsorted(self._keys, keys).clip(max=len(self._keys) - 1)
-        return np.where(self._keys[places] == keys, self._places[places], -1)
+        return self._places[places_of(keys, self._keys)]
 
 
 def _texts(pairs: Table, corpus: Table | None) -> Iterator[str]:
