@@ -9,6 +9,7 @@ import numpy as np
 import regex
 from numpy.typing import NDArray
 
+from datamodules.keys import places_of
 from otherside.candidates import key
 
 NO_WORD = regex.compile(r"[\W_]+")
@@ -33,7 +34,7 @@ class Known:
         self.counts: list[int] = []  # texts of each
         self._keys, self._places = array("q"), array("i")
         self._sorted: NDArray[np.int64] = np.zeros(0, np.int64)
-        self._of: NDArray[np.int32] = np.zeros(0, np.int32)
+        self._of: NDArray[np.int32] = np.full(1, -1, np.int32)  # of each sorted key; the last: of what is none of them
 
     def add(self, name: str, texts: Iterable[tuple[bool, str]]) -> None:
         """Look for these, too; short ones are left out.
@@ -55,12 +56,8 @@ class Known:
         keys, places = np.frombuffer(self._keys, np.int64), np.frombuffer(self._places, np.int32)
         order = np.lexsort((places, places % 2, keys))
         self._sorted, first = np.unique(keys[order], return_index=True)
-        self._of = places[order][first]
+        self._of = np.append(places[order][first], np.int32(-1))
 
-    def places(self, keys: Sequence[int]) -> NDArray[np.int64]:
+    def places(self, keys: Sequence[int]) -> NDArray[np.int32]:
         """(N,) of each key twice the number of its place, and 1 more for a document; -1 where it is in none."""
-        wanted = np.asarray(keys, np.int64)
-        if not len(self._sorted):
-            return np.full(len(wanted), -1)
-        found = np.searchsorted(self._sorted, wanted).clip(max=len(self._sorted) - 1)
-        return np.where(self._sorted[found] == wanted, self._of[found], -1)
+        return self._of[places_of(np.asarray(keys, np.int64), self._sorted)]

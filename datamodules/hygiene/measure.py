@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.hygiene.known import Known, number
+from datamodules.keys import places_of
 from datamodules.sources import Source, Table
 from otherside.batching import tokenise
 from otherside.candidates import key
@@ -65,8 +66,8 @@ class Measured:
     owners: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def other_positives(self, keys: NDArray[np.int64]) -> int:
-        """Rows with a negative that is a positive of the same query among rows of these `keys`."""
-        return len(np.unique(self.owners[np.isin(self.negatives, keys)]))
+        """Rows with a negative that is a positive of the same query among rows of these `keys`, which are sorted."""
+        return len(np.unique(self.owners[places_of(self.negatives, keys) >= 0]))
 
 
 def measure(

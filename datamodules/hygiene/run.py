@@ -14,6 +14,7 @@ from tqdm import tqdm
 from datamodules.hygiene.known import Known
 from datamodules.hygiene.measure import AT_ONCE, Measured, asked, measure, named, rows_of
 from datamodules.hygiene.near import ALIKE, near
+from datamodules.keys import first_ones, places_of
 from datamodules.sources import Kind, Source, Table, open_table
 
 if TYPE_CHECKING:
@@ -51,23 +52,24 @@ def check(
     with _bar("reading", tables) as bar:
         measured = [measure(table, tokenizer, known, bar.update) for table in tables]
     with _bar("near duplicates", tables) as bar:
-        alike = near(tables, _new(measured), bar.update)
+        alike = near(tables, first_ones(np.concatenate([found.keys for found in measured])), bar.update)
     both = list(zip(tables, measured, strict=True))
-    keys = np.concatenate([found.keys for found in measured])
+    keys = [np.unique(found.keys) for found in measured]
+    everywhere = np.unique(np.concatenate(keys))
     return {
         "unit": "words" if tokenizer is None else "tokens",
         "max_length": max_length if tokenizer is not None else None,
         "sources": [
             {
                 **_source(table, found, max_length if tokenizer is not None else None),
-                "negative_is_positive_of_another_row": found.other_positives(keys),
+                "negative_is_positive_of_another_row": found.other_positives(everywhere),
             }
             for table, found in both
         ],
         "across": [
             {"sources": [named(one.source), named(other.source)], "rows": rows}
-            for (one, a), (other, b) in combinations(both, 2)
-            if (rows := len(np.intersect1d(a.keys, b.keys)))
+            for (one, a), (other, b) in combinations(zip(tables, keys, strict=True), 2)
+            if (rows := int((places_of(a, b) >= 0).sum()))
         ],
         "near": {"rows": alike.rows, "too_short": alike.short, "alike": ALIKE, "examples": alike.examples},
         "leaks": [
@@ -115,14 +117,6 @@ def _texts(table: Table) -> Iterator[tuple[bool, str]]:
         for first, *others in map(asked, rows_of(batch)):
             yield False, first
             yield from ((True, text) for text in others)
-
-
-def _new(measured: Sequence[Measured]) -> np.ndarray:
-    """(rows,) of all sources, whether no equal row is before it."""
-    keys = np.concatenate([found.keys for found in measured])
-    new = np.zeros(len(keys), bool)
-    new[np.unique(keys, return_index=True)[1]] = True
-    return new
 
 
 def _source(table: Table, found: Measured, max_length: int | None) -> dict[str, Any]:

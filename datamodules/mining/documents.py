@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from datamodules.keys import first_ones, places_of
 from datamodules.rows import Skipped
 from datamodules.sources import FEATURES, Table, cached
 from otherside.candidates import key
@@ -29,11 +31,8 @@ class Documents:
         self.pairs, self.corpus = pairs, corpus
 
         def texts(_: Skipped) -> Iterator[dict[str, Any]]:
-            seen: set[int] = set()
-            for text in _texts(pairs, corpus):
-                if (known := key(text)) not in seen:
-                    seen.add(known)
-                    yield {"text": text}
+            new = first_ones(np.fromiter(map(key, _texts(pairs, corpus)), np.int64))
+            yield from ({"text": text} for text in compress(_texts(pairs, corpus), new))
 
         self.rows, _, self.content = cached(
             ["documents", pairs.content, corpus and corpus.content], FEATURES["text"], texts
@@ -41,6 +40,7 @@ class Documents:
         keys = _keys(self.rows, "text")
         self._places = np.argsort(keys)
         self._keys = keys[self._places]
+        self._places = np.append(self._places, -1)  # of what is no document
         self._queries = _keys(pairs.rows, "query")
         self.positives = self._number(_keys(pairs.rows, "positive"))  # (P,) document of each pair
         self._by_query = np.argsort(self._queries, kind="stable")
@@ -49,11 +49,21 @@ class Documents:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def left_out(self, start: int, stop: int) -> Tensor:
-        """(M, 2) int64: pairs from `start` on, counted from 0, and the documents that are positives of their query, or
-        the query itself.
+    def queries(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Different queries of the pairs from `start` to `stop`: the first pair of each, counted from `start`; and of
+        each pair which one it has.
         """
-        queries = self._queries[start:stop]
+        _, first, query = np.unique(self._queries[start:stop], return_index=True, return_inverse=True)
+        return first, query
+
+    def left_out(self, pairs: NDArray[np.int64]) -> Tensor:
+        """(M, 2) int64: numbers among these Q pairs, and the documents that are positives of their query, or the query
+        itself.
+
+        Args:
+            pairs: (Q,).
+        """
+        queries = self._queries[pairs]
         first, last = (np.searchsorted(self._sorted_queries, queries, side) for side in ("left", "right"))
         own = [self.positives[self._by_query[a:b]] for a, b in zip(first, last, strict=True)]
         own = [np.append(found, number) for found, number in zip(own, self._number(queries), strict=True)]
@@ -63,8 +73,7 @@ class Documents:
 
     def _number(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
         """Documents with these keys; -1 where there is none."""
-        places = np.searchsorted(self._keys, keys).clip(max=len(self._keys) - 1)
-        return np.where(self._keys[places] == keys, self._places[places], -1)
+        return self._places[places_of(keys, self._keys)]
 
 
 def _texts(pairs: Table, corpus: Table | None) -> Iterator[str]:

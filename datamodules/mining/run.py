@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,11 +131,13 @@ class Mining:
 
     def _search(self, start: int, stop: int, path: Path) -> None:
         rows, own = self.pairs[start:stop], self.documents.positives[start:stop]
-        vectors = self.encoder.encode(rows["query"], instruction=self.source.instruction, normalize=True)
+        first, query = self.documents.queries(start, stop)
+        texts = [rows["query"][i] for i in first]
+        vectors = self.encoder.encode(texts, instruction=self.source.instruction, normalize=True)
         queries = torch.from_numpy(vectors).to(self.encoder.device)
-        found = nearest(queries, self.vectors(), self.asked.last_rank, self.documents.left_out(start, stop))
-        scores, places = (tensor.cpu().numpy() for tensor in found)
-        positive = (vectors * self._of(own)).sum(1)
+        found = nearest(queries, self.vectors(), self.asked.last_rank, self.documents.left_out(start + first))
+        scores, places = (tensor.cpu().numpy()[query] for tensor in found)
+        positive = (vectors[query] * self._of(own)).sum(1)
         chosen = [self.asked.choose(*row) for row in zip(scores, positive.tolist(), strict=True)]
         table = {
             "query": rows["query"],
@@ -204,9 +206,12 @@ def run_mine(
             _say(f"note: {encoder} was trained with {known} before each {name}; {option} is {used!r}")
     dtype = fast_dtype() if dtype == "auto" else dtype
     _meet_ranks()
+    quiet_libraries()
+    with saying(f"opening {encoder}"):
+        loaded = Encoder.load(encoder, dtype=dtype, device=_device(device))
     documents = _open(source, corpus, on_bad_row)
     settings = {
-        "encoder": asdict(card),
+        "encoder": asdict(replace(card, lineage=loaded.backbone.lineage)),  # which knows what the base's weights are
         "pairs": documents.pairs.content,
         "documents": documents.content,
         "instructions": [source.instruction, source.document_instruction],
@@ -219,9 +224,6 @@ def run_mine(
         _say(_finished(out, report, settings))
         shutil.rmtree(work, ignore_errors=True)  # where it was cut at its very end
         return
-    quiet_libraries()
-    with saying(f"opening {encoder}"):
-        loaded = Encoder.load(encoder, dtype=dtype, device=_device(device))
     make_folder(out.parent, "--out")
     if distributed.rank() == 0:
         _prepare(work, settings)

@@ -1,7 +1,8 @@
 """The paper's three findings, each as differences between variants whose sign can be looked up.
 
 A finding is a list of claims; a claim is the mean of paired differences `variant - minus` over some cells of the
-results, with a 95 % interval from their common bootstrap draws.
+results, with a 95 % interval from their common bootstrap draws. A finding holds if all its claims do; whether any does,
+is decided by intervals that are corrected for the number of claims.
 """
 
 from __future__ import annotations
@@ -118,12 +119,18 @@ def judge(score: Score, direction: Direction) -> Verdict:
     return "holds" if low > 0 else "does not hold" if high < 0 else "cannot tell"
 
 
-def conclude(verdicts: Sequence[Verdict]) -> Verdict:
-    """What the verdicts of its claims, as far as measured, say about a finding."""
-    if not verdicts:
+def conclude(claimed: Sequence[tuple[Score, Direction]]) -> Verdict:
+    """What its claims, as far as measured, say about a finding.
+
+    That all hold is no likelier by chance the more there are; that one of them holds, or does not, is. Where any may
+    decide, intervals are corrected for their number.
+    """
+    if not claimed:
         return "not measured"
-    if set(verdicts) == {"holds"}:
+    if all(judge(score, direction) == "holds" for score, direction in claimed):
         return "holds"
+    corrected = [(Score.of(score.value, score.draws, len(claimed)), direction) for score, direction in claimed]
+    verdicts = {judge(score, direction) for score, direction in corrected}
     if "holds" in verdicts:
         return "mixed" if "does not hold" in verdicts else "holds in part"
     return "does not hold" if "does not hold" in verdicts else "cannot tell"
@@ -163,6 +170,7 @@ def findings(results: Sequence[Result]) -> list[dict[str, Any]]:
     base = by_name["uni"].settings.get("base") if "uni" in by_name else None
     others = [result.name for result in results if base and result.settings.get("base") != base]
     found: dict[int, list[dict[str, Any]]] = {number: [] for number in FINDINGS}
+    counted: dict[int, list[tuple[Score, Direction]]] = {number: [] for number in FINDINGS}
     asked = list(claims(others))
     for claim in asked:
         if claim.variant in by_name and claim.minus in by_name:
@@ -171,11 +179,13 @@ def findings(results: Sequence[Result]) -> list[dict[str, Any]]:
                 numbers = {"value": score.value, "low": score.low, "high": score.high}
                 verdict = judge(score, claim.direction)
                 found[claim.finding].append({**asdict(claim), "cells": cells, **numbers, "verdict": verdict})
+                if claim.counted:
+                    counted[claim.finding].append((score, claim.direction))
     return [
         {
             "number": number,
             "says": says,
-            "verdict": conclude([claim["verdict"] for claim in found[number] if claim["counted"]]),
+            "verdict": conclude(counted[number]),
             "counted": sum(claim.counted for claim in asked if claim.finding == number),
             "claims": found[number],
         }

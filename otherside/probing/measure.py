@@ -11,7 +11,7 @@ import numpy as np
 
 from otherside.probing.probes import Run, linear_probe, mlp_probes
 from otherside.probing.results import Row
-from otherside.probing.scores import DRAWS, Score, common, count, resample, score
+from otherside.probing.scores import DRAWS, Score, check_numbers, common, count, resample, score
 from otherside.probing.tasks import SEED, Condition, Mlp, Task
 
 
@@ -63,7 +63,12 @@ def measure(
         layer: that they were taken from; goes into the rows.
         protocol: see `Protocol`.
         device: to train MLPs on.
+
+    Raises:
+        ValueError: a vector has NaN.
     """
+    for found in vectors.values():
+        check_numbers(f"word vectors of {task.name} at layer {layer}", found)
     trials = [*_linear(task, vectors, protocol)]
     if protocol.mlp:
         trials += _mlps(task, vectors, protocol, device)

@@ -1,4 +1,7 @@
-"""Held-out retrieval: is a query's vector nearest to its own document's?"""
+"""Held-out retrieval: is a query's vector nearest to its own document's?
+
+Shapes: N pairs, M documents, B draws.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import numpy as np
 from otherside.encoder import Encoder
 from otherside.probing.lines import read_lines, text
 from otherside.probing.results import Row
-from otherside.probing.scores import bootstrap
+from otherside.probing.scores import Score, check_numbers, count
 
 Pair = tuple[str, str]
 
@@ -31,7 +34,7 @@ def read_pairs(path: Path) -> list[Pair]:
 def retrieval(encoder: Encoder, pairs: list[Pair]) -> list[Row]:
     """MRR and recall@1 of finding each query's positive among all positives, by cosine.
 
-    Equal positives count as one document. The intervals resample queries.
+    Equal positives count as one document. The intervals resample pairs, see `scores_of`.
 
     Args:
         encoder: encodes queries and documents alike, without instruction.
@@ -41,10 +44,29 @@ def retrieval(encoder: Encoder, pairs: list[Pair]) -> list[Row]:
     own = np.array([place[positive] for _, positive in pairs])
     queries = encoder.encode([query for query, _ in pairs], normalize=True)
     documents = encoder.encode(list(place), normalize=True)
-    cosines = queries @ documents.T
-    ranks = ranks_of(own, cosines)
-    found = {"MRR": bootstrap(1 / ranks), "recall@1": bootstrap(ranks == 1)}
+    found = scores_of(own, queries @ documents.T)
     return [Row("retrieval", "", "", None, "", "context", metric, score) for metric, score in found.items()]
+
+
+def scores_of(own: np.ndarray, cosines: np.ndarray) -> dict[str, Score]:
+    """MRR and recall@1; their intervals resample pairs, queries with their documents.
+
+    Other documents would give other ranks, to many queries at once: where a few are near to all queries, an interval of
+    resampled queries alone covers nothing. In a draw, a document that is drawn twice is nearer twice, and one that is
+    not is none. A rank that varies is 1 more often than its mean, so that draws are too good; they are moved to the
+    value of the whole.
+
+    Args:
+        own: (N,) number of each query's document.
+        cosines: (N, M).
+    """
+    ranks, times = ranks_of(own, cosines), count(len(own), own)
+    ranks_BN, weights = ranks_in_draws(own, cosines, times), times / times.sum(1, keepdims=True)
+    found = {}
+    for metric, values, drawn in (("MRR", 1 / ranks, 1 / ranks_BN), ("recall@1", ranks == 1, ranks_BN == 1)):
+        draws = (weights * drawn).sum(1)
+        found[metric] = Score.of(values.mean(), (draws - draws.mean() + values.mean()).clip(0, 1))
+    return found
 
 
 def ranks_of(own: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -55,5 +77,28 @@ def ranks_of(own: np.ndarray, scores: np.ndarray) -> np.ndarray:
     Args:
         own: (N,) number of each query's document.
         scores: (N, M).
+
+    Raises:
+        ValueError: a score is NaN, which no comparison would tell from rank 0.
     """
-    return (scores >= np.take_along_axis(scores, own[:, None], axis=1)).sum(1)
+    check_numbers("cosines of queries and documents", scores)
+    return _nearer(own, scores).sum(1)
+
+
+def ranks_in_draws(own: np.ndarray, scores: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """(B, N) ranks among a draw's documents; a query's own is there once.
+
+    Args:
+        own: (N,) number of each query's document.
+        scores: (N, M).
+        times: (B, N) how often each draw has each pair; pairs of one document as often.
+    """
+    others = _nearer(own, scores)
+    np.put_along_axis(others, own[:, None], False, axis=1)
+    first = np.unique(own, return_index=True)[1]  # a pair of each document
+    return 1 + times[:, first].astype(np.float32) @ others.T.astype(np.float32)
+
+
+def _nearer(own: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """(N, M) whether a document is as near as the query's own, or nearer."""
+    return scores >= np.take_along_axis(scores, own[:, None], axis=1)

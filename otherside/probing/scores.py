@@ -32,14 +32,35 @@ class Score:
     draws: np.ndarray = field(default_factory=lambda: np.empty(0), compare=False, repr=False)
 
     @classmethod
-    def of(cls, value: float, draws: np.ndarray) -> Score:
-        """With the percentile interval of its draws."""
-        low, high = np.percentile(draws, [2.5, 97.5])
+    def of(cls, value: float, draws: np.ndarray, comparisons: int = 1) -> Score:
+        """With the percentile interval of its draws.
+
+        Args:
+            value: measured.
+            draws: (B,).
+            comparisons: of several scores, how many. With a probability of 95 % the intervals of all hold what they
+                should (Bonferroni).
+
+        Raises:
+            ValueError: it is no number.
+        """
+        tail = 2.5 / comparisons
+        low, high = np.percentile(draws, [tail, 100 - tail])
+        check_numbers("a score and its interval", np.array([value, low, high]))
         return cls(float(value), float(low), float(high), draws.astype(np.float32))
 
     def minus(self, other: Score) -> Score:
         """The paired difference; `other` was measured on the same items."""
         return Score.of(self.value - other.value, self.draws - other.draws)
+
+
+def check_numbers(what: str, values: np.ndarray) -> None:
+    """Raises ValueError where one is NaN: ranks, argmax and correlations would make a score of it all the same."""
+    if wrong := int(np.isnan(values).sum()):
+        raise ValueError(
+            f"{what} must be numbers; got NaN in {wrong:,} of {values.size:,}. Try --dtype=float32, and look for a "
+            "loss of NaN in the training of this encoder."
+        )
 
 
 def bootstrap(
@@ -124,6 +145,9 @@ def regression(predicted: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarr
     """Mean squared error, R², Pearson's and Spearman's correlation; (n, B) ratings each -> (B,).
 
     A prediction that is the same for all items correlates with nothing: 0.
+
+    Raises:
+        ValueError: a prediction is NaN.
     """
     import warnings
 
@@ -131,6 +155,7 @@ def regression(predicted: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarr
     from scipy.stats import rankdata
     from torchmetrics import functional as metrics
 
+    check_numbers("predictions", predicted)
     found, wanted = torch.tensor(predicted, dtype=torch.float64), torch.tensor(targets, dtype=torch.float64)
     ranks = [torch.tensor(rankdata(values, axis=0)) for values in (predicted, targets)]
     with warnings.catch_warnings():

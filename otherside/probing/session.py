@@ -16,7 +16,7 @@ from otherside.probing.generation import completion
 from otherside.probing.results import OFF, ON
 from otherside.probing.variants import Variant
 
-VERSION = 6  # raise it when the same settings would measure something else: it renames what is kept
+VERSION = 7  # raise it when the same settings would measure something else: it renames what is kept
 VARIANTS, FEATURES = "variants", "features"
 Layers = Literal["last", "all"] | list[int]
 

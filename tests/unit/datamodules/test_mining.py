@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import runs
 from ranks import run_ranks
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from datamodules import Pairs, Source
@@ -89,6 +90,19 @@ def test_negatives_are_those_of_a_search_by_hand(
     assert report["likely_false_negatives_per_row"] * ROWS == pytest.approx(suspects)
     assert sum(report["histogram"]["positives"]) == ROWS
     assert not list(pairs.parent.glob(".*parts"))
+
+
+def test_equal_queries_are_searched_once(mined: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    nearest, searched = run.nearest, []
+
+    def counted(queries: Any, *others: Any) -> Any:
+        searched.append(len(queries))
+        return nearest(queries, *others)
+
+    monkeypatch.setattr(run, "nearest", counted)
+    monkeypatch.setattr(run, "ROWS", 10)
+    mined()
+    assert searched == [9, 10, 3]  # rows 3 and 7 ask the same
 
 
 def test_pairs_reads_both_formats(tokenizer: PreTrainedTokenizerBase, pairs: Path, mined: Callable[..., Path]) -> None:
@@ -198,6 +212,21 @@ def test_a_finished_file_is_left_alone(mined: Callable[..., Path], capsys: pytes
     assert not (out.parent / ".out.jsonl.parts").exists()
     with pytest.raises(ValueError, match=r"made with other settings \(ceiling\). Move it away"):
         mined(asked=Asked(3, 0.9, 1, 20))
+
+
+def test_other_weights_at_the_same_path_are_another_encoder(tiny_llama: Path, pairs: Path, tmp_path: Path) -> None:
+    base, out = tmp_path / "base", tmp_path / "out.jsonl"
+    shutil.copytree(tiny_llama, base)
+
+    def mine() -> None:
+        run_mine(str(base), Source(str(pairs)), out, ASKED, dtype="float32", device="cpu")
+
+    mine()
+    mine()
+    weights = load_file(base / "model.safetensors")
+    save_file({name: weight + 0.1 for name, weight in weights.items()}, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"made with other settings \(encoder\)"):
+        mine()
 
 
 @pytest.mark.parametrize("change", ["negatives", "pairs"])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from otherside.probing.findings import (
     STRATEGIES,
@@ -87,13 +88,34 @@ def test_judge(value: float, half: float, direction: str, expected: str) -> None
     assert judge(Score(value, value - half, value + half), direction) == expected  # type: ignore[arg-type]
 
 
-def test_conclude() -> None:
-    assert conclude(["holds", "holds"]) == "holds"
-    assert conclude(["holds", "cannot tell"]) == "holds in part"
-    assert conclude(["holds", "does not hold", "cannot tell"]) == "mixed"
-    assert conclude(["cannot tell", "does not hold"]) == "does not hold"
-    assert conclude(["cannot tell", "cannot tell"]) == "cannot tell"
-    assert conclude([]) == "not measured"
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.1, 0.1], "holds"),
+        ([0.1, 0.0], "holds in part"),
+        ([0.1, -0.1, 0.0], "mixed"),
+        ([0.0, -0.1], "does not hold"),
+        ([0.0, 0.0], "cannot tell"),
+        ([], "not measured"),
+        ([0.022, 0.022], "holds"),  # 2.2 standard errors each: all of two, which chance makes no likelier
+        ([0.022, 0.0], "cannot tell"),  # any of two, which chance makes likelier
+        ([-0.022, 0.0], "cannot tell"),
+        ([0.026, 0.0], "holds in part"),
+    ],
+)
+def test_conclude(values: list[float], expected: str) -> None:
+    assert conclude([(normal(value), "more") for value in values]) == expected
+
+
+def normal(value: float, spread: float = 0.01) -> Score:
+    """A score whose draws are the quantiles of a normal distribution."""
+    return Score.of(value, value + spread * norm.ppf((np.arange(1000) + 0.5) / 1000))
+
+
+def test_one_of_several_claims_rarely_holds_by_chance() -> None:
+    random = np.random.default_rng(0)
+    concluded = [conclude([(normal(error), "more") for error in random.normal(0, 0.01, 6)]) for _ in range(1000)]
+    assert 0.92 < concluded.count("cannot tell") / 1000 < 0.98
 
 
 def test_the_papers_pattern_holds() -> None:

@@ -64,6 +64,13 @@ def test_what_a_word_knows_is_found_in_that_word() -> None:
     assert all(row.score.low <= row.score.value <= row.score.high for row in rows)
 
 
+def test_vectors_with_nan_are_refused() -> None:
+    vectors = RNG.normal(size=(60, 5, 8))
+    vectors[7] = np.nan
+    with pytest.raises(ValueError, match="word vectors of made_up at layer 3 must be numbers; got NaN in 40 of 2,400"):
+        measure(task(np.arange(60) % 2, words(FAST)), {"context": vectors}, 3, Protocol(1))
+
+
 def test_two_contexts_of_a_word() -> None:
     labels = np.arange(300) % 2
     vectors = np.repeat(RNG.normal(size=(300, 1, 8)), 2, axis=1)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from otherside.encoder import Encoder
-from otherside.probing.retrieval import Pair, ranks_of, read_pairs
+from otherside.probing.retrieval import Pair, ranks_in_draws, ranks_of, read_pairs, scores_of
 from otherside.probing.retrieval import retrieval as rows_of
 from otherside.probing.scores import Score
 
@@ -17,6 +17,33 @@ def retrieval(encoder: Encoder, pairs: list[Pair]) -> dict[str, Score]:
 def test_ranks() -> None:
     scores = np.array([[0.9, 0.1, 0.2], [0.9, 0.1, 0.2], [0.5, 0.5, 0.5]])
     assert ranks_of(np.array([0, 2, 1]), scores).tolist() == [1, 2, 3]  # the last: a tie counts against the query
+
+
+def test_ranks_in_draws() -> None:
+    """A document is nearer as often as it is drawn; a query's own is there, drawn or not."""
+    scores = np.array([[0.9, 0.95, 0.2], [0.1, 0.5, 0.7], [0.9, 0.8, 0.7]])
+    times = np.array([[1, 1, 1], [0, 3, 0], [0, 0, 3]])
+    assert ranks_in_draws(np.arange(3), scores, times).tolist() == [[2, 2, 3], [4, 1, 4], [1, 4, 1]]
+
+
+def test_intervals_cover_what_other_pairs_would_give() -> None:
+    """A fifth of documents is nearer to all other queries than their own: a test of other pairs has more, or fewer."""
+    random = np.random.default_rng(0)
+
+    def measured() -> Score:
+        cosines = 0.1 * random.random((50, 50)) + (random.random(50) < 0.2)
+        np.fill_diagonal(cosines, 0.5)
+        return scores_of(np.arange(50), cosines)["MRR"]
+
+    found = [measured() for _ in range(200)]
+    expected = np.mean([score.value for score in found])
+    covered = [score.low <= expected <= score.high for score in found]
+    assert 0.92 < np.mean(covered) < 0.995, "as of resampled queries alone, 0"
+
+
+def test_nan_is_refused() -> None:
+    with pytest.raises(ValueError, match="cosines of queries and documents must be numbers; got NaN in 1 of 4"):
+        ranks_of(np.array([0, 1]), np.array([[0.9, np.nan], [0.5, 0.1]]))
 
 
 def test_a_text_finds_itself(tiny_llama: Path, sentences: list[str]) -> None:

@@ -91,6 +91,16 @@ def test_a_constant_prediction_correlates_with_nothing() -> None:
     assert measured["pearson"] == measured["spearman"] == 0
 
 
+def test_nan_is_refused() -> None:
+    """Correlations of constants are 0, and so would be those of NaN."""
+    predicted = np.ones((20, 1))
+    predicted[3] = np.nan
+    with pytest.raises(ValueError, match=r"predictions must be numbers; got NaN in 1 of 20\. Try --dtype=float32"):
+        regression(predicted, RNG.normal(size=(20, 1)))
+    with pytest.raises(ValueError, match="a score and its interval must be numbers; got NaN in 3 of 3"):
+        bootstrap(np.array([0.5, np.nan]))
+
+
 def test_repeats_are_averaged_and_resampled() -> None:
     targets = np.arange(200) % 2
     draws = resample(count(200))
