@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules import Blocks, Pairs, Sentences, Source, streaming
 from datamodules.base import TextData
-from datamodules.rows import BadRow
+from datamodules.rows import BadRow, read_file
 from datamodules.sources import row_check
 from datamodules.streaming import START, Position, StreamBatches, WholeRows, load_positions
 from otherside.batching import TextBatch
@@ -45,18 +46,27 @@ class Positives:
         return step, rows["positive"]
 
 
-def stream(
-    path: str | list[str], rank: int = 0, world_size: int = 1, length: int = 12, **settings: Any
-) -> StreamBatches:
+@dataclass
+class First:
+    """So many batches of a stream."""
+
+    batches: StreamBatches
+    length: int
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(self.batches, self.length)
+
+
+def stream(path: str | list[str], rank: int = 0, world_size: int = 1, length: int = 12, **settings: Any) -> First:
     source = Source(path)
     defaults = {"check": row_check(source, "text"), "expand": WholeRows(), "make": Texts(), "on_bad_row": "raise"}
     settings = {**defaults, "global_batch_size": 4, "seed": 0, **settings}
-    return StreamBatches(source, length=length, rank=rank, world_size=world_size, **settings)
+    return First(StreamBatches(source, rank=rank, world_size=world_size, **settings), length)
 
 
-def go_on(batches: StreamBatches, step: int, position: Position) -> list[Any]:
-    batches.first_step, batches.position = step, position
-    return list(batches)
+def go_on(first: First, step: int, position: Position) -> list[Any]:
+    first.batches.first_step, first.batches.position = step, position
+    return list(first)
 
 
 def test_every_pass_holds_every_row_once(write_texts: Write) -> None:
@@ -78,6 +88,30 @@ def test_goes_on_from_every_position(write_texts: Write) -> None:
     for done in range(1, len(whole)):
         rest = go_on(stream(write_texts(23), length=12 - done), done, whole[done - 1][1])
         assert rest == whole[done:]
+
+
+def test_an_epoch_goes_on_where_the_last_one_stopped(
+    sentences_of: Callable[..., Sentences], write_texts: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or each would read its shard from the start: then these four epochs would read 260 rows."""
+    read: list[Any] = []
+
+    def counted(file: Path) -> Iterator[Any]:
+        for record in read_file(file):
+            read.append(record)
+            yield record
+
+    monkeypatch.setattr(streaming, "read_file", counted)
+    data = sentences_of(write_texts(100), streaming=True, stream_epoch=5, global_batch_size=5)
+    batches: list[Any] = []
+    monkeypatch.setattr(data, "batches_trained", lambda: len(batches))
+    loader = data.train_dataloader()
+    for _ in range(4):
+        batches += list(loader)
+    assert [batch.step for batch in batches] == list(range(20))
+    assert len({row for batch in batches for row in batch.rows.tolist()}) == len(read) == 100
+    last = batches.pop()  # it was not trained
+    assert next(iter(loader)).rows.equal(last.rows)
 
 
 @pytest.mark.parametrize("files", [1, 2])
