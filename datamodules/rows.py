@@ -229,14 +229,14 @@ def read_file(path: Path) -> Iterator[Record]:
     kind = file_type(path.name)
     if kind not in READERS:
         raise BadFile(f"path must name files of type {', '.join(READERS)} (or these with .gz or .zst); got {path}")
-    rows = 0
+    rows, name, counted = 0, str(path), "row" if kind == ".parquet" else "line"  # not once a row: it takes long
     try:
         with (
-            pa.input_stream(str(path), compression=COMPRESSIONS.get(path.suffix)) as raw,
+            pa.input_stream(name, compression=COMPRESSIONS.get(path.suffix)) as raw,
             io.BufferedReader(raw) as stream,
         ):
             for rows, (number, values, fault) in enumerate(READERS[kind](stream), start=1):  # noqa: B007
-                yield Record(f"{path}, {'row' if kind == '.parquet' else 'line'} {number}", values, fault)
+                yield Record(f"{name}, {counted} {number}", values, fault)
     except (OSError, pa.ArrowException) as error:
         raise BadFile(f"{path}: unreadable after row {rows}: {error}. Make or download the file again.") from error
     if not rows:

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -510,6 +511,36 @@ def test_tables_are_memory_mapped(tmp_path: Path, cache: Path) -> None:
     mapped = datasets.Dataset.from_file(str(files[0]))
     assert len(mapped) == 1000
     assert pa.total_allocated_bytes() - before < files[0].stat().st_size
+
+
+def test_tables_are_written_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of so many rows, or so many bytes, of which Arrow takes 2^31 at once; the digest depends on neither."""
+    texts = [*"abcdef", "x" * 500, "g", "y" * 500, "z" * 500, "h"]
+
+    def built(name: str) -> Table:
+        return open_table(Source(str(write(tmp_path / name, "\n".join(texts)))), "text")
+
+    whole = built("a.txt")
+    monkeypatch.setattr("datamodules.sources.BATCH_ROWS", 3)
+    monkeypatch.setattr("datamodules.sources.BATCH_BYTES", 400)
+    parts = built("b.txt")
+    lengths = [[len(chunk) for chunk in table.rows.data.column("text").chunks] for table in (whole, parts)]
+    assert lengths == [[11], [3, 3, 2, 2, 1]]
+    assert texts_of(whole) == texts_of(parts) == texts and whole.content == parts.content
+
+
+def test_tables_of_older_versions_are_found(tmp_path: Path) -> None:
+    """They were built by `Dataset.from_generator`."""
+    path = write(tmp_path / "a.txt", "a\nb\n")
+    table = open_table(Source(str(path)), "text")
+
+    def nothing() -> Iterator[dict[str, str]]:
+        raise AssertionError("built again")
+        yield {}
+
+    features, fingerprint = table.rows.features, table.rows._fingerprint
+    found = datasets.Dataset.from_generator(nothing, features=features, fingerprint=fingerprint)
+    assert found.cache_files == table.rows.cache_files and list(found["text"]) == ["a", "b"]
 
 
 def test_a_killed_build_leaves_no_table(tmp_path: Path, cache: Path) -> None:
