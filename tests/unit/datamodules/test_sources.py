@@ -255,6 +255,12 @@ BAD_ROWS: dict[str, tuple[str, Kind, list[bytes], list[str]]] = {
     "blank line": ("a.txt", "text", [b"a", b"b", b"", b"c"], ["'text'", "blank"]),
     "broken": ("a.jsonl", "text", [GOOD, GOOD, b'{"text": "a'], ["JSON object on one line", "Unterminated"]),
     "no object": ("a.jsonl", "text", [GOOD, GOOD, b'["a"]'], ["JSON object", "list"]),
+    "integer": (
+        "a.jsonl",
+        "text",
+        [GOOD, GOOD, b'{"text": "a", "n": ' + b"1" * 5000 + b"}"],
+        ["not a JSON object on one line", "4300 digits"],
+    ),
     "array": ("a.json", "text", [GOOD, GOOD, b"["], ["JSON object on one line", "one object per line"]),
     "encoding": ("a.jsonl", "text", [GOOD, GOOD, b'{"text": "caf\xe9"}'], ["UTF-8", "character 4"]),
     "text encoding": ("a.txt", "text", [b"a", b"b", b"caf\xe9"], ["UTF-8"]),
@@ -298,6 +304,29 @@ def test_bad_parquet_rows_are_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"txt": ["a"]}), path)
     with pytest.raises(BadRow, match=r"row 1: field 'text' is missing; the row has 'txt'"):
         open_table(Source(str(path)), "text")
+
+
+def test_cells_of_parquet_that_python_cannot_hold(tmp_path: Path) -> None:
+    """Spoil the rows in which they are read, and no others."""
+    bytes_ = pa.array([b"a", b"caf\xe9", b"c"], pa.binary())
+    texts = pa.Array.from_buffers(pa.string(), 3, bytes_.buffers())
+    lists = pa.ListArray.from_arrays(pa.array([0, 1, 2, 3], pa.int32()), texts)
+    dates = pa.array([1, 10**18, 10**18], pa.timestamp("us"))
+    path = tmp_path / "a.parquet"
+    pq.write_table(
+        pa.table({"text": texts, "query": ["q"] * 3, "negatives": lists, "hard_1": texts, "at": dates}), path
+    )
+    bad = r"a\.parquet, row 2: field '{}' cannot be read: 'utf-8' codec can't decode.*Write texts in UTF-8, or leave"
+    with pytest.raises(BadRow, match=bad.format("text")):
+        open_table(Source(str(path)), "text")
+    table = open_table(Source(str(path)), "text", "skip")
+    assert (texts_of(table), table.skipped) == (["a", "c"], 1)
+    for negatives in ({}, {"negatives": "negatives"}, {"negatives": "hard_*"}):
+        source = Source(str(path), {"positive": "query", **negatives})
+        with pytest.raises(BadRow, match=bad.format("hard_1" if "hard_*" in negatives.values() else "negatives")):
+            open_table(source, "pair")
+        table = open_table(source, "pair", "skip")
+        assert (len(table), table.skipped) == (2, 1)
 
 
 def test_a_quotation_mark_of_tsv_joins_no_rows(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -179,6 +181,16 @@ def test_bad_rows(tmp_path: Path) -> None:
     path.write_text('{"txt": "b"}\n')
     with pytest.raises(BadRow, match="at least one row must be good; got none, 1 bad"):
         list(stream(str(path), on_bad_row="skip"))
+
+
+def test_a_cell_that_python_cannot_hold_is_a_bad_row(tmp_path: Path) -> None:
+    bytes_ = pa.array([b"a", b"caf\xe9", b"c"], pa.binary())
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": pa.Array.from_buffers(pa.string(), 3, bytes_.buffers())}), path)
+    with pytest.raises(BadRow, match="row 2: field 'text' cannot be read: 'utf-8' codec"):
+        list(stream(str(path)))
+    batches = list(stream(str(path), on_bad_row="skip", length=3, global_batch_size=2))
+    assert {text for (_, rows, _), _ in batches for text in rows} == {"a", "c"}
 
 
 def test_urls_stream_through_datasets(write_texts: Write, tmp_path: Path) -> None:
