@@ -8,15 +8,18 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from datamodules import Pairs, Source, streaming
-from datamodules.labels import Examples, LabelledRows
+from datamodules.labels import Examples, LabelledRows, LabelledTable
 from datamodules.loading import OrderedBatches, PlannedBatches
 from datamodules.rows import BadRow
+from datamodules.sources import Table
 from otherside.batching import Packed, PairBatch
 from otherside.candidates import key
 
@@ -165,6 +168,15 @@ def test_numbers_are_labels_too_and_columns_have_names(tmp_path: Path, pairs_of:
     data = pairs_of(Source(path, labels=True, fields={"text": "sentence", "label": "class"}))
     data.setup("fit")
     assert data.tables[0].rows[1] == {"text": "text 1", "label": "1"}
+
+
+def test_labels_may_have_more_bytes_than_an_array_of_arrow() -> None:
+    """2^31; here the same two labels again and again, so that memory holds them once."""
+    labels = [pa.array([letter * (1 << 26)]) for letter in "xy"] * 17
+    texts = pa.chunked_array([[f"text {i}"] for i in range(len(labels))])
+    rows = datasets.Dataset(pa.table({"text": texts, "label": pa.chunked_array(labels)}), fingerprint="0")
+    table = LabelledTable.of(Table(Source("a.jsonl", labels=True), rows), 1, 0)
+    assert table.examples.labels.tolist() == [0, 1] * 17 and len(table.keys) == 2
 
 
 def test_a_stream_of_labels_goes_on_where_it_was(
