@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -159,15 +160,21 @@ class Table:
         found: NDArray[np.int64] = self.rows.data.column("row").take(pa.array(rows)).to_numpy()
         return found
 
-    def sizes(self, longest: int) -> NDArray[np.int64]:
+    def sizes(self, longest: int) -> NDArray[np.int32]:
         """(N,) how long the texts of each row are together, in bytes; no text is read.
 
         Args:
             longest: what a text counts at most, as what is behind will be cut off.
         """
-        columns = [column for column in self.rows.data.columns if not _of_numbers(column.type)]
-        parts = [np.concatenate([_bytes(chunk, longest) for chunk in column.chunks]) for column in columns]
-        return np.sum(parts, axis=0) if parts else np.ones(len(self), dtype=np.int64)
+        stored = self.rows.data  # with rows that are not selected, too
+        columns = [column for column in stored.columns if not _of_numbers(column.type)]
+        sizes = (np.zeros if columns else np.ones)(len(stored), np.int32)
+        for column in columns:
+            borders = np.cumsum([0, *map(len, column.chunks)])
+            for chunk, (start, stop) in zip(column.chunks, pairwise(borders), strict=True):
+                sizes[start:stop] += _bytes(chunk, longest)
+        selected = self.rows._indices
+        return sizes if selected is None else sizes[selected.column(0).to_numpy()]
 
 
 def _of_numbers(kind: pa.DataType) -> bool:

@@ -170,6 +170,16 @@ def test_numbers_are_labels_too_and_columns_have_names(tmp_path: Path, pairs_of:
     assert data.tables[0].rows[1] == {"text": "text 1", "label": "1"}
 
 
+def test_sizes_are_those_of_the_rows_that_are_kept(tmp_path: Path, pairs_of: Callable[..., Pairs]) -> None:
+    """A repeated text is left out; by sizes rows are shared among ranks."""
+    lines = [{"text": text, "label": text[0]} for text in ("a", "a", "bbbb", "aaa", "bb")]
+    source = Source(written(tmp_path / "a.jsonl", map(json.dumps, lines)), labels=True)
+    table = pairs_of(source).open(source)
+    assert list(table.rows["text"]) == ["a", "bbbb", "aaa", "bb"]
+    assert table.sizes(99).tolist() == [2, 5, 4, 3], "of text and label"
+    assert table.sizes(99).dtype == np.int32, "they are held for all rows"
+
+
 def test_labels_may_have_more_bytes_than_an_array_of_arrow() -> None:
     """2^31; here the same two labels again and again, so that memory holds them once."""
     labels = [pa.array([letter * (1 << 26)]) for letter in "xy"] * 17
