@@ -129,8 +129,11 @@ class StreamBatches(IterableDataset[Any]):
         start = {**position, "used": 0}
         expand = copy(self.expand)
         expand.rest = list(start["rest"])
+        faults: list[Skipped] = []  # of this turn's passes without a good row
         while True:
             turn, shift = divmod(start["passes"], len(self.shares))  # within a turn every rank reads every share
+            if shift == 0:
+                faults = []
             self.rows = self.shares[(self.rank + shift) % len(self.shares)]
             self.rows.set_epoch(turn)  # by which `datasets` shuffles files and shards from the second turn on
             self.rows.load_state_dict(start["rows"])
@@ -145,9 +148,11 @@ class StreamBatches(IterableDataset[Any]):
                     start = self._next(start, len(window), expand, self.rows.state_dict())
                     window = []
             if whole_pass and not good:
-                raise BadRow(
-                    f"{self.source}: at least one row must be good; got none, {skipped.count} bad. Check path."
-                )
+                faults.append(skipped)
+            if len(faults) == len(self.shares):
+                bad = sum(each.count for each in faults)
+                first = next((message for each in faults for message in each.first), "every text is blank")
+                raise BadRow(f"{self.source}: at least one row must be good; got none, {bad} bad. The first: {first}.")
             if skipped.count:
                 log.warning("%s: %d bad rows skipped: %s", self.source, skipped.count, "; ".join(skipped.first))
             if window:

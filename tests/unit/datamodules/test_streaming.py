@@ -183,6 +183,22 @@ def test_bad_rows(tmp_path: Path) -> None:
         list(stream(str(path), on_bad_row="skip"))
 
 
+def test_a_share_without_a_good_row_is_passed_by(tmp_path: Path) -> None:
+    """The rank reads the other ranks' shares in its next passes; only if none has a good row, it ends."""
+    paths = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl")]
+    Path(paths[0]).write_text('{"txt": "a"}\n' * 5)
+    Path(paths[1]).write_text("".join(f'{{"text": "b {i}"}}\n' for i in range(12)))
+    for rank in range(2):
+        shares = stream(paths, rank, 2, on_bad_row="skip")
+        whole = list(shares)  # two passes of the good file
+        assert Counter(text for (_, rows, _), _ in whole for text in rows) == {f"b {i}": 2 for i in range(12)}
+        for step, (_, position) in enumerate(whole[:-1], start=1):
+            assert go_on(shares, step, position)[: len(whole) - step] == whole[step:]
+    Path(paths[1]).write_text('{"txt": "b"}\n' * 3)
+    with pytest.raises(BadRow, match=r"at least one row must be good; got none, 8 bad\. The first: .*line 1: field"):
+        list(stream(paths, 0, 2, on_bad_row="skip"))
+
+
 def test_a_cell_that_python_cannot_hold_is_a_bad_row(tmp_path: Path) -> None:
     bytes_ = pa.array([b"a", b"caf\xe9", b"c"], pa.binary())
     path = tmp_path / "a.parquet"
