@@ -47,8 +47,8 @@ BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".ndjson": ("json", {}),
     ".json": ("json", {}),
     ".txt": ("text", {}),
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"sep": "\t"}),
+    ".csv": ("csv", {"keep_default_na": False}),  # "NA" is a text
+    ".tsv": ("csv", {"sep": "\t", "keep_default_na": False}),
     ".parquet": ("parquet", {}),
 }
 HUB_ID = re.compile(r"(?P<path>[\w.-]+/[\w.-]+)(:(?P<name>[\w.-]+))?")
@@ -319,8 +319,10 @@ def row_check(source: Source, kind: Kind) -> Check:
     """The check for rows of `source`.
 
     Raises:
-        ValueError: `fields` has a key that is none of our fields, or rows that are no pairs have settings of pairs.
+        ValueError: `fields` has a key that is none of our fields, rows that are no pairs have settings of pairs, or
+            files those of a hub dataset.
     """
+    check_hub_settings(source)
     kind = kind_of(source, kind)
     roles = ROLES[kind]
     if unknown := set(source.fields) - set(roles):
@@ -345,6 +347,22 @@ def row_check(source: Source, kind: Kind) -> Check:
             "which is read as texts. Set instruction instead."
         )
     return partial(check_text, columns={"text": "text", **source.fields}, blank_ok=kind in ("blank_ok", "corpus"))
+
+
+def check_hub_settings(source: Source) -> None:
+    """Of files there is no split, name or revision.
+
+    Raises:
+        ValueError: one of them is set.
+    """
+    if is_remote(source) and HUB_ID.fullmatch(str(source.path)):
+        return
+    given = {"split": source.split != "train", "name": source.name, "revision": source.revision}
+    if wrong := [setting for setting, is_set in given.items() if is_set]:
+        raise ValueError(
+            f"split, name and revision must be for hub datasets; got {', '.join(wrong)} for {source}, which is files. "
+            "Remove them, and name the files of the split in path."
+        )
 
 
 def find_files(path: str | list[str]) -> list[Path]:

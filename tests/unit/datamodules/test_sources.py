@@ -513,6 +513,21 @@ def test_urls_are_read_through_datasets(tmp_path: Path) -> None:
         open_table(Source("https://example.org/a.xyz"), "text")
 
 
+@pytest.mark.parametrize("setting", [{"split": "validation"}, {"name": "en"}, {"revision": "main"}])
+def test_files_have_no_settings_of_the_hub(tmp_path: Path, setting: dict[str, str]) -> None:
+    path = write(tmp_path / "a.txt", "a\n")
+    for place in (str(path), [str(path)], path.as_uri()):
+        with pytest.raises(ValueError, match=rf"must be for hub datasets; got {next(iter(setting))} for .*a\.txt"):
+            open_table(Source(place, **setting), "text")
+
+
+@pytest.mark.parametrize(("name", "tab"), [("a.csv", ","), ("a.tsv", "\t")])
+def test_texts_that_mean_a_missing_value_elsewhere(tmp_path: Path, name: str, tab: str) -> None:
+    path = write(tmp_path / name, f"text{tab}n\nNA{tab}1\nnull{tab}2\nb{tab}\n")
+    for place in (str(path), path.as_uri()):
+        assert texts_of(open_table(Source(place), "text")) == ["NA", "null", "b"]
+
+
 def test_the_cache_follows_the_file(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", "one\n")
     first = open_table(Source(str(path)), "text")
