@@ -244,11 +244,11 @@ class TextData(LightningDataModule):
             self.expander(),
             self.make_batch(self.sources),
             self.global_batch_size,
-            self._whole_steps(self.stream_epoch),
             self.seed,
             *self._ranks,
         )
-        self._stream = stream_loader(dataset, self.num_workers, self.batches_trained, self._positions)
+        length = self._whole_steps(self.stream_epoch)
+        self._stream = stream_loader(dataset, length, self.num_workers, self.batches_trained, self._positions)
         return self._stream
 
     def batches_trained(self) -> int:

@@ -67,10 +67,11 @@ class LabelledTable(Table):
         Raises:
             BadRow: there is but one label, or a label has but one text.
         """
-        labels = table.rows.data.column("label").combine_chunks().dictionary_encode()
-        numbers, names = labels.indices.to_numpy().astype(np.int64), labels.dictionary.to_pylist()
+        labels = table.rows.data.column("label").dictionary_encode().chunks  # of one dictionary
+        numbers = np.concatenate([chunk.indices.to_numpy() for chunk in labels]).astype(np.int64)
+        names = labels[0].dictionary.to_pylist()
         texts = (text for chunk in table.rows.data.column("text").chunks for text in chunk.to_pylist())
-        rows = np.array([numbers, [key(text) for text in texts]]).T
+        rows = np.stack([numbers, np.fromiter(map(key, texts), np.int64, len(numbers))], axis=1)
         first = np.sort(np.unique(rows, axis=0, return_index=True)[1])  # a text is no positive of itself
         if len(first) < len(rows):
             table, numbers = replace(table, rows=table.rows.select(first)), numbers[first]

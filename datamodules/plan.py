@@ -139,7 +139,7 @@ def rank_slice(rows: NDArray[np.int64], rank: int, world_size: int) -> NDArray[n
     return rows[len(rows) * rank // world_size : len(rows) * (rank + 1) // world_size]
 
 
-def balanced(sizes: NDArray[np.int64], world_size: int) -> NDArray[np.int64]:
+def balanced(sizes: NDArray[np.signedinteger], world_size: int) -> NDArray[np.int64]:
     """An order of a global batch's rows in which each rank's `rank_slice` holds about as much as any other's.
 
     From the largest row on, each goes to the rank that holds least so far and still has room (Graham, 1969).

@@ -160,8 +160,9 @@ def _negatives(values: Mapping[str, Any], column: str, named: bool) -> list[Any]
         names = [numbers[number] for number in sorted(filter(str.isdecimal, numbers), key=int)]
         if not names:
             _value(values, column, "negatives")  # is missing
-        return [values[name] for name in names if values[name] not in (None, "")]
-    given = _value(values, column, "negatives") if named else values.get(column)
+        found = [_value(values, name, "negatives") for name in names]
+        return [value for value in found if value not in (None, "")]
+    given = _value(values, column, "negatives") if named or column in values else None
     if given is None or given == "":
         return []
     if isinstance(given, str):
@@ -200,7 +201,10 @@ def _value(values: Mapping[str, Any], column: str, role: str) -> Any:
         got = ", ".join(map(repr, values)) or "none"
         remedy = f"Name the right one under fields: {role}" + ", or write null" * (role == "negatives")
         raise Fault(f"field {column!r} is missing; the row has {got}. {remedy}")
-    return values[column]
+    value = values[column]
+    if isinstance(value, Exception):
+        raise Fault(f"field {column!r} cannot be read: {value}. Write texts in UTF-8")
+    return value
 
 
 def _text(value: Any, column: str) -> str:
@@ -229,14 +233,14 @@ def read_file(path: Path) -> Iterator[Record]:
     kind = file_type(path.name)
     if kind not in READERS:
         raise BadFile(f"path must name files of type {', '.join(READERS)} (or these with .gz or .zst); got {path}")
-    rows = 0
+    rows, name, counted = 0, str(path), "row" if kind == ".parquet" else "line"  # not once a row: it takes long
     try:
         with (
-            pa.input_stream(str(path), compression=COMPRESSIONS.get(path.suffix)) as raw,
+            pa.input_stream(name, compression=COMPRESSIONS.get(path.suffix)) as raw,
             io.BufferedReader(raw) as stream,
         ):
             for rows, (number, values, fault) in enumerate(READERS[kind](stream), start=1):  # noqa: B007
-                yield Record(f"{path}, {'row' if kind == '.parquet' else 'line'} {number}", values, fault)
+                yield Record(f"{name}, {counted} {number}", values, fault)
     except (OSError, pa.ArrowException) as error:
         raise BadFile(f"{path}: unreadable after row {rows}: {error}. Make or download the file again.") from error
     if not rows:
@@ -267,7 +271,7 @@ def _read_json(stream: IO[bytes]) -> Iterator[Read]:
             continue
         try:
             values = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # no JSON, or a number of too many digits
             yield number, None, f"not a JSON object on one line ({error}). Write one object per line"
             continue
         if isinstance(values, dict):
@@ -289,9 +293,28 @@ def _read_parquet(stream: IO[bytes]) -> Iterator[Read]:
     # Archives cannot be read from the end, where Parquet keeps its index
     source = stream if stream.seekable() else pa.BufferReader(stream.read())
     for batch in pq.ParquetFile(source).iter_batches(batch_size=1024):
-        for values in batch.to_pylist():
+        for values in _python_rows(batch):
             number += 1
             yield number, values, ""
+
+
+def _python_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Of a cell that Python cannot hold (bytes that are not UTF-8, a date behind the year 9999) the error: `_value`
+    raises it where the cell is asked for.
+    """
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except (ValueError, OverflowError):
+        columns = [[_python_cell(cell) for cell in column] for column in batch.columns]
+        rows = [dict(zip(batch.schema.names, cells, strict=True)) for cells in zip(*columns, strict=True)]
+    return rows
+
+
+def _python_cell(cell: pa.Scalar) -> Any:
+    try:
+        return cell.as_py()
+    except (ValueError, OverflowError) as error:
+        return error
 
 
 READERS: dict[str, Callable[[IO[bytes]], Iterator[Read]]] = {

@@ -6,9 +6,10 @@ import glob
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Features, Value
+from datasets.builder import Key
 from datasets.exceptions import DatasetGenerationError
 from numpy.typing import NDArray
 
@@ -36,6 +38,8 @@ from datamodules.rows import (
 from otherside.files import atomic
 from otherside.hub import downloaded
 
+BATCH_ROWS = 10_000  # that are written together, or fewer:
+BATCH_BYTES = 1 << 24  # about; Arrow counts a batch's bytes with 31 bits
 FORMAT_VERSION = 4  # part of every cache key: raise it when what is stored changes
 # Builders of `datasets` that read URLs
 BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -43,8 +47,8 @@ BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".ndjson": ("json", {}),
     ".json": ("json", {}),
     ".txt": ("text", {}),
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"sep": "\t"}),
+    ".csv": ("csv", {"keep_default_na": False}),  # "NA" is a text
+    ".tsv": ("csv", {"sep": "\t", "keep_default_na": False}),
     ".parquet": ("parquet", {}),
 }
 HUB_ID = re.compile(r"(?P<path>[\w.-]+/[\w.-]+)(:(?P<name>[\w.-]+))?")
@@ -156,15 +160,21 @@ class Table:
         found: NDArray[np.int64] = self.rows.data.column("row").take(pa.array(rows)).to_numpy()
         return found
 
-    def sizes(self, longest: int) -> NDArray[np.int64]:
+    def sizes(self, longest: int) -> NDArray[np.int32]:
         """(N,) how long the texts of each row are together, in bytes; no text is read.
 
         Args:
             longest: what a text counts at most, as what is behind will be cut off.
         """
-        columns = [column for column in self.rows.data.columns if not _of_numbers(column.type)]
-        parts = [np.concatenate([_bytes(chunk, longest) for chunk in column.chunks]) for column in columns]
-        return np.sum(parts, axis=0) if parts else np.ones(len(self), dtype=np.int64)
+        stored = self.rows.data  # with rows that are not selected, too
+        columns = [column for column in stored.columns if not _of_numbers(column.type)]
+        sizes = (np.zeros if columns else np.ones)(len(stored), np.int32)
+        for column in columns:
+            borders = np.cumsum([0, *map(len, column.chunks)])
+            for chunk, (start, stop) in zip(column.chunks, pairwise(borders), strict=True):
+                sizes[start:stop] += _bytes(chunk, longest)
+        selected = self.rows._indices
+        return sizes if selected is None else sizes[selected.column(0).to_numpy()]
 
 
 def _of_numbers(kind: pa.DataType) -> bool:
@@ -234,22 +244,68 @@ def cached(
     digest = hashlib.sha256(json.dumps([FORMAT_VERSION, key], sort_keys=True).encode()).hexdigest()[:32]
     note = Path(datasets.config.HF_DATASETS_CACHE) / "otherside" / f"{digest}.json"
 
-    def generate() -> Iterator[dict[str, Any]]:
+    def generate() -> Iterator[pa.Table]:
         skipped, content = Skipped(), hashlib.sha256()
-        for row in rows(skipped):
-            content.update(json.dumps(row).encode())
-            yield row
+        for batch, lines in _batches(rows(skipped)):
+            content.update("".join(lines).encode())
+            yield pa.Table.from_pylist(batch, schema=features.arrow_schema)
         # Written before `datasets` commits the table, so a table never lacks its note
         note.parent.mkdir(parents=True, exist_ok=True)
         with atomic(note) as temporary:
             temporary.write_text(json.dumps({"skipped": vars(skipped), "content": content.hexdigest()}))
 
+    # The names are those of `Dataset.from_generator`, with which older versions built: their tables are found
+    builder = _TableBuilder(
+        dataset_name="generator", config_id=f"default-fingerprint={digest}", features=features, generate=generate
+    )
     try:
-        dataset = datasets.Dataset.from_generator(generate, features=features, fingerprint=digest)
+        builder.download_and_prepare()
     except DatasetGenerationError as error:
         raise error.__cause__ or error from None
+    dataset = builder.as_dataset(split="train")
+    dataset._fingerprint = digest
     noted = json.loads(note.read_text())
     return dataset, Skipped(**noted["skipped"]), noted["content"]
+
+
+def _batches(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
+    """Rows and their JSON, so many together as Arrow takes at once."""
+    batch: list[dict[str, Any]] = []
+    lines: list[str] = []
+    size = 0
+    for row in rows:
+        batch.append(row)
+        lines.append(json.dumps(row))
+        size += len(lines[-1])  # not less than the bytes of its texts
+        # Tables of one row `datasets` would collect
+        if len(batch) == BATCH_ROWS or (size >= BATCH_BYTES and len(batch) > 1):
+            yield batch, lines
+            batch, lines, size = [], [], 0
+    if batch:
+        yield batch, lines
+
+
+@dataclass
+class _TableConfig(datasets.BuilderConfig):
+    features: Features | None = None
+    generate: Callable[[], Iterator[pa.Table]] = lambda: iter(())
+
+
+class _TableBuilder(datasets.ArrowBasedBuilder):
+    """`Dataset.from_generator` of whole batches: row by row, every value is encoded by itself."""
+
+    BUILDER_CONFIG_CLASS = _TableConfig
+    DEFAULT_WRITER_BATCH_SIZE = BATCH_ROWS
+
+    def _info(self) -> datasets.DatasetInfo:
+        return datasets.DatasetInfo(features=self.config.features)
+
+    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        return [datasets.SplitGenerator(name="train")]
+
+    def _generate_tables(self) -> Iterator[tuple[Key, pa.Table]]:
+        for number, table in enumerate(self.config.generate()):
+            yield Key(0, number), table
 
 
 def kind_of(source: Source, kind: Kind) -> Kind:
@@ -263,8 +319,10 @@ def row_check(source: Source, kind: Kind) -> Check:
     """The check for rows of `source`.
 
     Raises:
-        ValueError: `fields` has a key that is none of our fields, or rows that are no pairs have settings of pairs.
+        ValueError: `fields` has a key that is none of our fields, rows that are no pairs have settings of pairs, or
+            files those of a hub dataset.
     """
+    check_hub_settings(source)
     kind = kind_of(source, kind)
     roles = ROLES[kind]
     if unknown := set(source.fields) - set(roles):
@@ -289,6 +347,22 @@ def row_check(source: Source, kind: Kind) -> Check:
             "which is read as texts. Set instruction instead."
         )
     return partial(check_text, columns={"text": "text", **source.fields}, blank_ok=kind in ("blank_ok", "corpus"))
+
+
+def check_hub_settings(source: Source) -> None:
+    """Of files there is no split, name or revision.
+
+    Raises:
+        ValueError: one of them is set.
+    """
+    if is_remote(source) and HUB_ID.fullmatch(str(source.path)):
+        return
+    given = {"split": source.split != "train", "name": source.name, "revision": source.revision}
+    if wrong := [setting for setting, is_set in given.items() if is_set]:
+        raise ValueError(
+            f"split, name and revision must be for hub datasets; got {', '.join(wrong)} for {source}, which is files. "
+            "Remove them, and name the files of the split in path."
+        )
 
 
 def find_files(path: str | list[str]) -> list[Path]:

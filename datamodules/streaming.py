@@ -3,9 +3,9 @@
 Each rank reads a share (whole shards if their number allows it, else every n-th row), in every pass another, so that
 after as many passes as there are ranks it has read every row once, however uneven the shards. It shuffles window by
 window: the next `WINDOW` rows in a seeded order. The position is where the window starts in the stream, and how much
-of the window is used; so it is small and exact, and resuming reads one window again. It holds only for the same number
-of ranks; another number is refused. A stream has no length: it starts again at its end, and `stream_epoch` batches are
-one Lightning epoch.
+of the window is used; so it is small and exact, and resuming reads one window again, behind the rows of its shard that
+it skips. It holds only for the same number of ranks; another number is refused. A stream has no length: it starts again
+at its end, and `stream_epoch` batches are one Lightning epoch. The next epoch goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ import datasets
 import numpy as np
 import torch
 from datasets.distributed import split_dataset_by_node
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import IterableDataset
 
 from datamodules import workers
 from datamodules.loading import Batch, MakeBatch, ResumableLoader
@@ -67,7 +68,7 @@ class WholeRows:
 
 
 class StreamBatches(IterableDataset[Any]):
-    """This rank's batches of one Lightning epoch, each with the position behind it.
+    """This rank's batches, without end, each with the position behind it.
 
     `TextBatch.rows` is `rank * 2^40 +` how many rows the rank had read before.
 
@@ -78,7 +79,6 @@ class StreamBatches(IterableDataset[Any]):
         expand: what is done to rows before they are shuffled; blocks are cut here.
         make: rows to batch.
         global_batch_size: rows of a batch, all ranks together.
-        length: batches of an epoch.
         seed: of the windows' order.
         rank: global rank.
         world_size: number of ranks.
@@ -92,26 +92,22 @@ class StreamBatches(IterableDataset[Any]):
         expand: Expand,
         make: MakeBatch,
         global_batch_size: int,
-        length: int,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self.source, self.check, self.on_bad_row, self.expand, self.make = source, check, on_bad_row, expand, make
         self.batch_size = len(rank_slice(np.arange(global_batch_size), rank, world_size))
-        self.global_batch_size, self.length, self.seed, self.rank = global_batch_size, length, seed, rank
+        self.global_batch_size, self.seed, self.rank = global_batch_size, seed, rank
         self.first_step, self.position = 0, START
         self.remote = is_remote(source)
         rows = load_remote(source, streaming=True) if self.remote else _local_rows(source)
         self.shares = [split_dataset_by_node(rows, rank=i, world_size=world_size) for i in range(world_size)]
         self._read = 0
 
-    def __len__(self) -> int:
-        return self.length
-
     def __iter__(self) -> Iterator[tuple[Batch, Position]]:
         items = self._items(self.position)
-        for step in range(self.first_step, self.first_step + self.length):
+        for step in count(self.first_step):
             rows, ids, positions = zip(*(next(items) for _ in range(self.batch_size)), strict=True)
             columns = {name: [row[name] for row in rows] for name in rows[0]}
             yield self.make(step, 0, columns, np.array(ids) + self.rank * RANK_IDS), positions[-1]
@@ -123,9 +119,9 @@ class StreamBatches(IterableDataset[Any]):
             keys = permutation_keys(*entropy)
             window = self.expand.of_window(window, entropy)
             order = permute(np.arange(len(window)), len(window), keys).tolist()
-            for count in range(used, len(window)):
-                row = order[count]
-                yield window[row], start["items"] + row, {**start, "used": count + 1}
+            for i in range(used, len(window)):
+                row = order[i]
+                yield window[row], start["items"] + row, {**start, "used": i + 1}
             used = 0
 
     def _windows(self, position: Position) -> Iterator[tuple[Position, list[dict[str, Any]]]]:
@@ -133,8 +129,11 @@ class StreamBatches(IterableDataset[Any]):
         start = {**position, "used": 0}
         expand = copy(self.expand)
         expand.rest = list(start["rest"])
+        faults: list[Skipped] = []  # of this turn's passes without a good row
         while True:
             turn, shift = divmod(start["passes"], len(self.shares))  # within a turn every rank reads every share
+            if shift == 0:
+                faults = []
             self.rows = self.shares[(self.rank + shift) % len(self.shares)]
             self.rows.set_epoch(turn)  # by which `datasets` shuffles files and shards from the second turn on
             self.rows.load_state_dict(start["rows"])
@@ -149,9 +148,11 @@ class StreamBatches(IterableDataset[Any]):
                     start = self._next(start, len(window), expand, self.rows.state_dict())
                     window = []
             if whole_pass and not good:
-                raise BadRow(
-                    f"{self.source}: at least one row must be good; got none, {skipped.count} bad. Check path."
-                )
+                faults.append(skipped)
+            if len(faults) == len(self.shares):
+                bad = sum(each.count for each in faults)
+                first = next((message for each in faults for message in each.first), "every text is blank")
+                raise BadRow(f"{self.source}: at least one row must be good; got none, {bad} bad. The first: {first}.")
             if skipped.count:
                 log.warning("%s: %d bad rows skipped: %s", self.source, skipped.count, "; ".join(skipped.first))
             if window:
@@ -201,13 +202,18 @@ def _read_files(files: list[str]) -> Iterator[dict[str, Any]]:
 
 
 class StreamLoader(ResumableLoader):
-    """Remembers the positions behind its last batches, by step.
+    """`length` batches at each `iter()`, and the positions behind the last ones, by step.
 
     Two are kept: the one of the last batch, and the one before it, for a checkpoint written when a batch failed.
     """
 
+    length: int
     first_step: Callable[[], int]
     positions: dict[int, Position]
+    _behind: Position | None = None  # the batch that the running iterator gave last
+
+    def __len__(self) -> int:
+        return self.length
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         step = self.first_step()
@@ -216,18 +222,23 @@ class StreamLoader(ResumableLoader):
                 f"resuming with streaming: true needs the stream's position at batch {step} in the checkpoint; it "
                 "holds none. Start anew, or resume a checkpoint of a run with the same data."
             )
-        dataset: Any = self.dataset
-        dataset.first_step, dataset.position = step, self.positions[step]
-        for batch, position in self._timed(DataLoader.__iter__(self)):
-            last = batch.step
+        # A new epoch goes on reading; a resumed run, or one that did not train the last batch, opens its shard again
+        if self._iterator is None or self.positions[step] is not self._behind:
+            dataset: Any = self.dataset
+            dataset.first_step, dataset.position = step, self.positions[step]
+            self._iterator = self._get_iterator()  # by this name Lightning ends its worker
+        for batch, position in self._timed(islice(self._iterator, self.length)):
+            last, self._behind = batch.step, position
             self.positions = {last: self.positions[last], last + 1: position}
             yield batch
 
 
 def stream_loader(
-    dataset: StreamBatches, num_workers: int, first_step: Callable[[], int], positions: dict[int, Position]
+    dataset: StreamBatches, length: int, num_workers: int, first_step: Callable[[], int], positions: dict[int, Position]
 ) -> StreamLoader:
-    """A loader that starts at `positions[first_step()]`; of several workers the order would depend on their number."""
+    """A loader of epochs of `length` batches that starts at `positions[first_step()]`; of several workers the order
+    would depend on their number.
+    """
     loader = StreamLoader(
         dataset,
         batch_size=None,
@@ -235,7 +246,7 @@ def stream_loader(
         collate_fn=_as_it_is,
         **workers.options(num_workers),
     )
-    loader.first_step, loader.positions = first_step, positions
+    loader.length, loader.first_step, loader.positions = length, first_step, positions
     return loader
 
 

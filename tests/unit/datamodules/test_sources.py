@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,12 @@ BAD_ROWS: dict[str, tuple[str, Kind, list[bytes], list[str]]] = {
     "blank line": ("a.txt", "text", [b"a", b"b", b"", b"c"], ["'text'", "blank"]),
     "broken": ("a.jsonl", "text", [GOOD, GOOD, b'{"text": "a'], ["JSON object on one line", "Unterminated"]),
     "no object": ("a.jsonl", "text", [GOOD, GOOD, b'["a"]'], ["JSON object", "list"]),
+    "integer": (
+        "a.jsonl",
+        "text",
+        [GOOD, GOOD, b'{"text": "a", "n": ' + b"1" * 5000 + b"}"],
+        ["not a JSON object on one line", "4300 digits"],
+    ),
     "array": ("a.json", "text", [GOOD, GOOD, b"["], ["JSON object on one line", "one object per line"]),
     "encoding": ("a.jsonl", "text", [GOOD, GOOD, b'{"text": "caf\xe9"}'], ["UTF-8", "character 4"]),
     "text encoding": ("a.txt", "text", [b"a", b"b", b"caf\xe9"], ["UTF-8"]),
@@ -297,6 +304,29 @@ def test_bad_parquet_rows_are_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"txt": ["a"]}), path)
     with pytest.raises(BadRow, match=r"row 1: field 'text' is missing; the row has 'txt'"):
         open_table(Source(str(path)), "text")
+
+
+def test_cells_of_parquet_that_python_cannot_hold(tmp_path: Path) -> None:
+    """Spoil the rows in which they are read, and no others."""
+    bytes_ = pa.array([b"a", b"caf\xe9", b"c"], pa.binary())
+    texts = pa.Array.from_buffers(pa.string(), 3, bytes_.buffers())
+    lists = pa.ListArray.from_arrays(pa.array([0, 1, 2, 3], pa.int32()), texts)
+    dates = pa.array([1, 10**18, 10**18], pa.timestamp("us"))
+    path = tmp_path / "a.parquet"
+    pq.write_table(
+        pa.table({"text": texts, "query": ["q"] * 3, "negatives": lists, "hard_1": texts, "at": dates}), path
+    )
+    bad = r"a\.parquet, row 2: field '{}' cannot be read: 'utf-8' codec can't decode.*Write texts in UTF-8, or leave"
+    with pytest.raises(BadRow, match=bad.format("text")):
+        open_table(Source(str(path)), "text")
+    table = open_table(Source(str(path)), "text", "skip")
+    assert (texts_of(table), table.skipped) == (["a", "c"], 1)
+    for negatives in ({}, {"negatives": "negatives"}, {"negatives": "hard_*"}):
+        source = Source(str(path), {"positive": "query", **negatives})
+        with pytest.raises(BadRow, match=bad.format("hard_1" if "hard_*" in negatives.values() else "negatives")):
+            open_table(source, "pair")
+        table = open_table(source, "pair", "skip")
+        assert (len(table), table.skipped) == (2, 1)
 
 
 def test_a_quotation_mark_of_tsv_joins_no_rows(tmp_path: Path) -> None:
@@ -483,6 +513,21 @@ def test_urls_are_read_through_datasets(tmp_path: Path) -> None:
         open_table(Source("https://example.org/a.xyz"), "text")
 
 
+@pytest.mark.parametrize("setting", [{"split": "validation"}, {"name": "en"}, {"revision": "main"}])
+def test_files_have_no_settings_of_the_hub(tmp_path: Path, setting: dict[str, str]) -> None:
+    path = write(tmp_path / "a.txt", "a\n")
+    for place in (str(path), [str(path)], path.as_uri()):
+        with pytest.raises(ValueError, match=rf"must be for hub datasets; got {next(iter(setting))} for .*a\.txt"):
+            open_table(Source(place, **setting), "text")
+
+
+@pytest.mark.parametrize(("name", "tab"), [("a.csv", ","), ("a.tsv", "\t")])
+def test_texts_that_mean_a_missing_value_elsewhere(tmp_path: Path, name: str, tab: str) -> None:
+    path = write(tmp_path / name, f"text{tab}n\nNA{tab}1\nnull{tab}2\nb{tab}\n")
+    for place in (str(path), path.as_uri()):
+        assert texts_of(open_table(Source(place), "text")) == ["NA", "null", "b"]
+
+
 def test_the_cache_follows_the_file(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", "one\n")
     first = open_table(Source(str(path)), "text")
@@ -510,6 +555,36 @@ def test_tables_are_memory_mapped(tmp_path: Path, cache: Path) -> None:
     mapped = datasets.Dataset.from_file(str(files[0]))
     assert len(mapped) == 1000
     assert pa.total_allocated_bytes() - before < files[0].stat().st_size
+
+
+def test_tables_are_written_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of so many rows, or so many bytes, of which Arrow takes 2^31 at once; the digest depends on neither."""
+    texts = [*"abcdef", "x" * 500, "g", "y" * 500, "z" * 500, "h"]
+
+    def built(name: str) -> Table:
+        return open_table(Source(str(write(tmp_path / name, "\n".join(texts)))), "text")
+
+    whole = built("a.txt")
+    monkeypatch.setattr("datamodules.sources.BATCH_ROWS", 3)
+    monkeypatch.setattr("datamodules.sources.BATCH_BYTES", 400)
+    parts = built("b.txt")
+    lengths = [[len(chunk) for chunk in table.rows.data.column("text").chunks] for table in (whole, parts)]
+    assert lengths == [[11], [3, 3, 2, 2, 1]]
+    assert texts_of(whole) == texts_of(parts) == texts and whole.content == parts.content
+
+
+def test_tables_of_older_versions_are_found(tmp_path: Path) -> None:
+    """They were built by `Dataset.from_generator`."""
+    path = write(tmp_path / "a.txt", "a\nb\n")
+    table = open_table(Source(str(path)), "text")
+
+    def nothing() -> Iterator[dict[str, str]]:
+        raise AssertionError("built again")
+        yield {}
+
+    features, fingerprint = table.rows.features, table.rows._fingerprint
+    found = datasets.Dataset.from_generator(nothing, features=features, fingerprint=fingerprint)
+    assert found.cache_files == table.rows.cache_files and list(found["text"]) == ["a", "b"]
 
 
 def test_a_killed_build_leaves_no_table(tmp_path: Path, cache: Path) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -18,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules import Blocks, Pairs, Sentences, Source, streaming
 from datamodules.base import TextData
-from datamodules.rows import BadRow
+from datamodules.rows import BadRow, read_file
 from datamodules.sources import row_check
 from datamodules.streaming import START, Position, StreamBatches, WholeRows, load_positions
 from otherside.batching import TextBatch
@@ -45,18 +48,27 @@ class Positives:
         return step, rows["positive"]
 
 
-def stream(
-    path: str | list[str], rank: int = 0, world_size: int = 1, length: int = 12, **settings: Any
-) -> StreamBatches:
+@dataclass
+class First:
+    """So many batches of a stream."""
+
+    batches: StreamBatches
+    length: int
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(self.batches, self.length)
+
+
+def stream(path: str | list[str], rank: int = 0, world_size: int = 1, length: int = 12, **settings: Any) -> First:
     source = Source(path)
     defaults = {"check": row_check(source, "text"), "expand": WholeRows(), "make": Texts(), "on_bad_row": "raise"}
     settings = {**defaults, "global_batch_size": 4, "seed": 0, **settings}
-    return StreamBatches(source, length=length, rank=rank, world_size=world_size, **settings)
+    return First(StreamBatches(source, rank=rank, world_size=world_size, **settings), length)
 
 
-def go_on(batches: StreamBatches, step: int, position: Position) -> list[Any]:
-    batches.first_step, batches.position = step, position
-    return list(batches)
+def go_on(first: First, step: int, position: Position) -> list[Any]:
+    first.batches.first_step, first.batches.position = step, position
+    return list(first)
 
 
 def test_every_pass_holds_every_row_once(write_texts: Write) -> None:
@@ -78,6 +90,30 @@ def test_goes_on_from_every_position(write_texts: Write) -> None:
     for done in range(1, len(whole)):
         rest = go_on(stream(write_texts(23), length=12 - done), done, whole[done - 1][1])
         assert rest == whole[done:]
+
+
+def test_an_epoch_goes_on_where_the_last_one_stopped(
+    sentences_of: Callable[..., Sentences], write_texts: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or each would read its shard from the start: then these four epochs would read 260 rows."""
+    read: list[Any] = []
+
+    def counted(file: Path) -> Iterator[Any]:
+        for record in read_file(file):
+            read.append(record)
+            yield record
+
+    monkeypatch.setattr(streaming, "read_file", counted)
+    data = sentences_of(write_texts(100), streaming=True, stream_epoch=5, global_batch_size=5)
+    batches: list[Any] = []
+    monkeypatch.setattr(data, "batches_trained", lambda: len(batches))
+    loader = data.train_dataloader()
+    for _ in range(4):
+        batches += list(loader)
+    assert [batch.step for batch in batches] == list(range(20))
+    assert len({row for batch in batches for row in batch.rows.tolist()}) == len(read) == 100
+    last = batches.pop()  # it was not trained
+    assert next(iter(loader)).rows.equal(last.rows)
 
 
 @pytest.mark.parametrize("files", [1, 2])
@@ -145,6 +181,32 @@ def test_bad_rows(tmp_path: Path) -> None:
     path.write_text('{"txt": "b"}\n')
     with pytest.raises(BadRow, match="at least one row must be good; got none, 1 bad"):
         list(stream(str(path), on_bad_row="skip"))
+
+
+def test_a_share_without_a_good_row_is_passed_by(tmp_path: Path) -> None:
+    """The rank reads the other ranks' shares in its next passes; only if none has a good row, it ends."""
+    paths = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl")]
+    Path(paths[0]).write_text('{"txt": "a"}\n' * 5)
+    Path(paths[1]).write_text("".join(f'{{"text": "b {i}"}}\n' for i in range(12)))
+    for rank in range(2):
+        shares = stream(paths, rank, 2, on_bad_row="skip")
+        whole = list(shares)  # two passes of the good file
+        assert Counter(text for (_, rows, _), _ in whole for text in rows) == {f"b {i}": 2 for i in range(12)}
+        for step, (_, position) in enumerate(whole[:-1], start=1):
+            assert go_on(shares, step, position)[: len(whole) - step] == whole[step:]
+    Path(paths[1]).write_text('{"txt": "b"}\n' * 3)
+    with pytest.raises(BadRow, match=r"at least one row must be good; got none, 8 bad\. The first: .*line 1: field"):
+        list(stream(paths, 0, 2, on_bad_row="skip"))
+
+
+def test_a_cell_that_python_cannot_hold_is_a_bad_row(tmp_path: Path) -> None:
+    bytes_ = pa.array([b"a", b"caf\xe9", b"c"], pa.binary())
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": pa.Array.from_buffers(pa.string(), 3, bytes_.buffers())}), path)
+    with pytest.raises(BadRow, match="row 2: field 'text' cannot be read: 'utf-8' codec"):
+        list(stream(str(path)))
+    batches = list(stream(str(path), on_bad_row="skip", length=3, global_batch_size=2))
+    assert {text for (_, rows, _), _ in batches for text in rows} == {"a", "c"}
 
 
 def test_urls_stream_through_datasets(write_texts: Write, tmp_path: Path) -> None:
