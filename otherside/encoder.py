@@ -299,7 +299,6 @@ class Encoder(Cosine, nn.Module):
             raise FileExistsError(f"folder must be new, empty or an encoder's, which is replaced; {folder} is none")
         folder.parent.mkdir(parents=True, exist_ok=True)
         with atomic_folder(folder) as work:
-            self.tokenizer.backend_tokenizer.no_truncation()  # `encode` left it there
             self.tokenizer.save_pretrained(work)
             lineage = self._save_stages(work, stage, weights)
             sink = self.backbone.sink.write(work) if self.backbone.sink else None
