@@ -203,6 +203,7 @@ def tokenise(
         ValueError: `max_length` leaves no room for the text behind the instruction, or the instruction spells a special
             token, which would be read as text.
     """
+    check_unicode([instruction, *texts])
     start = 0 if start_id(tokenizer) is None else 1
     if instruction and tokenizer.split_special_tokens:
         _check_instruction(instruction, tokenizer)
@@ -223,6 +224,18 @@ def tokenise(
             )
         batch.append(Tokens(ids, min(skip, len(ids) - 1), start) if ids else Tokens(filler))
     return batch
+
+
+def check_unicode(texts: Sequence[str]) -> None:
+    """Raise a ValueError where a text has half of a surrogate pair, which stands for no character."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"every text must be valid Unicode; {text[:60]!r} has a lone surrogate, {text[error.start]!r}, at "
+                f"character {error.start}. Replace it, as text.encode(errors='replace').decode() does."
+            ) from error
 
 
 def _as_they_stand(

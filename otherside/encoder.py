@@ -176,8 +176,8 @@ class Encoder(Cosine, nn.Module):
             asked: by `mteb.evaluate`, which passes a `DataLoader` for `texts`.
 
         Raises:
-            TypeError: `texts` is one string, or holds something else than strings.
-            ValueError: the instruction leaves no room for text, or `batch_size` is below 1.
+            TypeError: `texts` is one string, or holds something else than strings; `instruction` is none.
+            ValueError: the instruction leaves no room for text, a text is no valid Unicode, or `batch_size` is below 1.
         """
         if isinstance(texts, DataLoader):
             return self.mteb().encode(texts, **asked)
@@ -192,6 +192,8 @@ class Encoder(Cosine, nn.Module):
         texts = list(texts)  # columns of pandas count by their labels, and a generator gives its texts once
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("encode takes a list of strings; for one text, pass [text]")
+        if not isinstance(instruction, str):
+            raise TypeError(f"instruction must be a string; got {instruction!r}. Leave it out, or pass '', for none.")
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}")
         vectors = torch.empty(len(texts), self.backbone.hidden_size, dtype=torch.float32)

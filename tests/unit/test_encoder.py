@@ -136,6 +136,19 @@ class TestEncode:
         with pytest.raises(TypeError, match=r"encode takes a list of strings; of a (dict|DataFrame), pass one column"):
             encoder.encode(texts)
 
+    def test_half_a_surrogate_pair(self, encoder):
+        error = (
+            r"every text must be valid Unicode; 'a \\ud83d' has a lone surrogate, '\\ud83d', at character 2"
+        )
+        with pytest.raises(ValueError, match=error):
+            encoder.encode(["Rain.", "a \ud83d"])
+        with pytest.raises(ValueError, match=error):
+            encoder.word_vectors(["a \ud83d"], [["a"]])
+
+    def test_no_instruction_is_an_empty_one(self, encoder):
+        with pytest.raises(TypeError, match=r"instruction must be a string; got None\. Leave it out"):
+            encoder.encode(["Rain."], instruction=None)
+
     @pytest.mark.parametrize("batch_size", [0, -1])
     def test_batch_size_below_one(self, encoder, batch_size):
         with pytest.raises(ValueError, match=f"batch_size must be at least 1; got {batch_size}"):
