@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
@@ -67,6 +67,8 @@ class Encoder(Cosine, nn.Module):
         history: tuple[Training, ...] = (),
     ) -> None:
         super().__init__()
+        if pooling not in get_args(Pooling):
+            raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}; got {pooling!r}")
         if max_length < 2:
             raise ValueError(f"max_length must be at least 2 tokens; got {max_length}")
         check_length("max_length must be", max_length, backbone.lm.config, "Lower max_length.")

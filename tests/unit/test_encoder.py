@@ -396,3 +396,8 @@ def test_texts_are_cut_at_their_end(tiny_llama, tmp_path):
     found = Encoder.load(llama, max_length=32).encode(texts, instruction=INSTRUCTION)
     file.write_text(file.read_text().replace("left", "right"))
     assert np.array_equal(found, Encoder.load(llama, max_length=32).encode(texts, instruction=INSTRUCTION))
+
+
+def test_an_unknown_pooling_is_refused_at_once(tiny_llama) -> None:
+    with pytest.raises(ValueError, match="pooling must be one of mean, weighted_mean, last_token; got 'cls'"):
+        Encoder.load(tiny_llama, pooling="cls")
