@@ -85,6 +85,7 @@ class Encoder(Cosine, nn.Module):
         cls,
         model: str | Path,
         *,
+        revision: str | None = None,
         attention: Attention | None = None,
         pooling: Pooling | None = None,
         max_length: int | None = None,
@@ -100,8 +101,9 @@ class Encoder(Cosine, nn.Module):
         """Open an encoder folder, one of LLM2Vec's (hub id or folder), or any base model (hub id, folder, .gguf, pkg://)
         as an untrained encoder.
 
-        Settings that are not given come from the folder; for a base model they are bidirectional, mean, 512 or the
-        model's own limit, the start token of `BackboneConfig`, pooled, with its sink; vectors are not rescaled.
+        `revision` is of a hub id. Settings that are not given come from the folder; for a base model they are
+        bidirectional, mean, 512 or the model's own limit, the start token of `BackboneConfig`, pooled, with its sink;
+        vectors are not rescaled.
 
         merge=False leaves the base's weights as they are and the stages' adapters beside them: vectors are the same,
         a little slower, and `encoder.backbone.as_base()` is the base model, which generates. Not where a stage was full
@@ -112,11 +114,11 @@ class Encoder(Cosine, nn.Module):
             ValueError: a stage's file was changed or does not fit; `max_length` is beyond the model's positions.
             MaskError: the kernel does not compute the attention asked for.
         """
-        card = card_of(str(model))
+        card = card_of(str(model), revision)
         pool_start = card.pool_start if pool_start is None else pool_start
-        tokenizer = load_tokenizer(str(model), start_token=start_token)
+        tokenizer = load_tokenizer(str(model), revision, start_token)
         read = {"attention": attention, "start_token": start_token, "keep_sink": keep_sink}
-        config = BackboneConfig(str(model), dtype=dtype, kernel=kernel, **read)  # type: ignore[arg-type]
+        config = BackboneConfig(str(model), revision, dtype=dtype, kernel=kernel, **read)  # type: ignore[arg-type]
         backbone = Backbone.load(config, start=start_id(tokenizer), merge=merge)
         limit = positions(backbone.lm.config)
         if max_length is None:

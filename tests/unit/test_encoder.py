@@ -12,6 +12,7 @@ from conftest import SENTENCES
 from tiny import load, random_texts, train_a_little
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 
+from otherside import encoder as encoder_module
 from otherside.adapters import Lora, attach
 from otherside.attention import ATTENTION, packed_attention
 from otherside.backbone import Backbone, BackboneConfig, MaskError
@@ -137,9 +138,7 @@ class TestEncode:
             encoder.encode(texts)
 
     def test_half_a_surrogate_pair(self, encoder):
-        error = (
-            r"every text must be valid Unicode; 'a \\ud83d' has a lone surrogate, '\\ud83d', at character 2"
-        )
+        error = r"every text must be valid Unicode; 'a \\ud83d' has a lone surrogate, '\\ud83d', at character 2"
         with pytest.raises(ValueError, match=error):
             encoder.encode(["Rain.", "a \ud83d"])
         with pytest.raises(ValueError, match=error):
@@ -401,3 +400,17 @@ def test_texts_are_cut_at_their_end(tiny_llama, tmp_path):
 def test_an_unknown_pooling_is_refused_at_once(tiny_llama) -> None:
     with pytest.raises(ValueError, match="pooling must be one of mean, weighted_mean, last_token; got 'cls'"):
         Encoder.load(tiny_llama, pooling="cls")
+
+
+def test_a_revision_reaches_all_that_is_read(tiny_llama, monkeypatch) -> None:
+    asked = []
+    real_card, real_tokenizer, real_load = (encoder_module.card_of, load_tokenizer, Backbone.load)
+    monkeypatch.setattr(encoder_module, "card_of", lambda m, revision: asked.append(revision) or real_card(m))
+    monkeypatch.setattr(
+        encoder_module, "load_tokenizer", lambda m, revision, start: asked.append(revision) or real_tokenizer(m)
+    )
+    monkeypatch.setattr(
+        Backbone, "load", lambda config, **options: asked.append(config.revision) or real_load(config, **options)
+    )
+    Encoder.load(tiny_llama, revision="abc")
+    assert asked == ["abc"] * 3
