@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from otherside import adapters, distributed, full, pooling, rescale, stages, weights
 from otherside.attention import Kernel
-from otherside.backbone import AnyDType, Attention, Backbone, BackboneConfig
+from otherside.backbone import AnyDType, Attention, Backbone, BackboneConfig, fast_dtype
 from otherside.batching import Packed, tokenise, tokens_at_once
 from otherside.evaluation.model import Cosine, MTEBModel, model_meta
 from otherside.files import atomic_folder
@@ -118,6 +118,7 @@ class Encoder(Cosine, nn.Module):
         pool_start = card.pool_start if pool_start is None else pool_start
         tokenizer = load_tokenizer(str(model), revision, start_token)
         read = {"attention": attention, "start_token": start_token, "keep_sink": keep_sink}
+        dtype = fast_dtype(device) if dtype == "auto" else dtype
         config = BackboneConfig(str(model), revision, dtype=dtype, kernel=kernel, **read)  # type: ignore[arg-type]
         backbone = Backbone.load(config, start=start_id(tokenizer), merge=merge)
         limit = positions(backbone.lm.config)

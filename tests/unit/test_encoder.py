@@ -414,3 +414,11 @@ def test_a_revision_reaches_all_that_is_read(tiny_llama, monkeypatch) -> None:
     )
     Encoder.load(tiny_llama, revision="abc")
     assert asked == ["abc"] * 3
+
+
+def test_the_type_is_fast_where_the_encoder_is(tiny_llama, monkeypatch) -> None:
+    """A CPU beside a GPU may know no bfloat16."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    assert Encoder.load(tiny_llama, dtype="auto", device="cpu").backbone.dtype == torch.float32
