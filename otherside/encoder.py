@@ -27,7 +27,7 @@ from otherside.llama import check_length, positions
 from otherside.modes import evaluating
 from otherside.pooling import Pooling
 from otherside.template import template_of
-from otherside.tokenizer import load_tokenizer, start_id, start_name
+from otherside.tokenizer import check_fits, load_tokenizer, start_id, start_name
 from otherside.weights import card_of
 from otherside.words import Span, layer_vectors, span_of
 
@@ -71,6 +71,7 @@ class Encoder(Cosine, nn.Module):
             raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}; got {pooling!r}")
         if max_length < 2:
             raise ValueError(f"max_length must be at least 2 tokens; got {max_length}")
+        check_fits(tokenizer, backbone.lm.config.vocab_size)
         check_length("max_length must be", max_length, backbone.lm.config, "Lower max_length.")
         self.backbone = backbone
         self.tokenizer = tokenizer

@@ -422,3 +422,17 @@ def test_the_type_is_fast_where_the_encoder_is(tiny_llama, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     assert Encoder.load(tiny_llama, dtype="auto", device="cpu").backbone.dtype == torch.float32
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_a_tokenizer_with_more_tokens_than_embeddings(tiny_llama, tmp_path, special) -> None:
+    llama = shutil.copytree(tiny_llama, tmp_path / "llama")
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    size = len(tokenizer)
+    tokenizer.add_tokens(["<new>"], special_tokens=special)
+    tokenizer.save_pretrained(llama)
+    if special:  # which no text can spell
+        assert Encoder.load(llama).encode(["a <new> b"]).shape == (1, 64)
+        return
+    with pytest.raises(ValueError, match=f"has {size + 1} tokens, the model {size} embeddings: none for '<new>'"):
+        Encoder.load(llama)
