@@ -203,6 +203,7 @@ def tokenise(
         ValueError: `max_length` leaves no room for the text behind the instruction, or the instruction spells a special
             token, which would be read as text.
     """
+    check_unicode([instruction, *texts])
     start = 0 if start_id(tokenizer) is None else 1
     if instruction and tokenizer.split_special_tokens:
         _check_instruction(instruction, tokenizer)
@@ -225,13 +226,25 @@ def tokenise(
     return batch
 
 
+def check_unicode(texts: Sequence[str]) -> None:
+    """Raise a ValueError where a text has half of a surrogate pair, which stands for no character."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"every text must be valid Unicode; {text[:60]!r} has a lone surrogate, {text[error.start]!r}, at "
+                f"character {error.start}. Replace it, as text.encode(errors='replace').decode() does."
+            ) from error
+
+
 def _as_they_stand(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int, instruction: str, start: int
 ) -> list[tuple[list[int], int]]:
     """Token ids without a template, and how many of them are not of the text."""
     whole = [instruction + text for text in texts]
     shortened = [_beginning(text, (max_length + 1) * _longest(tokenizer)) for text in whole]
-    options: dict[str, Any] = {"truncation": True, "max_length": max_length, "return_attention_mask": False}
+    options: dict[str, Any] = {"truncation": False, "return_attention_mask": False}
     options |= {"return_offsets_mapping": bool(instruction), "verbose": False}
     encoded = tokenizer(shortened, **options)
     # A token of unknown text may be of any length, and normalisation may leave out letters
@@ -240,13 +253,29 @@ def _as_they_stand(
         for ids, short, text in zip(encoded["input_ids"], shortened, whole, strict=True)
     ):
         encoded = tokenizer(whole, **options)
+    # A tokenizer told to cut keeps that, and would cut what another thread asks of it
+    ends = _ends(tokenizer)
+    kept = [_cut(ids, max_length, ends) for ids in encoded["input_ids"]]
     if not instruction:
-        return [(ids, start) for ids in encoded["input_ids"]]
+        return [(ids, start) for ids in kept]
     found = []
-    for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
-        skip = next((i for i, (_, end) in enumerate(offsets) if end > len(instruction)), len(ids))
-        found.append((ids, skip))
+    for ids, offsets in zip(kept, encoded["offset_mapping"], strict=True):
+        places = enumerate(_cut(offsets, max_length, ends))
+        found.append((ids, next((i for i, (_, end) in places if end > len(instruction)), len(ids))))
     return found
+
+
+def _ends(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many special tokens it puts behind a text."""
+    special = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
+    return next((i for i, is_special in enumerate(reversed(special)) if not is_special), 0)
+
+
+def _cut(tokens: list[Any], max_length: int, ends: int) -> list[Any]:
+    """At most so many tokens, the last `ends` of them as they were."""
+    if len(tokens) <= max_length:
+        return tokens
+    return tokens[: max_length - ends] + tokens[len(tokens) - ends :]
 
 
 def _beginning(text: str, letters: int) -> str:

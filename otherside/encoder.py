@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from otherside import adapters, distributed, full, pooling, rescale, stages, weights
 from otherside.attention import Kernel
-from otherside.backbone import AnyDType, Attention, Backbone, BackboneConfig
+from otherside.backbone import AnyDType, Attention, Backbone, BackboneConfig, fast_dtype
 from otherside.batching import Packed, tokenise, tokens_at_once
 from otherside.evaluation.model import Cosine, MTEBModel, model_meta
 from otherside.files import atomic_folder
@@ -27,7 +27,7 @@ from otherside.llama import check_length, positions
 from otherside.modes import evaluating
 from otherside.pooling import Pooling
 from otherside.template import template_of
-from otherside.tokenizer import load_tokenizer, start_id, start_name
+from otherside.tokenizer import check_fits, load_tokenizer, start_id, start_name
 from otherside.weights import card_of
 from otherside.words import Span, layer_vectors, span_of
 
@@ -67,8 +67,11 @@ class Encoder(Cosine, nn.Module):
         history: tuple[Training, ...] = (),
     ) -> None:
         super().__init__()
+        if pooling not in get_args(Pooling):
+            raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}; got {pooling!r}")
         if max_length < 2:
             raise ValueError(f"max_length must be at least 2 tokens; got {max_length}")
+        check_fits(tokenizer, backbone.lm.config.vocab_size)
         check_length("max_length must be", max_length, backbone.lm.config, "Lower max_length.")
         self.backbone = backbone
         self.tokenizer = tokenizer
@@ -83,6 +86,7 @@ class Encoder(Cosine, nn.Module):
         cls,
         model: str | Path,
         *,
+        revision: str | None = None,
         attention: Attention | None = None,
         pooling: Pooling | None = None,
         max_length: int | None = None,
@@ -98,8 +102,9 @@ class Encoder(Cosine, nn.Module):
         """Open an encoder folder, one of LLM2Vec's (hub id or folder), or any base model (hub id, folder, .gguf, pkg://)
         as an untrained encoder.
 
-        Settings that are not given come from the folder; for a base model they are bidirectional, mean, 512 or the
-        model's own limit, the start token of `BackboneConfig`, pooled, with its sink; vectors are not rescaled.
+        `revision` is of a hub id. Settings that are not given come from the folder; for a base model they are
+        bidirectional, mean, 512 or the model's own limit, the start token of `BackboneConfig`, pooled, with its sink;
+        vectors are not rescaled.
 
         merge=False leaves the base's weights as they are and the stages' adapters beside them: vectors are the same,
         a little slower, and `encoder.backbone.as_base()` is the base model, which generates. Not where a stage was full
@@ -110,11 +115,12 @@ class Encoder(Cosine, nn.Module):
             ValueError: a stage's file was changed or does not fit; `max_length` is beyond the model's positions.
             MaskError: the kernel does not compute the attention asked for.
         """
-        card = card_of(str(model))
+        card = card_of(str(model), revision)
         pool_start = card.pool_start if pool_start is None else pool_start
-        tokenizer = load_tokenizer(str(model), start_token=start_token)
+        tokenizer = load_tokenizer(str(model), revision, start_token)
         read = {"attention": attention, "start_token": start_token, "keep_sink": keep_sink}
-        config = BackboneConfig(str(model), dtype=dtype, kernel=kernel, **read)  # type: ignore[arg-type]
+        dtype = fast_dtype(device) if dtype == "auto" else dtype
+        config = BackboneConfig(str(model), revision, dtype=dtype, kernel=kernel, **read)  # type: ignore[arg-type]
         backbone = Backbone.load(config, start=start_id(tokenizer), merge=merge)
         limit = positions(backbone.lm.config)
         if max_length is None:
@@ -176,8 +182,8 @@ class Encoder(Cosine, nn.Module):
             asked: by `mteb.evaluate`, which passes a `DataLoader` for `texts`.
 
         Raises:
-            TypeError: `texts` is one string, or holds something else than strings.
-            ValueError: the instruction leaves no room for text, or `batch_size` is below 1.
+            TypeError: `texts` is one string, or holds something else than strings; `instruction` is none.
+            ValueError: the instruction leaves no room for text, a text is no valid Unicode, or `batch_size` is below 1.
         """
         if isinstance(texts, DataLoader):
             return self.mteb().encode(texts, **asked)
@@ -192,6 +198,8 @@ class Encoder(Cosine, nn.Module):
         texts = list(texts)  # columns of pandas count by their labels, and a generator gives its texts once
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("encode takes a list of strings; for one text, pass [text]")
+        if not isinstance(instruction, str):
+            raise TypeError(f"instruction must be a string; got {instruction!r}. Leave it out, or pass '', for none.")
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}")
         vectors = torch.empty(len(texts), self.backbone.hidden_size, dtype=torch.float32)
@@ -299,7 +307,6 @@ class Encoder(Cosine, nn.Module):
             raise FileExistsError(f"folder must be new, empty or an encoder's, which is replaced; {folder} is none")
         folder.parent.mkdir(parents=True, exist_ok=True)
         with atomic_folder(folder) as work:
-            self.tokenizer.backend_tokenizer.no_truncation()  # `encode` left it there
             self.tokenizer.save_pretrained(work)
             lineage = self._save_stages(work, stage, weights)
             sink = self.backbone.sink.write(work) if self.backbone.sink else None

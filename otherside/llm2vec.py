@@ -22,6 +22,7 @@ FILES = [ADAPTER, ADAPTER_WEIGHTS, SETTINGS, CONFIG, "tokenizer*", "special_toke
 PUBLISHER = "McGill-NLP"
 MNTP = "mntp"
 CONTRASTIVE = re.compile(r"(?<![^-/])(?:mntp-)?(?:unsup-)?(supervised|simcse)$")  # end of a name
+MORE = ("modules_to_save", "trainable_token_indices")  # that PEFT trains beside LoRA's matrices
 POOLINGS = ("mean", "weighted_mean", "last_token")
 
 PLAIN = "{instruction} {text}"
@@ -153,6 +154,11 @@ def _check(folder: Path, settings: dict[str, Any]) -> None:
             f"backbone.model must be a model or an encoder; {folder} is a PEFT adapter, and nothing says that it is "
             "LLM2Vec's: for which attention, pooling and texts is unknown. Name the encoder folder it belongs to; or "
             "merge it into its base (PEFT's merge_and_unload, save_pretrained) and name that folder."
+        )
+    if more := [name for name in MORE if settings.get(name)]:
+        raise ValueError(
+            f"{folder / ADAPTER} must be LoRA alone, as LLM2Vec's are; it has {' and '.join(more)}, not read. "
+            "Merge it into its base (PEFT's merge_and_unload, save_pretrained) and name that folder."
         )
     if not (folder / ADAPTER_WEIGHTS).is_file():
         found = ", ".join(sorted(path.name for path in folder.glob("adapter_model*"))) or "none"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -70,14 +70,19 @@ def fetch(lineage: Lineage, model: str) -> str | Path:
     except FileNotFoundError as error:
         if not lineage.adapters:
             raise
-        folder = Path(weights.locate(model))
-        noted = f"{folder / CARD}, as lineage.base"
-        if not Card.is_at(folder):
-            noted = f"{lineage.adapters[0].path.with_name(adapters.CONFIG)}, as base_model_name_or_path"
         raise FileNotFoundError(
             f"the base model of {model} must be where it was in training; nothing is at {lineage.base}. Put it "
-            f"back, or write its new place into {noted}."
+            f"back, or write its new place into {_noted(lineage, model, 'base')}."
         ) from error
+
+
+def _noted(lineage: Lineage, model: str, what: Literal["base", "revision"]) -> str:
+    """Where an encoder's folder says what it is based on."""
+    folder = Path(weights.locate(model))
+    if Card.is_at(folder):
+        return f"{folder / CARD}, as lineage.{what}"
+    name = {"base": "base_model_name_or_path", "revision": "revision"}[what]
+    return f"{lineage.adapters[0].path.with_name(adapters.CONFIG)}, as {name}"
 
 
 def base(lineage: Lineage, dtype: torch.dtype, model: str) -> PreTrainedModel:
@@ -117,5 +122,6 @@ def check_fingerprint(found: str | None, lineage: Lineage, model: str) -> None:
     if lineage.fingerprint and found and found != lineage.fingerprint:
         raise ValueError(
             f"the adapters of {model} were trained on a base with fingerprint {lineage.fingerprint[:12]}…; "
-            f"{lineage.base} has {found[:12]}…. The base's weights have changed: name the revision that was used."
+            f"{lineage.base} has {found[:12]}…. The base's weights have changed: restore them, or (of the "
+            f"hub) write the revision that was used into {_noted(lineage, model, 'revision')}."
         )

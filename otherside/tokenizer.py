@@ -113,6 +113,23 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return sorted(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
 
 
+def check_fits(tokenizer: PreTrainedTokenizerBase, embeddings: int) -> None:
+    """Raise a ValueError where a text may become a token that has no embedding.
+
+    Special tokens that texts cannot spell may have none: Gemma 3's has one for images, its text models not.
+    """
+    if len(tokenizer) <= embeddings:
+        return
+    unspelled = set(special_ids(tokenizer)) if tokenizer.split_special_tokens else set()
+    unspelled -= {*tokenizer("a")["input_ids"], tokenizer.eos_token_id}
+    if beyond := [token for token, i in tokenizer.get_vocab().items() if i >= embeddings and i not in unspelled]:
+        raise ValueError(
+            f"backbone.model must have an embedding for every token; its tokenizer has {len(tokenizer)} tokens, the "
+            f"model {embeddings} embeddings: none for {beyond[0]!r}. Use the model's own tokenizer, or resize its "
+            "embeddings (resize_token_embeddings)."
+        )
+
+
 def digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """Equal for tokenizers that read texts alike, whatever they were used for before."""
     backend = getattr(tokenizer, "backend_tokenizer", None)

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from otherside.backbone import Backbone
-from otherside.batching import Packed, Tokens, tokens_at_once
+from otherside.batching import Packed, Tokens, check_unicode, tokens_at_once
 from otherside.modes import evaluating
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ def layer_vectors(
         nothing = np.zeros((0, len(layers), backbone.hidden_size), np.float32)
         yield from ((i, nothing) for i in range(len(texts)))
         return
+    check_unicode(texts)
     encoded = encoder.tokenizer(
         list(texts), return_offsets_mapping=True, return_attention_mask=False, truncation=False, verbose=False
     )

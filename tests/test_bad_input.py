@@ -578,7 +578,7 @@ case(
 case(
     "encoder: base changed",
     lambda bad: bad.changed_encoder(lambda f: card(f, fingerprint="0" * 64)),
-    "name the revision",
+    "write the revision that was used into",
 )
 case(
     "encoder: base gone",

@@ -280,7 +280,7 @@ def run_probe(
         found = [replace(task, test=None) for task in found]
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = fast_dtype() if dtype == "auto" else dtype
+    dtype = fast_dtype(device) if dtype == "auto" else dtype
     probing = Probing(found, random, material, protocol, layers, dtype, device, out)
     make_folder(out / VARIANTS, "--out")
     quiet_libraries()  # but one, of all texts

@@ -206,6 +206,17 @@ class TestTokenise:
         (text,) = tokenise(tokenizer, [SENTENCES[1]], 4)
         assert text.ids == tokenizer.encode(SENTENCES[1])[:4]
 
+    @pytest.mark.parametrize("instruction", ["", "Say: "])
+    def test_cut_as_the_tokenizer_would_and_leaves_it_as_it_was(self, tiny_llama, instruction):
+        """What it keeps would be in force in another thread, too."""
+        tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+        ends = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+        tokenizer.backend_tokenizer.post_processor = ends
+        found = [text.ids for text in tokenise(tokenizer, SENTENCES, 12, instruction)]
+        assert tokenizer.backend_tokenizer.truncation is None
+        whole = [instruction + sentence for sentence in SENTENCES]
+        assert found == tokenizer(whole, truncation=True, max_length=12)["input_ids"]
+
     @pytest.mark.parametrize("instruction", ["Retrieve: ", "Retrieve:", "Find the ", "é→ ", "Find\n"])
     def test_instruction_is_left_out_of_pooling(self, tokenizer, tokenizer_bos, instruction):
         for tok in (tokenizer, tokenizer_bos):

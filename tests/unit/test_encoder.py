@@ -12,6 +12,7 @@ from conftest import SENTENCES
 from tiny import load, random_texts, train_a_little
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 
+from otherside import encoder as encoder_module
 from otherside.adapters import Lora, attach
 from otherside.attention import ATTENTION, packed_attention
 from otherside.backbone import Backbone, BackboneConfig, MaskError
@@ -135,6 +136,17 @@ class TestEncode:
     def test_what_would_give_its_names(self, encoder, texts):
         with pytest.raises(TypeError, match=r"encode takes a list of strings; of a (dict|DataFrame), pass one column"):
             encoder.encode(texts)
+
+    def test_half_a_surrogate_pair(self, encoder):
+        error = r"every text must be valid Unicode; 'a \\ud83d' has a lone surrogate, '\\ud83d', at character 2"
+        with pytest.raises(ValueError, match=error):
+            encoder.encode(["Rain.", "a \ud83d"])
+        with pytest.raises(ValueError, match=error):
+            encoder.word_vectors(["a \ud83d"], [["a"]])
+
+    def test_no_instruction_is_an_empty_one(self, encoder):
+        with pytest.raises(TypeError, match=r"instruction must be a string; got None\. Leave it out"):
+            encoder.encode(["Rain."], instruction=None)
 
     @pytest.mark.parametrize("batch_size", [0, -1])
     def test_batch_size_below_one(self, encoder, batch_size):
@@ -383,3 +395,44 @@ def test_texts_are_cut_at_their_end(tiny_llama, tmp_path):
     found = Encoder.load(llama, max_length=32).encode(texts, instruction=INSTRUCTION)
     file.write_text(file.read_text().replace("left", "right"))
     assert np.array_equal(found, Encoder.load(llama, max_length=32).encode(texts, instruction=INSTRUCTION))
+
+
+def test_an_unknown_pooling_is_refused_at_once(tiny_llama) -> None:
+    with pytest.raises(ValueError, match="pooling must be one of mean, weighted_mean, last_token; got 'cls'"):
+        Encoder.load(tiny_llama, pooling="cls")
+
+
+def test_a_revision_reaches_all_that_is_read(tiny_llama, monkeypatch) -> None:
+    asked = []
+    real_card, real_tokenizer, real_load = (encoder_module.card_of, load_tokenizer, Backbone.load)
+    monkeypatch.setattr(encoder_module, "card_of", lambda m, revision: asked.append(revision) or real_card(m))
+    monkeypatch.setattr(
+        encoder_module, "load_tokenizer", lambda m, revision, start: asked.append(revision) or real_tokenizer(m)
+    )
+    monkeypatch.setattr(
+        Backbone, "load", lambda config, **options: asked.append(config.revision) or real_load(config, **options)
+    )
+    Encoder.load(tiny_llama, revision="abc")
+    assert asked == ["abc"] * 3
+
+
+def test_the_type_is_fast_where_the_encoder_is(tiny_llama, monkeypatch) -> None:
+    """A CPU beside a GPU may know no bfloat16."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    assert Encoder.load(tiny_llama, dtype="auto", device="cpu").backbone.dtype == torch.float32
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_a_tokenizer_with_more_tokens_than_embeddings(tiny_llama, tmp_path, special) -> None:
+    llama = shutil.copytree(tiny_llama, tmp_path / "llama")
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    size = len(tokenizer)
+    tokenizer.add_tokens(["<new>"], special_tokens=special)
+    tokenizer.save_pretrained(llama)
+    if special:  # which no text can spell
+        assert Encoder.load(llama).encode(["a <new> b"]).shape == (1, 64)
+        return
+    with pytest.raises(ValueError, match=f"has {size + 1} tokens, the model {size} embeddings: none for '<new>'"):
+        Encoder.load(llama)

@@ -280,6 +280,12 @@ class TestRefused:
         self.refused(folder, "nothing says that it is LLM2Vec's", "merge_and_unload")
         self.refused(Card.read(trained[1]).lineage.adapters[2].folder, "Name the encoder folder it belongs to")
 
+    @pytest.mark.parametrize("more", [{"modules_to_save": ["embed_tokens"]}, {"trainable_token_indices": [3]}])
+    def test_more_than_lora(self, copied, more):
+        folder = copied / "LLM2Vec-X-mntp"
+        change(folder / "adapter_config.json", **more)
+        self.refused(folder, "must be LoRA alone", f"it has {next(iter(more))}, not read", "merge_and_unload")
+
     def test_another_pooling(self, copied):
         folder = copied / "LLM2Vec-X-mntp-supervised"
         change(folder / "llm2vec_config.json", pooling_mode="eos_token")
