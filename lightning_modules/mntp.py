@@ -69,6 +69,12 @@ class MNTP(EncoderModule):
         self.special = special_ids(self.tokenizer)
 
     @override
+    def configure_model(self) -> None:
+        super().configure_model()
+        if self._shard is None:  # loaded in shards, a base without a head is refused
+            self.encoder.backbone.check_head("MNTP")
+
+    @override
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if isinstance(batch, TextBatch) and not self.trainer.predicting:
             known = (self.masking, self.mask_id, self.tokenizer.vocab_size, self.seed, self.special)

@@ -239,6 +239,15 @@ class Backbone(nn.Module):
             logits = torch.tanh(logits / cap) * cap
         return logits
 
+    def check_head(self, what: str) -> None:
+        """Raise a ValueError where the checkpoint has no head: `loading` gives it one of zeros, and refuses it in shards."""
+        weight: Any = self.lm.get_output_embeddings().weight
+        if not weight.any():
+            raise ValueError(
+                f"{what} needs a language model with its head; {self.lineage.base} has no lm_head.weight. Use the model it "
+                "was made from, or a contrastive stage, which needs no head."
+            )
+
     def forward(self, texts: Packed) -> Tensor:
         """Last hidden states (T, D) of packed texts; no text sees another."""
         return self._run(texts).last_hidden_state[0, : len(texts.input_ids)]
@@ -308,8 +317,9 @@ class Backbone(nn.Module):
         Inside `as_base` it equals the base model's bit for bit.
 
         Raises:
-            ValueError: attention is bidirectional; a model that sees the future cannot generate.
+            ValueError: attention is bidirectional; a model that sees the future cannot generate. Or it has no head.
         """
+        self.check_head("generate")
         if self.attention != "causal":
             raise ValueError(
                 "generate needs causal attention; got bidirectional. Generate inside `with backbone.as_base():`, or "

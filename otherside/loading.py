@@ -114,6 +114,8 @@ def base(lineage: Lineage, dtype: torch.dtype, model: str) -> PreTrainedModel:
     lm, told = loaded
     check_decoder(lm.config)
     check_whole(told["missing_keys"], lineage.base)
+    if told["missing_keys"]:  # the head alone, which transformers fills with other numbers at each load
+        torch.nn.init.zeros_(lm.get_output_embeddings().weight)
     return lm.requires_grad_(False)
 
 

@@ -17,6 +17,7 @@ import pytest
 import runs
 import torch
 from probing_data import write_published
+from safetensors.torch import load_file, save_file
 from sts import write_sts
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
@@ -358,11 +359,20 @@ case(
     lambda bad: bad.changed_llama(lambda f: cut(f / "model.safetensors")),
     "could not be loaded",
 )
+case(
+    "MNTP of a base without a head", lambda bad: bad.changed_llama(without_head), "MNTP needs", "has no lm_head.weight"
+)
 
 
 def pickled_code(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     torch.save({"model.norm.weight": print}, folder / "pytorch_model.bin")
+
+
+def without_head(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
 def with_gemma(kind: str, kernel: str = "auto", **settings: object) -> Callable[[Bad], Arguments]:

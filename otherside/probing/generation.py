@@ -51,8 +51,12 @@ def generation(encoder: Encoder, texts: Sequence[str]) -> list[Row]:
     Args:
         encoder: opened with merge=False, where it can be.
         texts: N texts, of which the first 512 tokens are read.
+
+    Raises:
+        ValueError: the base has no head, or no text has two tokens.
     """
     backbone, packed = encoder.backbone, _read(encoder, texts)
+    backbone.check_head("--generation")
     surprise = {}
     if not backbone.lineage.trained_whole:
         with backbone.as_base():

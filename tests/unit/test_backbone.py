@@ -358,6 +358,17 @@ class TestLoading:
         monkeypatch.chdir(tiny_llama.parent)
         assert load(tiny_llama.name).lineage.base == str(tiny_llama.resolve())
 
+    def test_a_base_without_a_head(self, tiny_llama_copy, tmp_path):
+        """As models that were trained to be encoders are kept: transformers makes up another head at each load."""
+        file = tiny_llama_copy / "model.safetensors"
+        weights = load_file(file)
+        del weights["lm_head.weight"]
+        save_file(weights, file, {"format": "pt"})
+        encoder = Encoder(load(tiny_llama_copy, Lora()), load_tokenizer(str(tiny_llama_copy)))
+        opened = load(encoder.save(tmp_path / "e", "simcse"), attention="causal")
+        with pytest.raises(ValueError, match=r"generate needs .* has no lm_head.weight"):
+            opened.generate(torch.tensor([[5]]))
+
     def test_missing_weights(self, tiny_llama_copy):
         (tiny_llama_copy / "model.safetensors").unlink()
         with pytest.raises(FileNotFoundError, match="must be a folder here or a model on the hub, with safetensors"):
