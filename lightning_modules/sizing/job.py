@@ -47,6 +47,7 @@ class Job:
         even: whether all texts have the same length.
         accumulate: batches of an optimizer step.
         moments: tensors that the optimizer keeps for each weight.
+        foreach: whether the optimizer updates all weights at once, as torch's do on GPUs.
         offload_optimizer: to the host's memory.
         offload_base: to the host's memory.
         bucket: elements of DeepSpeed's buffers for reduced gradients.
@@ -75,6 +76,7 @@ class Job:
     even: bool = False
     accumulate: int = 1
     moments: int = 2
+    foreach: bool = True
     offload_optimizer: bool = False
     offload_base: bool = False
     bucket: int = BUCKET
@@ -237,6 +239,7 @@ def read_job(config: Path, options: Overrides = Overrides()) -> Job:
         masked=_mapping(init, "masking").get("probability", 0.2),
         even=blocks,
         moments=_moments(_mapping(init, "optimizer")),
+        foreach=_foreach(_mapping(init, "optimizer")),
         **taken,
         **run,
     )
@@ -313,6 +316,11 @@ def _moments(optimizer: Mapping[str, Any]) -> int:
     if str(optimizer.get("class_path")).rpartition(".")[2] != "SGD":
         return 2
     return 1 if _mapping(optimizer, "init_args").get("momentum") else 0
+
+
+def _foreach(optimizer: Mapping[str, Any]) -> bool:
+    settings = _mapping(optimizer, "init_args")
+    return not settings.get("fused") and settings.get("foreach") is not False
 
 
 def _mapping(settings: Mapping[str, Any], key: str) -> Mapping[str, Any]:

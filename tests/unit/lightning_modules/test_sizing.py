@@ -7,6 +7,7 @@ import inspect
 import itertools
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ import pytest
 import runs
 import torch
 from families import FAMILIES, SIZES
+from ranks import run_ranks
 from tiny import load, random_texts
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lightning_modules.base import EncoderModule
@@ -43,6 +46,7 @@ from otherside.lineage import Lineage
 from otherside.losses import InfoNCE
 from otherside.mntp import Masking
 from otherside.quantized import quantize
+from otherside.recompute import recomputed
 
 REPOSITORY = Path(__file__).parents[3]
 SHAPES = REPOSITORY / "benchmarks" / "shapes"
@@ -136,6 +140,29 @@ def kept(backbone: Backbone, lengths: list[int], by_python: bool) -> int:
     for tensor in lasting:
         found.pop(tensor.untyped_storage().data_ptr(), None)
     return sum(storage.nbytes() for storage in found.values())
+
+
+def highest(work: Callable[[], Any]) -> int:
+    """Most bytes that `work` holds at a time beside those there before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    assert profiler.profiler and profiler.profiler.kineto_results
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    taken = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(itertools.accumulate(taken))
+
+
+def reductions(again: bool) -> list[int]:
+    """Of how many tensors, when each of three chunks had gone backward; to be run on all ranks."""
+    net = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.GELU()) for _ in range(3)))
+    for module in (*net, net):
+        fully_shard(module)
+    shards, found, done, device = list(net.parameters()), [], [], torch.device("cpu")
+    for chunk in torch.randn(3, 4, 8):
+        chunk.requires_grad_(True).register_hook(lambda _: found.append(sum(p.grad is not None for p in shards)))
+        done.append(recomputed(net, chunk, device, None) if again else net(chunk))
+    torch.cat(done).sum().backward()
+    return found
 
 
 class TestActivations:
@@ -299,19 +326,73 @@ class TestMemory:
     def test_rows_add_up_to_the_larger_of_loss_and_chunk(self) -> None:
         rows = memory(a_job(global_batch=65536, nodes=128))
         loss = rows["vectors of all ranks"] + rows["logits of the loss"]
-        chunk = rows["activations kept"] + rows["activations at work"]
+        chunk = rows["activations kept"] + rows["activations at work"] + rows["gradients of one chunk"]
         fixed = sum(rows[name] for name in ("base weights", "trained weights", "gradients", "optimizer"))
         assert sum(rows.values()) == pytest.approx(fixed + max(loss, chunk))
 
     def test_full_fine_tuning_needs_sixteen_bytes_a_weight(self) -> None:
         """The weight, its gradient and Adam's two moments, in float32; ranks share them under fsdp2."""
-        whole = memory(a_job(adapter=Full(), strategy="fsdp2"))
+        whole = memory(a_job(adapter=Full(), strategy="fsdp2", chunk_tokens=None))
         trained = Full().weights(a_job().shape)
         shared = sum(whole[name] for name in ("trained weights", "gradients", "optimizer"))
         assert shared == pytest.approx(16 * trained / 8, rel=0.01)
         assert whole["base weights"] == 2 * (a_job().shape.base - trained) / 8
         frozen = memory(a_job(adapter=Full(frozen_layers=16), strategy="fsdp2"))
         assert frozen["optimizer"] < 0.51 * whole["optimizer"]
+
+    @pytest.mark.parametrize("strategy", ["zero2", "zero3", "fsdp2"])
+    def test_gradients_of_several_chunks_are_whole_on_every_rank(self, strategy: str) -> None:
+        chunks, one = (
+            memory(a_job(adapter=Full(), strategy=strategy, chunk_tokens=tokens))["gradients"]
+            for tokens in (8192, None)
+        )
+        assert chunks - one == 4 * Full().weights(a_job().shape)
+
+    @pytest.mark.parametrize("again", [False, True])
+    def test_sharded_gradients_are_reduced_once_behind_the_last_chunk(self, again: bool) -> None:
+        """What the arithmetic rests on."""
+        assert run_ranks(2, reductions, again)[0] == [0, 0, 6]
+
+    @pytest.mark.parametrize("changes", [{}, {"chunk_tokens": 4}, {"chunk_tokens": 4, "recompute": False}], ids=str)
+    def test_gradients_are_those_that_backward_holds(self, changes: dict[str, Any]) -> None:
+        lm = built(WIDE).requires_grad_(True)
+        trained = [p for p in lm.model.parameters() if p.requires_grad]
+        job = Job("mntp", shape_of(lm), Full(), 4, 4, dtype="float32", cuda=False, **{"recompute": True, **changes})
+        ids = torch.arange(16).reshape(job.chunks, -1, 4)
+
+        def run(chunk: Tensor) -> Tensor:
+            return lm.model(chunk).last_hidden_state
+
+        def backward() -> None:
+            done = [recomputed(run, part, part.device, trained) if job.recomputes else run(part) for part in ids]
+            torch.cat(done).sum().backward()
+
+        found = memory(job)
+        expected = found["gradients"] + found["gradients of one chunk"]
+        assert highest(backward) == pytest.approx(expected, rel=0.3)
+
+    def test_adam_on_gpus_takes_a_copy_of_all_weights_unless_fused(self, tmp_path: Path, tiny_llama: Path) -> None:
+        trained = 4 * Full().weights(a_job().shape)
+        full = a_job(adapter=Full(), gpus=1)
+        assert memory(full)["optimizer at work"] == trained
+        assert memory(replace(full, foreach=False))["optimizer at work"] == 0
+        assert memory(replace(full, gpus=8, strategy="zero2"))["optimizer at work"] == trained / 8
+        assert memory(replace(full, gpus=8, strategy="fsdp2"))["optimizer at work"] == 0
+        fused = {"class_path": "torch.optim.AdamW", "init_args": {"fused": True}}
+        for optimizer, foreach in ((fused, False), (None, True)):
+            stage = runs.write_stage(tmp_path, "MNTP", tiny_llama, **{"model.init_args.optimizer": optimizer})
+            assert read_job(stage).foreach is foreach
+
+    def test_adams_copy_is_what_torch_takes(self) -> None:
+        weights = [torch.zeros(64, 1024, requires_grad=True) for _ in range(8)]
+        for weight in weights:
+            weight.grad = torch.ones_like(weight)
+        found = []
+        for how in ({"foreach": True}, {"fused": True}):
+            optimizer = torch.optim.AdamW(weights, weight_decay=0.0, **how)
+            optimizer.step()
+            found.append(highest(optimizer.step) / (8 * 64 * 1024))
+        assert found == pytest.approx([4, 0], abs=0.01)
 
 
 class TestSpeed:
