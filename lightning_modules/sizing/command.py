@@ -44,7 +44,7 @@ def size(
         config: a stage's YAML.
         model: the base model, or a folder with its config.json.
         nodes: machines.
-        gpus: GPUs of each.
+        gpus: GPUs of each; 1, if neither this nor trainer.devices is a number.
         strategy: ddp, zero1, zero2, zero3 or fsdp2.
         global_batch: texts or pairs of a batch, all ranks together.
         length: tokens of a text; the longest allowed, if not said.
@@ -143,7 +143,7 @@ def table(job: Job, machine: Machine) -> list[str]:
         f"{machine.utilisation:.0%} of {machine.flops / 1e12:,.{1 if job.cuda else 3}f} TFLOP/s",
         f"  {'step':<32}{time.total:>10.3f}   {job.tokens * job.ranks * job.accumulate / time.total:,.0f} tokens/s",
         "",
-        *([f"note: {said}"] if (said := advice(job)) else []),
+        *(f"note: {said}" for said in (*job.notes, advice(job)) if said),
         verdict(job, machine),
     ]
     return lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -52,6 +53,7 @@ class Job:
         offload_base: to the host's memory.
         bucket: elements of DeepSpeed's buffers for reduced gradients.
         cuda: on GPUs.
+        notes: what was assumed, as settings leave it open.
     """
 
     stage: Stage
@@ -81,6 +83,7 @@ class Job:
     offload_base: bool = False
     bucket: int = BUCKET
     cuda: bool = True
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         at_least_one = {
@@ -223,6 +226,11 @@ def read_job(config: Path, options: Overrides = Overrides()) -> Job:
     if taken.get("dtype", "auto") == "auto":  # of the machine in question, which is this one if there are no GPUs
         taken["dtype"] = "bfloat16" if run["cuda"] else _of_this_machine()
     taken |= {key: init[key] for key in ("recompute",) if key in init}
+    negatives, assumed = _negatives(rows) if stage == "supervised" else (1, [])
+    layers_again = backbone.get("activation_checkpointing")
+    if assumed:  # training does not know their number either, and decides what is auto so
+        taken["recompute"] = taken.get("recompute") is not False
+        layers_again = layers_again is True
     return Job(
         stage=stage,
         shape=shape,
@@ -230,19 +238,39 @@ def read_job(config: Path, options: Overrides = Overrides()) -> Job:
         global_batch=_first(options.global_batch, rows.get("global_batch_size"), name="data.global_batch_size"),
         length=_first(options.length, length, name="data.max_length"),
         chunk_tokens=_first(options.chunk_tokens, init.get("chunk_tokens")),
-        activation_checkpointing=_first(
-            options.activation_checkpointing, backbone.get("activation_checkpointing"), "auto"
-        ),
-        negatives=_first(rows.get("negatives"), 1),
+        activation_checkpointing=_first(options.activation_checkpointing, layers_again, "auto"),
+        negatives=negatives,
         symmetric=bool(loss.get("symmetric", False)),
         widths=(*(k / shape.hidden for k in loss.get("matryoshka") or () if k < shape.hidden), 1.0),
         masked=_mapping(init, "masking").get("probability", 0.2),
         even=blocks,
         moments=_moments(_mapping(init, "optimizer")),
         foreach=_foreach(_mapping(init, "optimizer")),
+        notes=(*_devices_assumed(trainer, options, run["cuda"]), *assumed),
         **taken,
         **run,
     )
+
+
+def _negatives(rows: Mapping[str, Any]) -> tuple[int, list[str]]:
+    """Of a pair, and what was assumed. None given: all that a row has."""
+    if (given := rows.get("negatives")) is not None:
+        return given, []
+    # By name, as a YAML has it: data modules and stages never import each other
+    sources = rows.get("sources")
+    most = import_module("datamodules.recognise").most_negatives(sources) if sources else None
+    said = "data.negatives: null takes all hard negatives of a row; "
+    if most is None:
+        return 1, [f"{said}no data are here to count them in, so 1 is assumed. Set data.negatives."]
+    return most, [f"{said}{most} is assumed, the most that the first rows of data.sources have"]
+
+
+def _devices_assumed(trainer: Mapping[str, Any], options: Overrides, cuda: bool) -> list[str]:
+    """What is said where nothing names a number of GPUs."""
+    devices = trainer.get("devices", "auto")
+    if options.gpus is not None or not cuda or devices not in ("auto", "-1", -1):
+        return []
+    return [f"trainer.devices: {devices} takes all GPUs of a node; 1 is assumed. Pass --gpus for another number."]
 
 
 def _of_this_machine() -> str:

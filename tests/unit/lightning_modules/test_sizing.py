@@ -461,6 +461,34 @@ class TestSettings:
         assert read_job(stage).quantized == "nf4"
         assert "base in nf4" in table(read_job(stage), Machine())[0]
 
+    def test_all_negatives_are_counted_in_the_data(self, tmp_path: Path, tiny_llama: Path) -> None:
+        rows = [{"query": "a", "positive": "b", "negatives": ["c"] * n} for n in (0, 3, 1)]
+        (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in [*rows, {"query": "bad"}]))
+        sources = [{"path": str(tmp_path / "rows.jsonl")}]
+        settings: dict[str, Any] = {"data.init_args.sources": sources, "data.init_args.negatives": None}
+        job = read_job(runs.write_stage(tmp_path, "Supervised", tiny_llama, **settings))
+        assert (job.negatives, job.recompute, job.activation_checkpointing) == (3, True, False), "as training decides"
+        assert "note: data.negatives: null takes all hard negatives of a row; 3 is assumed" in "\n".join(
+            table(job, Machine())
+        )
+        settings["data.init_args.sources"] = [{"path": "elsewhere/*.jsonl"}]
+        job = read_job(runs.write_stage(tmp_path, "Supervised", tiny_llama, **settings))
+        assert job.negatives == 1 and "so 1 is assumed. Set data.negatives." in job.notes[0]
+        settings["data.init_args.negatives"] = 2
+        assert not read_job(runs.write_stage(tmp_path, "Supervised", tiny_llama, **settings)).notes
+
+    @pytest.mark.parametrize("devices", ["auto", -1])
+    def test_all_gpus_of_a_node_are_said_to_be_one(self, devices: Any, tmp_path: Path, tiny_llama: Path) -> None:
+        settings = {"trainer.devices": devices, "trainer.accelerator": "gpu"}
+        stage = runs.write_stage(tmp_path, "MNTP", tiny_llama, **settings)
+        [note] = read_job(stage).notes
+        assert (
+            note
+            == f"trainer.devices: {devices} takes all GPUs of a node; 1 is assumed. Pass --gpus for another number."
+        )
+        assert not read_job(stage, Overrides(gpus=1)).notes
+        assert not read_job(runs.write_stage(tmp_path, "MNTP", tiny_llama)).notes
+
     def test_lora_null_is_full_fine_tuning(self, tmp_path: Path, tiny_llama: Path) -> None:
         settings = {"model.init_args.lora": None, "model.init_args.frozen_layers": 1}
         stage = runs.write_stage(tmp_path, "Supervised", tiny_llama, **settings)
