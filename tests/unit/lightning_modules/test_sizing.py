@@ -420,6 +420,12 @@ class TestSpeed:
         assert sent["weights, gathered"] == pytest.approx(18 * 2 * job.shape.base * 7 / 8, rel=0.1)
         assert "weights, gathered" not in {part.what for part in traffic(job)}
 
+    def test_zero2_reduces_the_gradients_of_each_accumulated_batch(self) -> None:
+        for strategy, times in (("ddp", 1), ("zero1", 1), ("zero2", 2.5), ("zero3", 4)):
+            once, four = (traffic(a_job(strategy=strategy, accumulate=n)) for n in (1, 4))
+            sizes = [part.size for parts in (once, four) for part in parts if part.what == "gradients"]
+            assert sizes[1] == pytest.approx(times * sizes[0])
+
     def test_more_bandwidth_and_more_operations_a_second_are_faster(self) -> None:
         job, slow = a_job(strategy="fsdp2", nodes=2), Machine(flops=1e14, bandwidth=5)
         assert step_time(job, Machine()).total < step_time(job, slow).total
