@@ -8,6 +8,7 @@ from math import ceil
 from lightning_modules.sizing.job import SHARDED, Job
 from lightning_modules.sizing.memory import FLOAT, LOGITS
 
+PEAKS = {"bfloat16": 989e12, "float16": 989e12, "float32": 67e12}  # H100's; torch's float32 products are no TF32
 FEW = 8192  # tokens of a rank's batch; with fewer a GPU waits for weights, kernel launches and other ranks
 
 
@@ -27,7 +28,7 @@ class Machine:
 
     memory: float = 80
     reserve: float = 4
-    flops: float = 989e12
+    flops: float = PEAKS["bfloat16"]
     utilisation: float = 0.4
     bandwidth: float = 50
     node_bandwidth: float = 450

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from lightning_modules import hardware
 from lightning_modules.base import EncoderModule
 from lightning_modules.cli import main
 from lightning_modules.sizing.command import table
@@ -569,6 +570,24 @@ class TestCommand:
         devices = [] if "CPU cores" in header else ["--gpus", gpus]
         main(["size", str(file), "--model", str(SHAPES / shape), *devices])
         assert "note:" not in capsys.readouterr().out
+
+    def test_float32_has_its_own_peak(
+        self,
+        tmp_path: Path,
+        tiny_llama: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """On GPUs torch's products of float32 are no TF32; on CPUs the type is the one that is measured."""
+        assert torch.get_float32_matmul_precision() == "highest"
+        stage, measured = runs.write_stage(tmp_path, "MNTP", tiny_llama), []
+        monkeypatch.setattr(hardware, "peak", lambda device, dtype: measured.append(dtype) or 1e11)
+        monkeypatch.setattr(hardware, "fast_dtype", lambda: "bfloat16")
+        for gpus, flops in ((["--gpus", "1"], 67e12), ([], 1e11)):
+            main(["size", str(stage), "--json", *gpus])
+            found = json.loads(capsys.readouterr().out)
+            assert found["job"]["dtype"] == "float32" and found["machine"]["flops"] == flops
+        assert measured == [torch.float32]
 
     def test_says_when_nothing_helps(self, capsys: pytest.CaptureFixture[str]) -> None:
         main(self.size("--gpu_memory", 6))
