@@ -103,6 +103,11 @@ class Job:
                 f"a global batch must have a row for each of the {self.ranks} ranks; got {self.global_batch} rows. "
                 f"Pass --global_batch {self.ranks} or more, or use fewer GPUs."
             )
+        if self.shape.positions and self.length > self.shape.positions:
+            raise ValueError(
+                f"texts must have at most {self.shape.positions} tokens, the positions of the base; got {self.length}. "
+                "Lower data.max_length, or --length."
+            )
         if self.dtype not in BYTES:
             raise ValueError(f"backbone.dtype must be one of {', '.join(BYTES)}; got {self.dtype!r}")
         if self.quantized and (self.is_full or self.strategy in SHARDED):

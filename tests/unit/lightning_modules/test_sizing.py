@@ -61,6 +61,7 @@ WIDE: dict[str, Any] = {
     "num_attention_heads": 8,
     "num_key_value_heads": 8,
 }
+LONGROPE = {"rope_scaling": {"type": "longrope"}}
 
 
 def built(shape: dict[str, Any], **options: Any) -> LlamaForCausalLM:
@@ -119,6 +120,27 @@ class TestParameters:
     )
     def test_of_the_published_shapes_are_as_published(self, name: str, billions: float) -> None:
         assert read_shape(str(SHAPES / name)).base == pytest.approx(billions * 1e9, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("config", "positions"),
+    [
+        ({}, None),
+        ({"max_position_embeddings": 256}, 256),
+        ({"max_position_embeddings": 256, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, 256),
+        ({"max_position_embeddings": 131072, "original_max_position_embeddings": 4096} | LONGROPE, 4096),
+        ({"max_position_embeddings": 131072, "rope_scaling": {"rope_type": "llama3"}}, 131072),
+    ],
+    ids=str,
+)
+def test_positions_are_the_most_tokens_of_a_text(config: dict[str, Any], positions: int | None) -> None:
+    content = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape = Shape.from_config({**content, "vocab_size": 300, **config}, "it")
+    assert shape.positions == positions
+    if positions:
+        Job("mntp", shape, Adapter(), 4, positions)
+        with pytest.raises(ValueError, match=f"texts must have at most {positions} tokens, the positions of the base"):
+            Job("mntp", shape, Adapter(), 4, positions + 1)
 
 
 def kept(backbone: Backbone, lengths: list[int], by_python: bool) -> int:

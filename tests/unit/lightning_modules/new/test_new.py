@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,6 +104,21 @@ def test_documents_set_the_length_where_queries_are_many(tmp_path: Path, tiny_ll
     (tmp_path / "long.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     output = runs.run("new", "long", "--base", tiny_llama, "--data", "long.jsonl", cwd=tmp_path)
     assert "75% of positives are cut at 128 tokens" in output
+
+
+def test_a_base_of_few_positions_has_shorter_texts(tmp_path: Path, tiny_llama: Path) -> None:
+    config = json.loads((tiny_llama / "config.json").read_text())
+    base = tmp_path / "base"
+    shutil.copytree(tiny_llama, base)
+    (base / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 40}))
+    lines = [{"question": f"what is {i}", "answer": f"{i} " + "and so on " * 25} for i in range(60)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    output = runs.run("new", "mine", "--base", base, "--data", "rows.jsonl", cwd=tmp_path)
+    stage = yaml.safe_load((tmp_path / "mine/mntp.yaml").read_text())
+    assert stage["data"]["init_args"]["max_length"] == stage["model"]["init_args"]["max_length"] == 40
+    assert "are cut at 40 tokens" in output
+    short = ["--trainer.max_steps", "2", "--model.schedule.total_steps", "2", "--model.schedule.warmup_steps", "1"]
+    runs.run("fit", "--config", "mine/mntp.yaml", *short, "--trainer.val_check_interval", "2", cwd=tmp_path)
 
 
 def test_what_is_not_taken_is_said(tmp_path: Path, tiny_llama: Path) -> None:
