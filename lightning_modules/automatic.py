@@ -11,7 +11,7 @@ import torch
 
 from lightning_modules import host
 from lightning_modules.sizing.job import SHARDED, Job, Stage, strategy_named
-from lightning_modules.sizing.memory import base_weights, cheapest, kept_by_token, memory, trained_weights
+from lightning_modules.sizing.memory import SHARE, decided, held_weights, kept_by_token, memory
 from lightning_modules.sizing.shape import Adapter, Full, Shape
 from otherside import distributed
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from lightning_modules.base import EncoderModule
 
 GB = 1e9
-SHARE = 0.9  # of the free memory, as the estimate is one, and memory is cut into pieces
 RESERVE = 2 * GB  # of a GPU, for NCCL and what products need
 
 
@@ -84,10 +83,9 @@ def settle(module: EncoderModule) -> None:
     except ValueError:
         layers, said = asked[1] is True, "as what training needs is not known"
     else:
-        free = SHARE * distributed.least(free_memory(module.device, module.trainer.num_devices), module.device)
-        weights = base_weights(job) + trained_weights(job)  # which are there already
-        job = cheapest(job, free + weights)
-        layers, needed = job.layers_again, sum(memory(job).values()) - weights
+        free = distributed.least(free_memory(module.device, module.trainer.num_devices), module.device)
+        job, free = decided(job, free), SHARE * free
+        layers, needed = job.layers_again, sum(memory(job).values()) - held_weights(job)
         if asked[0] == "auto":
             module.kept_tokens = kept_tokens(job, free - needed)
         said = f"the longest batch needs {needed / GB:.1f} GB beside the weights; {free / GB:.1f} GB are free"

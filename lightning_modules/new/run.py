@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,15 @@ def _measured(written: Any, lengths: Mapping[str, NDArray[np.int64]], machine: H
     longest = LONGEST[bool(machine.gpus)]
     length = min(max(32, -(-most // 32) * 32), longest, positions or longest)
     held_out: HeldOut = ("pairs" if written.pairs else "texts") if written.held_out else None
-    return Data(rows, length, min(written.negatives, 4), held_out)
+    negatives = min(written.negatives, 4)
+    return Data(rows, length, negatives, held_out, _mean(lengths, length, negatives))
+
+
+def _mean(lengths: Mapping[str, NDArray[np.int64]], most: int, negatives: int) -> int:
+    """Tokens of a text where none has more than `most`, and a row of pairs so many negatives."""
+    means = {role: np.minimum(tokens, most).mean() for role, tokens in lengths.items() if len(tokens)}
+    counts = [negatives if role == "negatives" else 1 for role in means]
+    return ceil(np.average([*means.values()], weights=counts)) if means else most
 
 
 def _write(stages: Sequence[Planned], work: Path, recipe: Path, base: str, data: Data, machine: Hardware) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_modules.sizing.job import SHARDED, Job, Overrides, read_job
-from lightning_modules.sizing.memory import cheapest, kept_by_token, memory
+from lightning_modules.sizing.memory import decided, held_weights, kept_by_token, memory
 from lightning_modules.sizing.speed import PEAKS, Machine, operations, step_time, too_few, traffic
 
 GB = 1e9
@@ -73,7 +73,7 @@ def size(
     given = {"memory": gpu_memory, "reserve": reserve, "flops": flops, "utilisation": utilisation}
     machine = replace(machine, **{name: value for name, value in given.items() if value is not None})
     machine = replace(machine, bandwidth=bandwidth, node_bandwidth=node_bandwidth, latency=latency)
-    job = cheapest(job, (machine.memory - machine.reserve) * GB)
+    job = as_trained(job, machine)
     print(json_.dumps(report(job, machine), indent=2) if json else "\n".join(table(job, machine)))
 
 
@@ -83,6 +83,11 @@ def _cpus(processes: int, dtype: str) -> Machine:
 
     whole = cpu(dtype).machine
     return replace(whole, memory=whole.memory / processes, flops=whole.flops / processes)
+
+
+def as_trained(job: Job, machine: Machine) -> Job:
+    """The job with what is "auto" decided for a device of this machine, on which nothing else runs."""
+    return decided(job, (machine.memory - machine.reserve) * GB - held_weights(job))
 
 
 def needed(job: Job, machine: Machine) -> float:

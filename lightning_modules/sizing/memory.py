@@ -17,6 +17,7 @@ LOGITS = 1024  # positions that MNTP's head runs on at once; see otherside.mntp.
 PERSISTENT = 100_000  # elements; DeepSpeed keeps smaller parameters on every rank
 WHOLE_GRADIENTS = ("ddp", "zero1")
 LIVE = 1_000_000_000  # elements of the base that DeepSpeed keeps gathered at most
+SHARE = 0.9  # of the free memory, as the estimate is one, and memory is cut into pieces
 NF4 = 1 / 2 + 1 / 64 + FLOAT / (64 * 256)  # bytes of a weight, with its part of the constants of its blocks
 
 
@@ -44,6 +45,21 @@ def memory(job: Job) -> dict[str, float]:
     kept, work, of_chunk, of_all, scores, step = passing.values()
     peak = max(kept * (not job.recomputes) + of_all + scores, kept + work + of_chunk, step)
     return held | passing | {"not at the same time": peak - sum(passing.values())}
+
+
+def decided(job: Job, free: float) -> Job:
+    """The job with what is "auto" decided, as training, `lightning size` and `lightning new` do.
+
+    Args:
+        job: a stage's settings.
+        free: bytes beside its weights.
+    """
+    return cheapest(job, SHARE * free + held_weights(job))
+
+
+def held_weights(job: Job) -> float:
+    """Those that are there before training begins."""
+    return base_weights(job) + trained_weights(job)
 
 
 def cheapest(job: Job, free: float) -> Job:

@@ -26,13 +26,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from lightning_modules import hardware
 from lightning_modules.base import EncoderModule
 from lightning_modules.cli import main
-from lightning_modules.sizing.command import table
+from lightning_modules.sizing.command import as_trained, table
 from lightning_modules.sizing.job import EAGER_UP_TO, Job, Overrides, read_job
 from lightning_modules.sizing.memory import (
     activations,
     base_weights,
     cheapest,
     gathered_weights,
+    held_weights,
     kept_by_token,
     memory,
     vectors,
@@ -302,6 +303,13 @@ class TestMemory:
             assert i or found.activation_checkpointing is found.recompute is False
         nothing_fits = cheapest(open_, 0)
         assert sum(memory(nothing_fits).values()) == min(needs)
+
+    def test_size_leaves_as_much_free_as_training_does(self) -> None:
+        open_ = a_job(chunk_tokens=2048)
+        for share, recompute in ((0.89, False), (0.91, True)):
+            beside = sum(memory(replace(open_, recompute=False)).values()) - held_weights(open_)
+            machine = Machine(memory=(held_weights(open_) + beside / share) / 1e9, reserve=1e-9)
+            assert as_trained(open_, machine).recompute is recompute
 
     def test_what_is_asked_for_is_not_changed(self) -> None:
         for layers, chunks in itertools.product((False, True), repeat=2):
