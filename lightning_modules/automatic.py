@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 
 from lightning_modules import host
-from lightning_modules.sizing.job import SHARDED, Job, Stage, strategy_named
+from lightning_modules.sizing.job import BUCKET, SHARDED, Job, Stage, strategy_named, widths
 from lightning_modules.sizing.memory import SHARE, decided, held_weights, kept_by_token, memory
 from lightning_modules.sizing.shape import Adapter, Full, Shape
 from otherside import distributed
@@ -40,15 +40,15 @@ def job_of(module: EncoderModule) -> Job:
     if module.lora:
         known = {name: value for name, value in asdict(module.lora).items() if name in Adapter.__annotations__}
         trained = Adapter(**known | {"targets": tuple(known["targets"])})
-    strategy = trainer.strategy
-    config: Any = getattr(strategy, "config", None) or {}
+    shape, strategy = Shape.from_config(lm.config.to_dict(), "the model"), trainer.strategy
+    zero = (getattr(strategy, "config", None) or {}).get("zero_optimization", {})
     return Job(
         stage=module.stage,  # type: ignore[arg-type]
-        shape=Shape.from_config(lm.config.to_dict(), "the model"),
+        shape=shape,
         adapter=trained,
         global_batch=data.global_batch_size,
         length=length,
-        strategy=strategy_named(type(strategy).__name__, config.get("zero_optimization", {}).get("stage", 2)),
+        strategy=strategy_named(type(strategy).__name__, zero.get("stage", 2)),
         nodes=trainer.num_nodes,
         gpus=trainer.num_devices,
         dtype=str(module.encoder.backbone.dtype).removeprefix("torch."),
@@ -60,6 +60,12 @@ def job_of(module: EncoderModule) -> Job:
         recompute=module.recompute,
         negatives=getattr(data, "negatives", 1),
         symmetric=bool(loss and loss.symmetric),
+        widths=widths(shape, loss.matryoshka if loss else ()),
+        masked=module.predicted,
+        accumulate=trainer.accumulate_grad_batches,
+        offload_optimizer=bool(zero.get("offload_optimizer")),
+        offload_base=bool(zero.get("offload_param")),
+        bucket=zero.get("reduce_bucket_size", BUCKET),
         even=hasattr(data, "block_size"),
         cuda=module.device.type == "cuda",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -246,7 +246,7 @@ def read_job(config: Path, options: Overrides = Overrides()) -> Job:
         activation_checkpointing=_first(options.activation_checkpointing, layers_again, "auto"),
         negatives=negatives,
         symmetric=bool(loss.get("symmetric", False)),
-        widths=(*(k / shape.hidden for k in loss.get("matryoshka") or () if k < shape.hidden), 1.0),
+        widths=widths(shape, loss.get("matryoshka") or ()),
         masked=_mapping(init, "masking").get("probability", 0.2),
         even=blocks,
         moments=_moments(_mapping(init, "optimizer")),
@@ -255,6 +255,11 @@ def read_job(config: Path, options: Overrides = Overrides()) -> Job:
         **taken,
         **run,
     )
+
+
+def widths(shape: Shape, matryoshka: Iterable[int]) -> tuple[float, ...]:
+    """Sizes of InfoNCE's vectors, see `Job`."""
+    return (*(k / shape.hidden for k in matryoshka if k < shape.hidden), 1.0)
 
 
 def _negatives(rows: Mapping[str, Any]) -> tuple[int, list[str]]:
