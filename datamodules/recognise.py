@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
-from datamodules.rows import BadRow
-from datamodules.sources import ROLES, Kind, Source, read_records
+from datamodules.rows import BadRow, Skipped, checked_rows
+from datamodules.sources import ROLES, Kind, Source, is_remote, read_records, row_check
 
 # Names of columns, as published data sets have them; lower case, the first that are there are taken
 PAIRS = (
@@ -44,6 +45,7 @@ TEXTS = ("text", "sentence", "content", "document", "passage", "body", "abstract
 # Beside these two texts are more or less alike, or not at all: such rows are no pairs of a query and its positive
 GRADES = ("score", "label", "labels", "gold_label", "similarity", "similarity_score", "relatedness", "relevance")
 LABELS = ("label", "labels", "category", "class", "intent")
+FIRST = 1000  # rows whose negatives are counted
 ROWS = 100  # whose columns are looked at: JSON lines may leave out what is null
 REMEDY = "Name them: --fields '{query: COLUMN, positive: COLUMN}' or '{text: COLUMN}'."
 
@@ -124,6 +126,24 @@ def pairs_of(path: str, fields: dict[str, str] | None = None) -> Source:
     if found.kind != "pair":
         raise ValueError(f"{path} must hold pairs; got {found}. {found.note or REMEDY}")
     return replace(found.source, fields={role: name for role, name in found.source.fields.items() if role != name})
+
+
+def most_negatives(sources: Iterable[Mapping[str, Any]]) -> int | None:
+    """Most hard negatives of a row, among the first good ones of each source; None where one cannot be read here.
+
+    Args:
+        sources: settings of each, as in a YAML.
+    """
+    most = 0
+    try:
+        for source in (Source(**settings) for settings in sources):
+            if is_remote(source):
+                return None
+            first = checked_rows(islice(read_records(source), FIRST), row_check(source, "pair"), "skip", Skipped())
+            most = max([most, *(len(row["negatives"]) for rows in first for row in rows)])
+    except (KeyError, OSError, TypeError, ValueError):  # training says what is wrong; here the file may be elsewhere
+        return None
+    return most
 
 
 def _named(path: str, fields: dict[str, str]) -> Found:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 
 from lightning_modules import host
-from lightning_modules.sizing.job import SHARDED, Job, Stage, strategy_named
-from lightning_modules.sizing.memory import base_weights, cheapest, kept_by_token, memory, trained_weights
+from lightning_modules.sizing.job import BUCKET, SHARDED, Job, Stage, strategy_named, widths
+from lightning_modules.sizing.memory import SHARE, decided, held_weights, kept_by_token, memory
 from lightning_modules.sizing.shape import Adapter, Full, Shape
 from otherside import distributed
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from lightning_modules.base import EncoderModule
 
 GB = 1e9
-SHARE = 0.9  # of the free memory, as the estimate is one, and memory is cut into pieces
 RESERVE = 2 * GB  # of a GPU, for NCCL and what products need
 
 
@@ -41,15 +40,15 @@ def job_of(module: EncoderModule) -> Job:
     if module.lora:
         known = {name: value for name, value in asdict(module.lora).items() if name in Adapter.__annotations__}
         trained = Adapter(**known | {"targets": tuple(known["targets"])})
-    strategy = trainer.strategy
-    config: Any = getattr(strategy, "config", None) or {}
+    shape, strategy = Shape.from_config(lm.config.to_dict(), "the model"), trainer.strategy
+    zero = (getattr(strategy, "config", None) or {}).get("zero_optimization", {})
     return Job(
         stage=module.stage,  # type: ignore[arg-type]
-        shape=Shape.from_config(lm.config.to_dict(), "the model"),
+        shape=shape,
         adapter=trained,
         global_batch=data.global_batch_size,
         length=length,
-        strategy=strategy_named(type(strategy).__name__, config.get("zero_optimization", {}).get("stage", 2)),
+        strategy=strategy_named(type(strategy).__name__, zero.get("stage", 2)),
         nodes=trainer.num_nodes,
         gpus=trainer.num_devices,
         dtype=str(module.encoder.backbone.dtype).removeprefix("torch."),
@@ -61,6 +60,12 @@ def job_of(module: EncoderModule) -> Job:
         recompute=module.recompute,
         negatives=getattr(data, "negatives", 1),
         symmetric=bool(loss and loss.symmetric),
+        widths=widths(shape, loss.matryoshka if loss else ()),
+        masked=module.predicted,
+        accumulate=trainer.accumulate_grad_batches,
+        offload_optimizer=bool(zero.get("offload_optimizer")),
+        offload_base=bool(zero.get("offload_param")),
+        bucket=zero.get("reduce_bucket_size", BUCKET),
         even=hasattr(data, "block_size"),
         cuda=module.device.type == "cuda",
     )
@@ -84,10 +89,9 @@ def settle(module: EncoderModule) -> None:
     except ValueError:
         layers, said = asked[1] is True, "as what training needs is not known"
     else:
-        free = SHARE * distributed.least(free_memory(module.device, module.trainer.num_devices), module.device)
-        weights = base_weights(job) + trained_weights(job)  # which are there already
-        job = cheapest(job, free + weights)
-        layers, needed = job.layers_again, sum(memory(job).values()) - weights
+        free = distributed.least(free_memory(module.device, module.trainer.num_devices), module.device)
+        job, free = decided(job, free), SHARE * free
+        layers, needed = job.layers_again, sum(memory(job).values()) - held_weights(job)
         if asked[0] == "auto":
             module.kept_tokens = kept_tokens(job, free - needed)
         said = f"the longest batch needs {needed / GB:.1f} GB beside the weights; {free / GB:.1f} GB are free"

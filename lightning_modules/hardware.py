@@ -12,7 +12,10 @@ from lightning_modules import host
 from lightning_modules.sizing.speed import Machine
 from otherside.backbone import fast_dtype
 
-GPU, CPU = 0.4, {"float32": 0.5, "bfloat16": 0.25}  # shares of what large products reach; CPUs log more in a quickstart
+GPU, CPU = (
+    0.4,
+    {"float32": 0.5, "bfloat16": 0.25, "float16": 0.25},
+)  # shares of what large products reach; CPUs log more in a quickstart
 RESERVE = {"cuda": 4.0, "cpu": 2.0}  # GB; on CPUs for the process itself, and others
 
 
@@ -74,9 +77,9 @@ def here() -> Hardware:
     return Hardware(name, gpus, dtype, _measured("cuda", memory, dtype, GPU))
 
 
-def cpu() -> Hardware:
-    """This machine's processors."""
-    memory, dtype = host.total() / 1e9, fast_dtype()
+def cpu(dtype: str | None = None) -> Hardware:
+    """This machine's processors, as fast as they are in `dtype`; None: in what they multiply fast."""
+    memory, dtype = host.total() / 1e9, dtype or fast_dtype()
     name = f"{len(os.sched_getaffinity(0))} CPU cores, {memory:.0f} GB"
     return Hardware(name, 0, dtype, _measured("cpu", memory, dtype, CPU[dtype]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def check_whole(missing: Iterable[str], base: str) -> None:
         )
 
 
-def positions(config: PreTrainedConfig) -> tuple[int, str] | None:
+def positions(config: PreTrainedConfig | SimpleNamespace) -> tuple[int, str] | None:
     """Most tokens of a text, and why; None where the model sets no limit.
 
     RoPE of type dynamic or longrope takes the frequencies of all texts from the longest one, once that is longer than

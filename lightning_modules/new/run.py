@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lightning_modules.sizing.shape import read_shape
 from otherside.batching import tokenise
 from otherside.files import made_once, make_folder
 from otherside.tokenizer import load_tokenizer
+from otherside.weights import card_of
 
 LONGEST = {True: 512, False: 128}  # tokens of a text, on GPUs and on CPUs
 PLURAL = {"text": "texts", "query": "queries", "positive": "positives"}
@@ -54,7 +56,7 @@ def run_new(
             role: np.array([len(tokens.ids) for tokens in tokenise(tokenizer, sample.texts, max(LONGEST.values()) + 1)])
             for role, sample in written.sample.items()
         }
-        measured = _measured(written, lengths, machine)
+        measured = _measured(written, lengths, machine, shape.positions)
         stages = plan(shape, measured, machine, hours)
         _write(stages, work, recipe, base, measured, machine)
         _say(written, stages, recipe, machine)
@@ -66,23 +68,33 @@ def run_new(
     print(f"\nnext: {command(recipe, machine)}")
 
 
-def _measured(written: Any, lengths: Mapping[str, NDArray[np.int64]], machine: Hardware) -> Data:
+def _measured(written: Any, lengths: Mapping[str, NDArray[np.int64]], machine: Hardware, positions: int | None) -> Data:
     """What the arithmetic needs of the data that were written; `lengths` are those of some texts of each role."""
     rows: dict[Stage, int] = {"mntp": written.texts, "simcse": written.texts}
     rows |= {"supervised": written.pairs} if written.pairs else {}
     most = max((int(np.quantile(tokens, USUAL)) for tokens in lengths.values()), default=0)
-    length = min(max(32, -(-most // 32) * 32), LONGEST[bool(machine.gpus)])
+    longest = LONGEST[bool(machine.gpus)]
+    length = min(max(32, -(-most // 32) * 32), longest, positions or longest)
     held_out: HeldOut = ("pairs" if written.pairs else "texts") if written.held_out else None
-    return Data(rows, length, min(written.negatives, 4), held_out)
+    negatives = min(written.negatives, 4)
+    return Data(rows, length, negatives, held_out, _mean(lengths, length, negatives))
+
+
+def _mean(lengths: Mapping[str, NDArray[np.int64]], most: int, negatives: int) -> int:
+    """Tokens of a text where none has more than `most`, and a row of pairs so many negatives."""
+    means = {role: np.minimum(tokens, most).mean() for role, tokens in lengths.items() if len(tokens)}
+    counts = [negatives if role == "negatives" else 1 for role in means]
+    return ceil(np.average([*means.values()], weights=counts)) if means else most
 
 
 def _write(stages: Sequence[Planned], work: Path, recipe: Path, base: str, data: Data, machine: Hardware) -> None:
     """A YAML for each stage, which starts from the one before."""
-    model = base
+    model, positions = base, stages[0].job.shape.positions
+    reads = positions if positions and card_of(base).max_length > positions else None  # later stages inherit it
     for planned in stages:
         stage = planned.job.stage
-        (work / f"{stage}.yaml").write_text(stage_yaml(planned, recipe, model, data.held_out, machine))
-        model = str(recipe / stage / "encoder")
+        (work / f"{stage}.yaml").write_text(stage_yaml(planned, recipe, model, data.held_out, machine, reads))
+        model, reads = str(recipe / stage / "encoder"), None
 
 
 def _say(written: Any, stages: Sequence[Planned], recipe: Path, machine: Hardware) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Literal
 
 from lightning_modules.hardware import Hardware
-from lightning_modules.sizing.command import fitting, verdict
+from lightning_modules.sizing.command import as_trained, fitting, verdict
 from lightning_modules.sizing.job import STAGES, Job, Stage
 from lightning_modules.sizing.shape import Adapter, Shape
 from lightning_modules.sizing.speed import step_time
@@ -35,12 +36,14 @@ class Data:
         length: tokens of most of its texts.
         negatives: hard negatives of a pair.
         held_out: what there is to validate on.
+        mean: tokens of a text, on average.
     """
 
     rows: dict[Stage, int]
     length: int
     negatives: int
     held_out: HeldOut
+    mean: int
 
 
 @dataclass(frozen=True)
@@ -71,26 +74,45 @@ def plan(shape: Shape, data: Data, hardware: Hardware, hours: float) -> list[Pla
         shape: of the base.
         data: to train on.
         hardware: to train on.
-        hours: of all stages together, as estimated; each gets the same share.
+        hours: of all stages together, as estimated; see `shares`.
 
     Raises:
         ValueError: there are too few rows, or a stage does not fit the machine in any way.
     """
-    seconds = hours * 3600 / len(data.rows)
-    return [_planned(stage, shape, data, hardware, seconds) for stage in data.rows]
+    fitted = {stage: _fitted(stage, shape, data, hardware) for stage in data.rows}
+    each = {stage: _seconds(job, data, hardware) for stage, job in fitted.items()}
+    enough = {stage: _enough(stage, data.rows[stage] / job.global_batch) for stage, job in fitted.items()}
+    share = shares({stage: enough[stage] * each[stage] for stage in fitted}, hours * 3600)
+    found = []
+    for stage, job in fitted.items():
+        steps = max(FEWEST, min(enough[stage], int(share[stage] / each[stage] + 1e-6)))
+        trainer = "cpu" if not hardware.gpus else "one-gpu" if hardware.ranks == 1 else job.strategy
+        passes = steps * job.global_batch / data.rows[stage]
+        found.append(Planned(job, steps, each[stage], _rate(stage, shape, steps), trainer, passes))
+    return found
 
 
-def _planned(stage: Stage, shape: Shape, data: Data, hardware: Hardware, seconds: float) -> Planned:
+def shares(wanted: Mapping[Stage, float], seconds: float) -> dict[Stage, float]:
+    """What each stage gets of so many seconds: the same, but what one does not need goes to those that want more."""
+    found, left = {}, seconds
+    for i, stage in enumerate(sorted(wanted, key=wanted.__getitem__)):
+        found[stage] = min(wanted[stage], left / (len(wanted) - i))
+        left -= found[stage]
+    return found
+
+
+def _fitted(stage: Stage, shape: Shape, data: Data, hardware: Hardware) -> Job:
     job = _job(stage, shape, data, hardware)
     fits = fitting(job, hardware.machine)
     if fits is None:
         raise ValueError(f"--base must fit {hardware.name}, as a {stage} stage; it {verdict(job, hardware.machine)}.")
-    job = fits[1]
-    each = step_time(job, hardware.machine).total
-    steps = max(FEWEST, min(_enough(stage, data.rows[stage] / job.global_batch), int(seconds / each)))
-    trainer = "cpu" if not hardware.gpus else "one-gpu" if hardware.ranks == 1 else job.strategy
-    passes = steps * job.global_batch / data.rows[stage]
-    return Planned(job, steps, each, _rate(stage, shape, steps), trainer, passes)
+    return fits[1]
+
+
+def _seconds(job: Job, data: Data, hardware: Hardware) -> float:
+    """Of a step, with texts of the usual length, and what is auto as for the longest, for which memory must do."""
+    job = as_trained(job, hardware.machine)
+    return step_time(replace(job, length=min(job.length, data.mean)), hardware.machine).total
 
 
 def _enough(stage: Stage, epoch: float) -> int:

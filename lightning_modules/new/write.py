@@ -23,7 +23,9 @@ PURPOSES = {
 BLOCKS = ("model", "data", "trainer", "init_args")  # one setting a line; others stand in one
 
 
-def stage_yaml(planned: Planned, recipe: Path, model: str, held_out: HeldOut, hardware: Hardware) -> str:
+def stage_yaml(
+    planned: Planned, recipe: Path, model: str, held_out: HeldOut, hardware: Hardware, reads: int | None = None
+) -> str:
     """The text of `recipe/STAGE.yaml`.
 
     Args:
@@ -32,6 +34,7 @@ def stage_yaml(planned: Planned, recipe: Path, model: str, held_out: HeldOut, ha
         model: the base, or the encoder folder it starts from.
         held_out: the rows to validate on.
         hardware: to train on.
+        reads: tokens of the longest text that the encoder shall read; None: as the model.
     """
     job = planned.job
     file = recipe / f"{job.stage}.yaml"
@@ -41,7 +44,7 @@ def stage_yaml(planned: Planned, recipe: Path, model: str, held_out: HeldOut, ha
         f"# Expected: {about(planned)}, as estimated.",
         f"# Command:  {command(file, hardware)}",
     ]
-    return "\n".join([*head, *_lines(settings(planned, recipe, model, held_out))]) + "\n"
+    return "\n".join([*head, *_lines(settings(planned, recipe, model, held_out, reads))]) + "\n"
 
 
 def command(what: Path, hardware: Hardware) -> str:
@@ -58,7 +61,7 @@ def about(planned: Planned) -> str:
     return f"{minutes} minute{'s' * (minutes > 1)}" if minutes < 100 else f"{minutes / 60:.1f} hours"
 
 
-def settings(planned: Planned, recipe: Path, model: str, held_out: HeldOut) -> dict[str, Any]:
+def settings(planned: Planned, recipe: Path, model: str, held_out: HeldOut, reads: int | None = None) -> dict[str, Any]:
     """All that the YAML says."""
     job, steps = planned.job, planned.steps
     every = max(1, steps // 2)
@@ -73,6 +76,7 @@ def settings(planned: Planned, recipe: Path, model: str, held_out: HeldOut) -> d
                 "backbone": backbone,
                 "lora": {"r": job.adapter.r, "alpha": 32, "dropout": job.adapter.dropout},
                 **({"masking": {"probability": job.masked}} if job.stage == "mntp" else {"loss": {"scale": 20}}),
+                **({"max_length": reads} if reads else {}),
                 "chunk_tokens": job.chunk_tokens,
                 **({} if job.recompute == "auto" else {"recompute": job.recompute}),
                 "optimizer": {

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_modules.sizing.job import SHARDED, Job, Overrides, read_job
-from lightning_modules.sizing.memory import cheapest, kept_by_token, memory
-from lightning_modules.sizing.speed import Machine, operations, step_time, too_few, traffic
+from lightning_modules.sizing.memory import decided, held_weights, kept_by_token, memory
+from lightning_modules.sizing.speed import PEAKS, Machine, operations, step_time, too_few, traffic
 
 GB = 1e9
 
@@ -44,7 +44,7 @@ def size(
         config: a stage's YAML.
         model: the base model, or a folder with its config.json.
         nodes: machines.
-        gpus: GPUs of each.
+        gpus: GPUs of each; 1, if neither this nor trainer.devices is a number.
         strategy: ddp, zero1, zero2, zero3 or fsdp2.
         global_batch: texts or pairs of a batch, all ranks together.
         length: tokens of a text; the longest allowed, if not said.
@@ -53,7 +53,8 @@ def size(
         activation_checkpointing: whether each layer is computed again in backward.
         gpu_memory: of a device, in GB; 80 if it is not given.
         reserve: of it, for CUDA, NCCL and fragmentation, in GB; 4 on GPUs, 2 on CPUs.
-        flops: of a device per second, dense, in the base's type; 989e12, an H100's, if they are not given.
+        flops: of a device per second, dense, in the base's type; an H100's, if they are not given: 989e12, or 67e12
+            in float32.
         utilisation: share of them that training reaches; 0.4 on GPUs.
         bandwidth: of a device to another node, in GB/s.
         node_bandwidth: of a device to another of its node, in GB/s.
@@ -68,20 +69,25 @@ def size(
         model, nodes, gpus, strategy, global_batch, length, chunk_tokens, lora_r, activation_checkpointing
     )
     job = read_job(config, options)
-    machine = Machine() if job.cuda else _cpus(job.gpus)
+    machine = Machine(flops=PEAKS[job.dtype]) if job.cuda else _cpus(job.gpus, job.dtype)
     given = {"memory": gpu_memory, "reserve": reserve, "flops": flops, "utilisation": utilisation}
     machine = replace(machine, **{name: value for name, value in given.items() if value is not None})
     machine = replace(machine, bandwidth=bandwidth, node_bandwidth=node_bandwidth, latency=latency)
-    job = cheapest(job, (machine.memory - machine.reserve) * GB)
+    job = as_trained(job, machine)
     print(json_.dumps(report(job, machine), indent=2) if json else "\n".join(table(job, machine)))
 
 
-def _cpus(processes: int) -> Machine:
+def _cpus(processes: int, dtype: str) -> Machine:
     """This machine, as one of so many processes on it has it."""
     from lightning_modules.hardware import cpu  # imports torch, which no GPU needs to be sized
 
-    whole = cpu().machine
+    whole = cpu(dtype).machine
     return replace(whole, memory=whole.memory / processes, flops=whole.flops / processes)
+
+
+def as_trained(job: Job, machine: Machine) -> Job:
+    """The job with what is "auto" decided for a device of this machine, on which nothing else runs."""
+    return decided(job, (machine.memory - machine.reserve) * GB - held_weights(job))
 
 
 def needed(job: Job, machine: Machine) -> float:
@@ -143,7 +149,7 @@ def table(job: Job, machine: Machine) -> list[str]:
         f"{machine.utilisation:.0%} of {machine.flops / 1e12:,.{1 if job.cuda else 3}f} TFLOP/s",
         f"  {'step':<32}{time.total:>10.3f}   {job.tokens * job.ranks * job.accumulate / time.total:,.0f} tokens/s",
         "",
-        *([f"note: {said}"] if (said := advice(job)) else []),
+        *(f"note: {said}" for said in (*job.notes, advice(job)) if said),
         verdict(job, machine),
     ]
     return lines

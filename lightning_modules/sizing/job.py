@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -47,10 +48,12 @@ class Job:
         even: whether all texts have the same length.
         accumulate: batches of an optimizer step.
         moments: tensors that the optimizer keeps for each weight.
+        foreach: whether the optimizer updates all weights at once, as torch's do on GPUs.
         offload_optimizer: to the host's memory.
         offload_base: to the host's memory.
         bucket: elements of DeepSpeed's buffers for reduced gradients.
         cuda: on GPUs.
+        notes: what was assumed, as settings leave it open.
     """
 
     stage: Stage
@@ -75,10 +78,12 @@ class Job:
     even: bool = False
     accumulate: int = 1
     moments: int = 2
+    foreach: bool = True
     offload_optimizer: bool = False
     offload_base: bool = False
     bucket: int = BUCKET
     cuda: bool = True
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         at_least_one = {
@@ -97,6 +102,11 @@ class Job:
             raise ValueError(
                 f"a global batch must have a row for each of the {self.ranks} ranks; got {self.global_batch} rows. "
                 f"Pass --global_batch {self.ranks} or more, or use fewer GPUs."
+            )
+        if self.shape.positions and self.length > self.shape.positions:
+            raise ValueError(
+                f"texts must have at most {self.shape.positions} tokens, the positions of the base; got {self.length}. "
+                "Lower data.max_length, or --length."
             )
         if self.dtype not in BYTES:
             raise ValueError(f"backbone.dtype must be one of {', '.join(BYTES)}; got {self.dtype!r}")
@@ -221,6 +231,11 @@ def read_job(config: Path, options: Overrides = Overrides()) -> Job:
     if taken.get("dtype", "auto") == "auto":  # of the machine in question, which is this one if there are no GPUs
         taken["dtype"] = "bfloat16" if run["cuda"] else _of_this_machine()
     taken |= {key: init[key] for key in ("recompute",) if key in init}
+    negatives, assumed = _negatives(rows) if stage == "supervised" else (1, [])
+    layers_again = backbone.get("activation_checkpointing")
+    if assumed:  # training does not know their number either, and decides what is auto so
+        taken["recompute"] = taken.get("recompute") is not False
+        layers_again = layers_again is True
     return Job(
         stage=stage,
         shape=shape,
@@ -228,18 +243,44 @@ def read_job(config: Path, options: Overrides = Overrides()) -> Job:
         global_batch=_first(options.global_batch, rows.get("global_batch_size"), name="data.global_batch_size"),
         length=_first(options.length, length, name="data.max_length"),
         chunk_tokens=_first(options.chunk_tokens, init.get("chunk_tokens")),
-        activation_checkpointing=_first(
-            options.activation_checkpointing, backbone.get("activation_checkpointing"), "auto"
-        ),
-        negatives=_first(rows.get("negatives"), 1),
+        activation_checkpointing=_first(options.activation_checkpointing, layers_again, "auto"),
+        negatives=negatives,
         symmetric=bool(loss.get("symmetric", False)),
-        widths=(*(k / shape.hidden for k in loss.get("matryoshka") or () if k < shape.hidden), 1.0),
+        widths=widths(shape, loss.get("matryoshka") or ()),
         masked=_mapping(init, "masking").get("probability", 0.2),
         even=blocks,
         moments=_moments(_mapping(init, "optimizer")),
+        foreach=_foreach(_mapping(init, "optimizer")),
+        notes=(*_devices_assumed(trainer, options, run["cuda"]), *assumed),
         **taken,
         **run,
     )
+
+
+def widths(shape: Shape, matryoshka: Iterable[int]) -> tuple[float, ...]:
+    """Sizes of InfoNCE's vectors, see `Job`."""
+    return (*(k / shape.hidden for k in matryoshka if k < shape.hidden), 1.0)
+
+
+def _negatives(rows: Mapping[str, Any]) -> tuple[int, list[str]]:
+    """Of a pair, and what was assumed. None given: all that a row has."""
+    if (given := rows.get("negatives")) is not None:
+        return given, []
+    # By name, as a YAML has it: data modules and stages never import each other
+    sources = rows.get("sources")
+    most = import_module("datamodules.recognise").most_negatives(sources) if sources else None
+    said = "data.negatives: null takes all hard negatives of a row; "
+    if most is None:
+        return 1, [f"{said}no data are here to count them in, so 1 is assumed. Set data.negatives."]
+    return most, [f"{said}{most} is assumed, the most that the first rows of data.sources have"]
+
+
+def _devices_assumed(trainer: Mapping[str, Any], options: Overrides, cuda: bool) -> list[str]:
+    """What is said where nothing names a number of GPUs."""
+    devices = trainer.get("devices", "auto")
+    if options.gpus is not None or not cuda or devices not in ("auto", "-1", -1):
+        return []
+    return [f"trainer.devices: {devices} takes all GPUs of a node; 1 is assumed. Pass --gpus for another number."]
 
 
 def _of_this_machine() -> str:
@@ -313,6 +354,11 @@ def _moments(optimizer: Mapping[str, Any]) -> int:
     if str(optimizer.get("class_path")).rpartition(".")[2] != "SGD":
         return 2
     return 1 if _mapping(optimizer, "init_args").get("momentum") else 0
+
+
+def _foreach(optimizer: Mapping[str, Any]) -> bool:
+    settings = _mapping(optimizer, "init_args")
+    return not settings.get("fused") and settings.get("foreach") is not False
 
 
 def _mapping(settings: Mapping[str, Any], key: str) -> Mapping[str, Any]:

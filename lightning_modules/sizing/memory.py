@@ -15,30 +15,51 @@ from otherside.llama import READERS
 FLOAT = 4
 LOGITS = 1024  # positions that MNTP's head runs on at once; see otherside.mntp.loss
 PERSISTENT = 100_000  # elements; DeepSpeed keeps smaller parameters on every rank
+WHOLE_GRADIENTS = ("ddp", "zero1")
 LIVE = 1_000_000_000  # elements of the base that DeepSpeed keeps gathered at most
+SHARE = 0.9  # of the free memory, as the estimate is one, and memory is cut into pieces
 NF4 = 1 / 2 + 1 / 64 + FLOAT / (64 * 256)  # bytes of a weight, with its part of the constants of its blocks
 
 
 def memory(job: Job) -> dict[str, float]:
     """Bytes of one rank at the peak of a step, by what they are for; their sum is the peak.
 
-    Where chunks are computed again in backward, the loss is done before the first of them, and the smaller of the two
-    takes no memory of its own. What only passes through never meets the loss.
+    That is reached in the loss, in backward or in the optimizer's step, which are not at the same time: where chunks
+    are computed again in backward, the loss is done before.
     """
-    rows = {
+    held = {
         "base weights": base_weights(job),
         "trained weights": trained_weights(job),
         "gradients": gradients(job),
         "optimizer": optimizer(job),
         "gathered weights": gathered_weights(job),
+    }
+    passing = {
         "activations kept": activations(job),
         "activations at work": working(job),
+        "gradients of one chunk": gradients_of_chunk(job),
         "vectors of all ranks": vectors(job),
         "logits of the loss": logits(job),
+        "optimizer at work": stepping(job),
     }
-    loss = rows["vectors of all ranks"] + rows["logits of the loss"]
-    run = rows["activations at work"] + rows["activations kept"] * job.recomputes
-    return rows | {"not at the same time": -min(loss, run)}
+    kept, work, of_chunk, of_all, scores, step = passing.values()
+    peak = max(kept * (not job.recomputes) + of_all + scores, kept + work + of_chunk, step)
+    return held | passing | {"not at the same time": peak - sum(passing.values())}
+
+
+def decided(job: Job, free: float) -> Job:
+    """The job with what is "auto" decided, as training, `lightning size` and `lightning new` do.
+
+    Args:
+        job: a stage's settings.
+        free: bytes beside its weights.
+    """
+    return cheapest(job, SHARE * free + held_weights(job))
+
+
+def held_weights(job: Job) -> float:
+    """Those that are there before training begins."""
+    return base_weights(job) + trained_weights(job)
 
 
 def cheapest(job: Job, free: float) -> Job:
@@ -81,12 +102,25 @@ def trained_weights(job: Job) -> float:
 
 
 def gradients(job: Job) -> float:
-    """Of what is trained, in float32, and the buffers that they are reduced in."""
+    """Of what is trained, in float32, and the buffers that they are reduced in.
+
+    All chunks are one backward: a weight's gradient is the sum over them, and autograd hands it on, to be reduced, when
+    the last chunk has added its part. Until then each rank holds all of them whole, under every strategy.
+    """
     weights = job.adapter.weights(job.shape)
-    if job.ranks == 1 and job.strategy == "ddp":
+    if job.ranks == 1 and job.strategy in ("ddp", "fsdp2"):
         return FLOAT * weights
     buffers = {"ddp": weights, "fsdp2": 0, "zero3": job.bucket}.get(job.strategy, 2 * job.bucket)
-    return FLOAT * (weights / (job.ranks if job.strategy not in ("ddp", "zero1") else 1) + buffers)
+    shards = weights / job.ranks if job.strategy not in WHOLE_GRADIENTS else 0
+    whole = weights if job.strategy in WHOLE_GRADIENTS or job.chunks > 1 else 0
+    return FLOAT * (shards + whole + buffers)
+
+
+def gradients_of_chunk(job: Job) -> float:
+    """Of a chunk that is computed again, before they are added to those of the chunks before. Where weights are shared
+    out, torch's own checkpoint adds them one by one.
+    """
+    return FLOAT * job.adapter.weights(job.shape) * (job.recomputes and job.strategy not in SHARDED)
 
 
 def optimizer(job: Job) -> float:
@@ -94,6 +128,18 @@ def optimizer(job: Job) -> float:
     if job.offload_optimizer:
         return 0
     return FLOAT * job.moments * job.adapter.weights(job.shape) / (1 if job.strategy == "ddp" else job.ranks)
+
+
+def stepping(job: Job) -> float:
+    """What Adam computes an update from: a copy of the second moment, on GPUs of all weights at once (`foreach`). ZeRO
+    has them in one tensor; FSDP2's are taken one by one.
+    """
+    if job.offload_optimizer or job.moments < 2:
+        return 0
+    weights = FLOAT * job.adapter.weights(job.shape)
+    if job.strategy == "ddp":
+        return weights * (job.foreach and job.cuda)
+    return weights / job.ranks if job.strategy != "fsdp2" else 0
 
 
 def gathered_weights(job: Job) -> float:

@@ -6,11 +6,12 @@ import json
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from otherside import weights
 from otherside.lineage import BASE
-from otherside.llama import FUSED, PROJECTIONS, fused
+from otherside.llama import FUSED, PROJECTIONS, fused, positions
 
 CONFIG = "config.json"
 KNOWN = (
@@ -44,6 +45,7 @@ class Shape:
         mlp_bias: of the three projections of the MLP.
         others: weights of a layer that a Llama has not: norms of queries and keys, Qwen2's biases.
         fused: whether one projection makes queries, keys and values, and one gate and up.
+        positions: most tokens of a text; None: no limit.
     """
 
     hidden: int
@@ -58,6 +60,7 @@ class Shape:
     mlp_bias: bool = False
     others: int = 0
     fused: bool = False
+    positions: int | None = None
 
     @classmethod
     def from_config(cls, config: dict[str, Any], where: str) -> Shape:
@@ -95,6 +98,7 @@ class Shape:
             mlp_bias=bool(config.get("mlp_bias", False)),
             others=others.get(kind, 0),
             fused=kind == "phi3",
+            positions=_positions(config),
         )
 
     @property
@@ -145,6 +149,15 @@ class Shape:
     def base(self) -> int:
         """All weights of the base model, which is frozen."""
         return self.layers * self.layer + self.embeddings * (1 if self.tied else 2) + self.hidden
+
+
+def _positions(config: dict[str, Any]) -> int | None:
+    """Most tokens of a text, by a config.json of whichever version of transformers."""
+    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    rope.setdefault("rope_type", rope.get("type"))
+    rope.setdefault("original_max_position_embeddings", config.get("original_max_position_embeddings"))
+    limit = positions(SimpleNamespace(**{"architectures": None, **config, "rope_parameters": rope}))
+    return limit[0] if limit else None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from math import ceil
 from lightning_modules.sizing.job import SHARDED, Job
 from lightning_modules.sizing.memory import FLOAT, LOGITS
 
+PEAKS = {"bfloat16": 989e12, "float16": 989e12, "float32": 67e12}  # H100's; torch's float32 products are no TF32
 FEW = 8192  # tokens of a rank's batch; with fewer a GPU waits for weights, kernel launches and other ranks
 
 
@@ -27,7 +28,7 @@ class Machine:
 
     memory: float = 80
     reserve: float = 4
-    flops: float = 989e12
+    flops: float = PEAKS["bfloat16"]
     utilisation: float = 0.4
     bandwidth: float = 50
     node_bandwidth: float = 450
@@ -83,7 +84,10 @@ def traffic(job: Job) -> list[Traffic]:
         found.append(Traffic("weights, gathered", runs * size * others, runs * (job.shape.layers + 1)))
         found.append(Traffic("gradients", job.accumulate * trained * others, job.accumulate * job.shape.layers))
     else:
-        found.append(Traffic("gradients", 2 * trained * others, 2 * max(1, round(trained / 25e6))))
+        parts = 1 + (
+            job.accumulate if job.strategy == "zero2" else 1
+        )  # which reduces each batch's; and the sum comes back
+        found.append(Traffic("gradients", parts * trained * others, parts * max(1, round(trained / 25e6))))
     if job.candidates:
         gathered = (job.candidates + job.symmetric * job.global_batch) * job.shape.hidden * FLOAT
         calls = 1 + (job.stage == "supervised") + job.symmetric

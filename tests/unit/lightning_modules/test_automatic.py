@@ -17,10 +17,12 @@ from ranks import run_ranks
 from datamodules import Sentences, Source
 from lightning_modules import MNTP, SimCSE, Supervised, automatic, host
 from lightning_modules.base import EncoderModule
-from lightning_modules.sizing.job import Job
+from lightning_modules.sizing.job import Job, read_job
 from lightning_modules.sizing.memory import kept_by_token
 from lightning_modules.sizing.shape import Adapter, read_shape
+from lightning_modules.strategies import ZeRO
 from otherside import distributed
+from otherside.losses import InfoNCE
 
 SHAPES = Path(__file__).parents[3] / "benchmarks" / "shapes"
 
@@ -47,8 +49,8 @@ def test_a_small_run_computes_nothing_twice_and_says_so(tmp_path: Path, tiny_lla
     assert found == expected  # dropout included
 
 
-def fitted(llama: Path, folder: Path) -> EncoderModule:
-    module = stages.build(SimCSE, llama, chunk_tokens=64, dropout=0.1)
+def fitted(llama: Path, folder: Path, **options: Any) -> EncoderModule:
+    module = stages.build(SimCSE, llama, chunk_tokens=64, dropout=0.1, **options)
     (folder / "texts.txt").write_text(
         "\n".join(f"the cat saw {i} windows on the other side of the street" for i in range(16))
     )
@@ -58,7 +60,7 @@ def fitted(llama: Path, folder: Path) -> EncoderModule:
 
 
 @pytest.mark.parametrize(
-    ("free", "kept", "layers"), [(1e12, math.inf, False), (2e6, 122, False), (1e3, 64, True)], ids=str
+    ("free", "kept", "layers"), [(1e12, math.inf, False), (2e6, 119, False), (1e3, 64, True)], ids=str
 )
 def test_memory_decides(
     free: float, kept: float, layers: bool, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -78,6 +80,30 @@ def test_where_the_shape_is_not_known_chunks_are_computed_again(
     monkeypatch.setattr(automatic.Shape, "from_config", unknown)
     module = fitted(tiny_llama, tmp_path)
     assert (module.kept_tokens, module.backbone_config.activation_checkpointing) == (0, False)
+
+
+def test_what_decides_is_what_size_reads_in_a_yaml(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zero = {"stage": 3, "offload_optimizer": True, "offload_parameters": True, "reduce_bucket_size": 1000}
+    module = fitted(tiny_llama, tmp_path, loss=InfoNCE(matryoshka=(16, 32)))
+    module.backbone_config = replace(module.backbone_config, activation_checkpointing="auto")  # as before the fit
+    module.trainer.accumulate_grad_batches = 2
+    devices = module.trainer.num_devices
+    monkeypatch.setattr(type(module.trainer), "strategy", ZeRO(**zero))  # type: ignore[arg-type]
+    monkeypatch.setattr(type(module.trainer), "num_devices", devices)
+    settings: dict[str, Any] = {
+        "model.init_args.loss": {"matryoshka": [16, 32]},
+        "model.init_args.lora": {"r": 4, "dropout": 0.1},
+        "model.init_args.chunk_tokens": 64,
+        "model.init_args.backbone.attention_dropout": module.backbone_config.attention_dropout,
+        "data.init_args.global_batch_size": 16,
+        "data.init_args.max_length": 32,
+        "trainer.strategy": {"class_path": "lightning_modules.strategies.ZeRO", "init_args": zero},
+        "trainer.accumulate_grad_batches": 2,
+    }
+    read = read_job(runs.write_stage(tmp_path, "SimCSE", tiny_llama, **settings))
+    assert replace(automatic.job_of(module), masked=read.masked) == read  # of MNTP alone
 
 
 def test_free_memory_of_a_cpu_is_shared() -> None:

@@ -7,6 +7,7 @@ import inspect
 import itertools
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,23 @@ import pytest
 import runs
 import torch
 from families import FAMILIES, SIZES
+from ranks import run_ranks
 from tiny import load, random_texts
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from lightning_modules import hardware
 from lightning_modules.base import EncoderModule
 from lightning_modules.cli import main
-from lightning_modules.sizing.command import table
+from lightning_modules.sizing.command import as_trained, table
 from lightning_modules.sizing.job import EAGER_UP_TO, Job, Overrides, read_job
 from lightning_modules.sizing.memory import (
     activations,
     base_weights,
     cheapest,
     gathered_weights,
+    held_weights,
     kept_by_token,
     memory,
     vectors,
@@ -43,6 +48,7 @@ from otherside.lineage import Lineage
 from otherside.losses import InfoNCE
 from otherside.mntp import Masking
 from otherside.quantized import quantize
+from otherside.recompute import recomputed
 
 REPOSITORY = Path(__file__).parents[3]
 SHAPES = REPOSITORY / "benchmarks" / "shapes"
@@ -56,6 +62,7 @@ WIDE: dict[str, Any] = {
     "num_attention_heads": 8,
     "num_key_value_heads": 8,
 }
+LONGROPE = {"rope_scaling": {"type": "longrope"}}
 
 
 def built(shape: dict[str, Any], **options: Any) -> LlamaForCausalLM:
@@ -116,6 +123,27 @@ class TestParameters:
         assert read_shape(str(SHAPES / name)).base == pytest.approx(billions * 1e9, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("config", "positions"),
+    [
+        ({}, None),
+        ({"max_position_embeddings": 256}, 256),
+        ({"max_position_embeddings": 256, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, 256),
+        ({"max_position_embeddings": 131072, "original_max_position_embeddings": 4096} | LONGROPE, 4096),
+        ({"max_position_embeddings": 131072, "rope_scaling": {"rope_type": "llama3"}}, 131072),
+    ],
+    ids=str,
+)
+def test_positions_are_the_most_tokens_of_a_text(config: dict[str, Any], positions: int | None) -> None:
+    content = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape = Shape.from_config({**content, "vocab_size": 300, **config}, "it")
+    assert shape.positions == positions
+    if positions:
+        Job("mntp", shape, Adapter(), 4, positions)
+        with pytest.raises(ValueError, match=f"texts must have at most {positions} tokens, the positions of the base"):
+            Job("mntp", shape, Adapter(), 4, positions + 1)
+
+
 def kept(backbone: Backbone, lengths: list[int], by_python: bool) -> int:
     """Bytes that live on between forward and backward, but for parameters, buffers, input and output."""
     texts, found = random_texts(lengths), {}
@@ -136,6 +164,29 @@ def kept(backbone: Backbone, lengths: list[int], by_python: bool) -> int:
     for tensor in lasting:
         found.pop(tensor.untyped_storage().data_ptr(), None)
     return sum(storage.nbytes() for storage in found.values())
+
+
+def highest(work: Callable[[], Any]) -> int:
+    """Most bytes that `work` holds at a time beside those there before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    assert profiler.profiler and profiler.profiler.kineto_results
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    taken = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(itertools.accumulate(taken))
+
+
+def reductions(again: bool) -> list[int]:
+    """Of how many tensors, when each of three chunks had gone backward; to be run on all ranks."""
+    net = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.GELU()) for _ in range(3)))
+    for module in (*net, net):
+        fully_shard(module)
+    shards, found, done, device = list(net.parameters()), [], [], torch.device("cpu")
+    for chunk in torch.randn(3, 4, 8):
+        chunk.requires_grad_(True).register_hook(lambda _: found.append(sum(p.grad is not None for p in shards)))
+        done.append(recomputed(net, chunk, device, None) if again else net(chunk))
+    torch.cat(done).sum().backward()
+    return found
 
 
 class TestActivations:
@@ -253,6 +304,13 @@ class TestMemory:
         nothing_fits = cheapest(open_, 0)
         assert sum(memory(nothing_fits).values()) == min(needs)
 
+    def test_size_leaves_as_much_free_as_training_does(self) -> None:
+        open_ = a_job(chunk_tokens=2048)
+        for share, recompute in ((0.89, False), (0.91, True)):
+            beside = sum(memory(replace(open_, recompute=False)).values()) - held_weights(open_)
+            machine = Machine(memory=(held_weights(open_) + beside / share) / 1e9, reserve=1e-9)
+            assert as_trained(open_, machine).recompute is recompute
+
     def test_what_is_asked_for_is_not_changed(self) -> None:
         for layers, chunks in itertools.product((False, True), repeat=2):
             asked = a_job(chunk_tokens=2048, recompute=chunks, activation_checkpointing=layers)
@@ -299,19 +357,73 @@ class TestMemory:
     def test_rows_add_up_to_the_larger_of_loss_and_chunk(self) -> None:
         rows = memory(a_job(global_batch=65536, nodes=128))
         loss = rows["vectors of all ranks"] + rows["logits of the loss"]
-        chunk = rows["activations kept"] + rows["activations at work"]
+        chunk = rows["activations kept"] + rows["activations at work"] + rows["gradients of one chunk"]
         fixed = sum(rows[name] for name in ("base weights", "trained weights", "gradients", "optimizer"))
         assert sum(rows.values()) == pytest.approx(fixed + max(loss, chunk))
 
     def test_full_fine_tuning_needs_sixteen_bytes_a_weight(self) -> None:
         """The weight, its gradient and Adam's two moments, in float32; ranks share them under fsdp2."""
-        whole = memory(a_job(adapter=Full(), strategy="fsdp2"))
+        whole = memory(a_job(adapter=Full(), strategy="fsdp2", chunk_tokens=None))
         trained = Full().weights(a_job().shape)
         shared = sum(whole[name] for name in ("trained weights", "gradients", "optimizer"))
         assert shared == pytest.approx(16 * trained / 8, rel=0.01)
         assert whole["base weights"] == 2 * (a_job().shape.base - trained) / 8
         frozen = memory(a_job(adapter=Full(frozen_layers=16), strategy="fsdp2"))
         assert frozen["optimizer"] < 0.51 * whole["optimizer"]
+
+    @pytest.mark.parametrize("strategy", ["zero2", "zero3", "fsdp2"])
+    def test_gradients_of_several_chunks_are_whole_on_every_rank(self, strategy: str) -> None:
+        chunks, one = (
+            memory(a_job(adapter=Full(), strategy=strategy, chunk_tokens=tokens))["gradients"]
+            for tokens in (8192, None)
+        )
+        assert chunks - one == 4 * Full().weights(a_job().shape)
+
+    @pytest.mark.parametrize("again", [False, True])
+    def test_sharded_gradients_are_reduced_once_behind_the_last_chunk(self, again: bool) -> None:
+        """What the arithmetic rests on."""
+        assert run_ranks(2, reductions, again)[0] == [0, 0, 6]
+
+    @pytest.mark.parametrize("changes", [{}, {"chunk_tokens": 4}, {"chunk_tokens": 4, "recompute": False}], ids=str)
+    def test_gradients_are_those_that_backward_holds(self, changes: dict[str, Any]) -> None:
+        lm = built(WIDE).requires_grad_(True)
+        trained = [p for p in lm.model.parameters() if p.requires_grad]
+        job = Job("mntp", shape_of(lm), Full(), 4, 4, dtype="float32", cuda=False, **{"recompute": True, **changes})
+        ids = torch.arange(16).reshape(job.chunks, -1, 4)
+
+        def run(chunk: Tensor) -> Tensor:
+            return lm.model(chunk).last_hidden_state
+
+        def backward() -> None:
+            done = [recomputed(run, part, part.device, trained) if job.recomputes else run(part) for part in ids]
+            torch.cat(done).sum().backward()
+
+        found = memory(job)
+        expected = found["gradients"] + found["gradients of one chunk"]
+        assert highest(backward) == pytest.approx(expected, rel=0.3)
+
+    def test_adam_on_gpus_takes_a_copy_of_all_weights_unless_fused(self, tmp_path: Path, tiny_llama: Path) -> None:
+        trained = 4 * Full().weights(a_job().shape)
+        full = a_job(adapter=Full(), gpus=1)
+        assert memory(full)["optimizer at work"] == trained
+        assert memory(replace(full, foreach=False))["optimizer at work"] == 0
+        assert memory(replace(full, gpus=8, strategy="zero2"))["optimizer at work"] == trained / 8
+        assert memory(replace(full, gpus=8, strategy="fsdp2"))["optimizer at work"] == 0
+        fused = {"class_path": "torch.optim.AdamW", "init_args": {"fused": True}}
+        for optimizer, foreach in ((fused, False), (None, True)):
+            stage = runs.write_stage(tmp_path, "MNTP", tiny_llama, **{"model.init_args.optimizer": optimizer})
+            assert read_job(stage).foreach is foreach
+
+    def test_adams_copy_is_what_torch_takes(self) -> None:
+        weights = [torch.zeros(64, 1024, requires_grad=True) for _ in range(8)]
+        for weight in weights:
+            weight.grad = torch.ones_like(weight)
+        found = []
+        for how in ({"foreach": True}, {"fused": True}):
+            optimizer = torch.optim.AdamW(weights, weight_decay=0.0, **how)
+            optimizer.step()
+            found.append(highest(optimizer.step) / (8 * 64 * 1024))
+        assert found == pytest.approx([4, 0], abs=0.01)
 
 
 class TestSpeed:
@@ -338,6 +450,12 @@ class TestSpeed:
         assert job.chunks == 6
         assert sent["weights, gathered"] == pytest.approx(18 * 2 * job.shape.base * 7 / 8, rel=0.1)
         assert "weights, gathered" not in {part.what for part in traffic(job)}
+
+    def test_zero2_reduces_the_gradients_of_each_accumulated_batch(self) -> None:
+        for strategy, times in (("ddp", 1), ("zero1", 1), ("zero2", 2.5), ("zero3", 4)):
+            once, four = (traffic(a_job(strategy=strategy, accumulate=n)) for n in (1, 4))
+            sizes = [part.size for parts in (once, four) for part in parts if part.what == "gradients"]
+            assert sizes[1] == pytest.approx(times * sizes[0])
 
     def test_more_bandwidth_and_more_operations_a_second_are_faster(self) -> None:
         job, slow = a_job(strategy="fsdp2", nodes=2), Machine(flops=1e14, bandwidth=5)
@@ -379,6 +497,34 @@ class TestSettings:
         stage = runs.write_stage(tmp_path, "MNTP", tiny_llama, **{"model.init_args.backbone.quantized": "nf4"})
         assert read_job(stage).quantized == "nf4"
         assert "base in nf4" in table(read_job(stage), Machine())[0]
+
+    def test_all_negatives_are_counted_in_the_data(self, tmp_path: Path, tiny_llama: Path) -> None:
+        rows = [{"query": "a", "positive": "b", "negatives": ["c"] * n} for n in (0, 3, 1)]
+        (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in [*rows, {"query": "bad"}]))
+        sources = [{"path": str(tmp_path / "rows.jsonl")}]
+        settings: dict[str, Any] = {"data.init_args.sources": sources, "data.init_args.negatives": None}
+        job = read_job(runs.write_stage(tmp_path, "Supervised", tiny_llama, **settings))
+        assert (job.negatives, job.recompute, job.activation_checkpointing) == (3, True, False), "as training decides"
+        assert "note: data.negatives: null takes all hard negatives of a row; 3 is assumed" in "\n".join(
+            table(job, Machine())
+        )
+        settings["data.init_args.sources"] = [{"path": "elsewhere/*.jsonl"}]
+        job = read_job(runs.write_stage(tmp_path, "Supervised", tiny_llama, **settings))
+        assert job.negatives == 1 and "so 1 is assumed. Set data.negatives." in job.notes[0]
+        settings["data.init_args.negatives"] = 2
+        assert not read_job(runs.write_stage(tmp_path, "Supervised", tiny_llama, **settings)).notes
+
+    @pytest.mark.parametrize("devices", ["auto", -1])
+    def test_all_gpus_of_a_node_are_said_to_be_one(self, devices: Any, tmp_path: Path, tiny_llama: Path) -> None:
+        settings = {"trainer.devices": devices, "trainer.accelerator": "gpu"}
+        stage = runs.write_stage(tmp_path, "MNTP", tiny_llama, **settings)
+        [note] = read_job(stage).notes
+        assert (
+            note
+            == f"trainer.devices: {devices} takes all GPUs of a node; 1 is assumed. Pass --gpus for another number."
+        )
+        assert not read_job(stage, Overrides(gpus=1)).notes
+        assert not read_job(runs.write_stage(tmp_path, "MNTP", tiny_llama)).notes
 
     def test_lora_null_is_full_fine_tuning(self, tmp_path: Path, tiny_llama: Path) -> None:
         settings = {"model.init_args.lora": None, "model.init_args.frozen_layers": 1}
@@ -454,6 +600,24 @@ class TestCommand:
         devices = [] if "CPU cores" in header else ["--gpus", gpus]
         main(["size", str(file), "--model", str(SHAPES / shape), *devices])
         assert "note:" not in capsys.readouterr().out
+
+    def test_float32_has_its_own_peak(
+        self,
+        tmp_path: Path,
+        tiny_llama: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """On GPUs torch's products of float32 are no TF32; on CPUs the type is the one that is measured."""
+        assert torch.get_float32_matmul_precision() == "highest"
+        stage, measured = runs.write_stage(tmp_path, "MNTP", tiny_llama), []
+        monkeypatch.setattr(hardware, "peak", lambda device, dtype: measured.append(dtype) or 1e11)
+        monkeypatch.setattr(hardware, "fast_dtype", lambda: "bfloat16")
+        for gpus, flops in ((["--gpus", "1"], 67e12), ([], 1e11)):
+            main(["size", str(stage), "--json", *gpus])
+            found = json.loads(capsys.readouterr().out)
+            assert found["job"]["dtype"] == "float32" and found["machine"]["flops"] == flops
+        assert measured == [torch.float32]
 
     def test_says_when_nothing_helps(self, capsys: pytest.CaptureFixture[str]) -> None:
         main(self.size("--gpu_memory", 6))

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import runs
 import yaml
 
 from lightning_modules import recipe
 from lightning_modules.hardware import Hardware, hardware, here
-from lightning_modules.new.stages import Data, plan
+from lightning_modules.new.run import _mean
+from lightning_modules.new.stages import Data, plan, shares
 from lightning_modules.new.write import stage_yaml
-from lightning_modules.sizing.command import needed
+from lightning_modules.sizing.command import as_trained, needed
 from lightning_modules.sizing.job import read_job
 from lightning_modules.sizing.shape import Shape, read_shape
-from lightning_modules.sizing.speed import Machine
+from lightning_modules.sizing.speed import Machine, step_time
 
 SHAPES = Path(__file__).parents[4] / "benchmarks" / "shapes"
-DATA = Data({"mntp": 20_000, "simcse": 20_000, "supervised": 10_000}, 128, 1, "pairs")
+DATA = Data({"mntp": 20_000, "simcse": 20_000, "supervised": 10_000}, 128, 1, "pairs", 128)
 CPU = Hardware("2 CPU cores, 16 GB", 0, "float32", Machine(16, 2, 5e10, 0.5))
 
 
@@ -105,6 +108,21 @@ def test_documents_set_the_length_where_queries_are_many(tmp_path: Path, tiny_ll
     assert "75% of positives are cut at 128 tokens" in output
 
 
+def test_a_base_of_few_positions_has_shorter_texts(tmp_path: Path, tiny_llama: Path) -> None:
+    config = json.loads((tiny_llama / "config.json").read_text())
+    base = tmp_path / "base"
+    shutil.copytree(tiny_llama, base)
+    (base / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 40}))
+    lines = [{"question": f"what is {i}", "answer": f"{i} " + "and so on " * 25} for i in range(60)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    output = runs.run("new", "mine", "--base", base, "--data", "rows.jsonl", cwd=tmp_path)
+    stage = yaml.safe_load((tmp_path / "mine/mntp.yaml").read_text())
+    assert stage["data"]["init_args"]["max_length"] == stage["model"]["init_args"]["max_length"] == 40
+    assert "are cut at 40 tokens" in output
+    short = ["--trainer.max_steps", "2", "--model.schedule.total_steps", "2", "--model.schedule.warmup_steps", "1"]
+    runs.run("fit", "--config", "mine/mntp.yaml", *short, "--trainer.val_check_interval", "2", cwd=tmp_path)
+
+
 def test_what_is_not_taken_is_said(tmp_path: Path, tiny_llama: Path) -> None:
     rows = [{"query": f"q {i}", "positive": f"p {i}", "negatives": ["n"], "scores": [0.1]} for i in range(20)]
     (tmp_path / "mined.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
@@ -166,6 +184,33 @@ def test_steps_follow_data_and_time() -> None:
         ValueError, match="--data must have at least 4 rows for a mntp stage on 2 CPU cores, 16 GB; got 3"
     ):
         plan(shape, replace(DATA, rows={"mntp": 3}), CPU, 1)
+
+
+def test_time_that_a_stage_does_not_need_goes_to_the_others() -> None:
+    assert shares({"mntp": 2, "simcse": 9, "supervised": 9}, 12) == {"mntp": 2, "simcse": 5, "supervised": 5}
+    assert shares({"mntp": 9, "simcse": 9, "supervised": 3}, 30) == {"mntp": 9, "simcse": 9, "supervised": 3}
+    shape = read_shape(str(SHAPES / "sheared-llama-1.3b"))
+    few = replace(DATA, rows={"mntp": 640, "simcse": 10**6, "supervised": 10**6})
+    found = plan(shape, few, gpus(1), 1)
+    spent = [stage.steps * stage.seconds for stage in found]
+    assert spent[0] < 100 and sum(spent) == pytest.approx(3600, rel=0.01)
+
+
+def test_time_is_that_of_usual_texts_and_of_what_memory_allows() -> None:
+    """As `lightning size` says and training does: nothing is computed twice where there is room."""
+    shape = read_shape(str(SHAPES / "sheared-llama-1.3b"))
+    large, small = (plan(shape, DATA, machine, 10)[2] for machine in (gpus(1, 1000), gpus(1, 40)))
+    assert large.job == small.job and large.seconds < 0.8 * small.seconds
+    for planned, machine in ((large, gpus(1, 1000).machine), (small, gpus(1, 40).machine)):
+        assert planned.seconds == step_time(as_trained(planned.job, machine), machine).total
+    short = plan(shape, replace(DATA, mean=32), gpus(1, 40), 10)[2]
+    assert short.job == small.job and short.seconds < small.seconds / 3
+
+
+def test_texts_count_by_how_often_a_row_has_them() -> None:
+    lengths = {"query": np.array([10, 10]), "positive": np.array([100, 500]), "negatives": np.array([40])}
+    assert _mean(lengths, 128, 4) == 48  # (10 + 114 + 4 * 40) / 6
+    assert _mean({}, 128, 0) == 128
 
 
 def test_every_rank_has_a_row() -> None:
