@@ -240,12 +240,12 @@ class Backbone(nn.Module):
         return logits
 
     def check_head(self, what: str) -> None:
-        """Raise a ValueError where the checkpoint has no head: `loading` gives it one of zeros, and refuses it in shards."""
+        """Raise a ValueError where the checkpoint has no head, for which `loading` puts zeros."""
         weight: Any = self.lm.get_output_embeddings().weight
         if not weight.any():
             raise ValueError(
-                f"{what} needs a language model with its head; {self.lineage.base} has no lm_head.weight. Use the model it "
-                "was made from, or a contrastive stage, which needs no head."
+                f"{what} needs a language model with its head; {self.lineage.base} has no lm_head.weight. Use the model "
+                "it was made from, or a contrastive stage, which needs no head."
             )
 
     def forward(self, texts: Packed) -> Tensor:
