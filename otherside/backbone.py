@@ -244,8 +244,8 @@ class Backbone(nn.Module):
         weight: Any = self.lm.get_output_embeddings().weight
         if not weight.any():
             raise ValueError(
-                f"{what} needs a language model with its head; {self.lineage.base} has no lm_head.weight. Use the model "
-                "it was made from, or a contrastive stage, which needs no head."
+                f"{what} needs a language model with its head; {self.lineage.base} has no lm_head.weight. Use the one "
+                "that it was made from, or a contrastive stage, which needs no head."
             )
 
     def forward(self, texts: Packed) -> Tensor:
