@@ -284,12 +284,22 @@ def table(rows: list[Row]) -> list[str]:
     """Markdown."""
     if not rows:
         return []
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    names = [name for name in dict.fromkeys(name for row in rows for name in row) if name != "longest"]
     lines = ["| " + " | ".join(names) + " |", "| " + " | ".join("---" for _ in names) + " |"]
     for row in rows:
         cells = (row.get(name, "") for name in names)
         lines.append("| " + " | ".join(f"{c:.3g}" if isinstance(c, float) else str(c) for c in cells) + " |")
     return lines
+
+
+def longest(rows: list[Row]) -> list[str]:
+    """Markdown: of each step the kernels that took longest."""
+    found = []
+    for row in rows:
+        for name, seconds in row["longest"]:
+            share = seconds / row["seconds of kernels"]
+            found.append({"task": row["task"], "kernel": f"`{name[:90]}`", "ms": 1000 * seconds, "share": share})
+    return table(found)
 
 
 def rows(settings: argparse.Namespace) -> Iterator[tuple[str, Row]]:
@@ -311,6 +321,7 @@ def write(stem: Path, device: str, shape: str, found: dict[str, list[Row]]) -> N
     """The report, as far as it goes."""
     text = [f"# {device}", "", machine(), "", f"## Right ({shape})", "", *table(found["right"]), ""]
     text += ["## Fast", "", *table(found["fast"]), "", "## In Lightning's loop", "", *table(found["looped"]), ""]
+    text += [*longest(found["looped"]), ""]
     text += ["GB: peak of a step above what the device held before the model was built.", ""]
     text += [f"Command: `{command()}`", ""]
     stem.with_suffix(".md").write_text("\n".join(text))

@@ -7,6 +7,7 @@ import gc
 import tempfile
 import time
 import warnings
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from otherside.adapters import Lora
 from otherside.backbone import BackboneConfig
 
 Row = dict[str, Any]
+LONGEST = 12  # kernels that are named
 
 
 class Steps(pl.LightningDataModule):
@@ -50,6 +52,7 @@ class Watch(pl.Callback):
     def __init__(self, steps: int) -> None:
         self.steps, self.marks, self.busy, self.kernels = steps, list[float](), 0.0, 0
         self.waits: list[str] = []
+        self.longest = Counter[str]()  # seconds of a step, by kernel
         self._watching = ExitStack()
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, step: int) -> None:
@@ -75,7 +78,9 @@ class Watch(pl.Callback):
         if module.device.type == "cuda":
             found = [event for event in self._kernels.events() if event.device_type == DeviceType.CUDA]
             found = [event for event in found if not event.name.startswith("Optimizer.")]  # spans, not kernels
-            self.kernels, self.busy = len(found), sum(event.device_time for event in found) / 1e6
+            for event in found:
+                self.longest[event.name] += event.device_time / 1e6
+            self.kernels, self.busy = len(found), self.longest.total()
 
     @property
     def seconds(self) -> float:
@@ -115,7 +120,7 @@ def looped(job: Job, dtype: torch.dtype, settings: argparse.Namespace) -> Row:
     return (
         row
         | {"GB of lightning size": sum(memory(job_of(module)).values()) / 1e9, "waits": ", ".join(watch.waits) or 0}
-        | {"kernels": watch.kernels, "seconds of kernels": watch.busy}
+        | {"kernels": watch.kernels, "seconds of kernels": watch.busy, "longest": watch.longest.most_common(LONGEST)}
     )
 
 

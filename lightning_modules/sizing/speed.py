@@ -84,9 +84,8 @@ def traffic(job: Job) -> list[Traffic]:
         found.append(Traffic("weights, gathered", runs * size * others, runs * (job.shape.layers + 1)))
         found.append(Traffic("gradients", job.accumulate * trained * others, job.accumulate * job.shape.layers))
     else:
-        parts = 1 + (
-            job.accumulate if job.strategy == "zero2" else 1
-        )  # which reduces each batch's; and the sum comes back
+        reduced = job.accumulate if job.strategy == "zero2" else 1  # it shares out each batch's
+        parts = reduced + 1  # the sum comes back
         found.append(Traffic("gradients", parts * trained * others, parts * max(1, round(trained / 25e6))))
     if job.candidates:
         gathered = (job.candidates + job.symmetric * job.global_batch) * job.shape.hidden * FLOAT
