@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,11 @@ from otherside.lineage import AUTO, BASE, CARD, ENCODER, Card, Lineage, sha256
 from otherside.llama import check_whole
 
 PACKAGE = "pkg://"
+POOLING_MODES = {  # sentence-transformers' names
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_weightedmean_tokens": "weighted_mean",
+    "pooling_mode_lasttoken": "last_token",
+}
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -65,7 +72,32 @@ def card_of(model: str, revision: str | None = None) -> Card:
     if isinstance(place, Path) and llm2vec.is_adapter(place):
         return llm2vec.card(place)
     base = model if isinstance(place, str) or model.startswith(PACKAGE) else str(place.resolve())
-    return Card(Lineage(base, revision), BASE, 0, "bidirectional", "mean", 512, AUTO, True, AUTO)
+    card = Card(Lineage(base, revision), BASE, 0, "bidirectional", "mean", 512, AUTO, True, AUTO)
+    return replace(card, **_exported(place)) if isinstance(place, Path) and place.is_dir() else card
+
+
+def _exported(folder: Path) -> dict[str, Any]:
+    """What a folder for sentence-transformers or transformers, as `otherside.export` writes them, says of itself; of a
+    base model nothing.
+    """
+    config, modules = (_json(folder / name) for name in ("config.json", "modules.json"))
+    if not isinstance(config, dict) or "is_causal" not in config:
+        return {}
+    found: dict[str, Any] = {"attention": "causal" if config["is_causal"] else "bidirectional"}
+    for module in modules or []:
+        kind, settings = module["type"].rpartition(".")[2], _json(folder / module["path"] / "config.json")
+        if kind == "Pooling":
+            modes = [pooling for mode, pooling in POOLING_MODES.items() if settings.get(mode)]
+            found |= {"pooling": modes[0]} if modes else {}
+        if kind == "WordWeights":
+            found["pool_start"] = False
+    if settings := _json(folder / "sentence_bert_config.json"):
+        found["max_length"] = settings["max_seq_length"]
+    return found
+
+
+def _json(file: Path) -> Any:
+    return json.loads(file.read_text()) if file.is_file() else None
 
 
 def resolve(model: str) -> str | Path:

@@ -47,6 +47,9 @@ def test_opens_in_sentence_transformers(
         assert relative(prompted, ours(TEXTS)) > 1e-3
     assert relative(Encoder.load(folder, attention="causal").encode(TEXTS), Encoder.load(folder).encode(TEXTS)) > 1e-3
     assert model.max_seq_length == 64
+    opened = Encoder.load(tmp_path / "out")  # the export is an encoder to us, too
+    assert (opened.pooling, opened.max_length) == (pooling, 64)
+    assert relative(opened.encode(TEXTS), Encoder.load(folder).encode(TEXTS)) < 1e-5
 
 
 def test_where_an_empty_text_has_no_token_it_says_so(tiny_llama: Path, tmp_path: Path) -> None:
@@ -72,6 +75,7 @@ def test_causal_encoder_stays_causal(tiny_llama: Path, tmp_path: Path) -> None:
     assert "use_bidirectional_attention" not in config
     model = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
     assert relative(model.encode(TEXTS), Encoder.load(folder).encode(TEXTS)) < 1e-5
+    assert Encoder.load(tmp_path / "out").backbone.attention == "causal"
 
 
 def test_config(encoder: str, tmp_path: Path) -> None:
