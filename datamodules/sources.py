@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Features, Value
-from datasets.builder import Key
 from datasets.exceptions import DatasetGenerationError
 from numpy.typing import NDArray
 
@@ -41,14 +40,15 @@ from otherside.hub import downloaded
 BATCH_ROWS = 10_000  # that are written together, or fewer:
 BATCH_BYTES = 1 << 24  # about; Arrow counts a batch's bytes with 31 bits
 FORMAT_VERSION = 4  # part of every cache key: raise it when what is stored changes
+MISSING = {"keep_default_na": False, "na_values": [""]}  # nothing but an empty cell; "NA" is a text
 # Builders of `datasets` that read URLs
 BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".jsonl": ("json", {}),
     ".ndjson": ("json", {}),
     ".json": ("json", {}),
     ".txt": ("text", {}),
-    ".csv": ("csv", {"keep_default_na": False}),  # "NA" is a text
-    ".tsv": ("csv", {"sep": "\t", "keep_default_na": False}),
+    ".csv": ("csv", MISSING),
+    ".tsv": ("csv", {"sep": "\t", **MISSING}),
     ".parquet": ("parquet", {}),
 }
 HUB_ID = re.compile(r"(?P<path>[\w.-]+/[\w.-]+)(:(?P<name>[\w.-]+))?")
@@ -303,9 +303,8 @@ class _TableBuilder(datasets.ArrowBasedBuilder):
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
         return [datasets.SplitGenerator(name="train")]
 
-    def _generate_tables(self) -> Iterator[tuple[Key, pa.Table]]:
-        for number, table in enumerate(self.config.generate()):
-            yield Key(0, number), table
+    def _generate_tables(self) -> Iterator[tuple[Any, pa.Table]]:
+        yield from enumerate(self.config.generate())
 
 
 def kind_of(source: Source, kind: Kind) -> Kind:

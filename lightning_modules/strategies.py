@@ -148,6 +148,9 @@ class ZeRO(Sharded, DeepSpeedStrategy):
         """DeepSpeed counts batches on through epochs, Lightning anew in each, where it ends with a smaller step."""
         trainer.fit_loop.setup_data()  # or their number may not be known yet
         batches, each = trainer.num_training_batches, trainer.accumulate_grad_batches
+        last = trainer.max_steps * each if trainer.max_steps > 0 else float("inf")
+        if trainer.fast_dev_run or last <= batches:  # type: ignore[attr-defined]  # no epoch comes after another
+            return
         if isinstance(batches, int) and batches % each:  # without a length it is infinite
             raise ValueError(
                 "the batches of an epoch must be a multiple of trainer.accumulate_grad_batches with ZeRO; got "

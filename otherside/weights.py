@@ -20,11 +20,12 @@ from otherside.lineage import AUTO, BASE, CARD, ENCODER, Card, Lineage, sha256
 from otherside.llama import check_whole
 
 PACKAGE = "pkg://"
-POOLING_MODES = {  # sentence-transformers' names
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_weightedmean_tokens": "weighted_mean",
-    "pooling_mode_lasttoken": "last_token",
+POOLINGS = {  # sentence-transformers' names, since 6 and before
+    "mean": ("mean", "pooling_mode_mean_tokens"),
+    "weighted_mean": ("weightedmean", "pooling_mode_weightedmean_tokens"),
+    "last_token": ("lasttoken", "pooling_mode_lasttoken"),
 }
+NO_LIMIT = 1_000_000  # tokens; transformers writes 1e30 where there is none
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -79,25 +80,40 @@ def card_of(model: str, revision: str | None = None) -> Card:
 def _exported(folder: Path) -> dict[str, Any]:
     """What a folder for sentence-transformers or transformers, as `otherside.export` writes them, says of itself; of a
     base model nothing.
+
+    Raises:
+        ValueError: it pools in a way that we do not know.
     """
     config, modules = (_json(folder / name) for name in ("config.json", "modules.json"))
-    if not isinstance(config, dict) or "is_causal" not in config:
+    if "is_causal" not in config:
         return {}
     found: dict[str, Any] = {"attention": "causal" if config["is_causal"] else "bidirectional"}
-    for module in modules or []:
+    for module in modules:
         kind, settings = module["type"].rpartition(".")[2], _json(folder / module["path"] / "config.json")
         if kind == "Pooling":
-            modes = [pooling for mode, pooling in POOLING_MODES.items() if settings.get(mode)]
-            found |= {"pooling": modes[0]} if modes else {}
+            found["pooling"] = _pooling(folder, settings)
         if kind == "WordWeights":
             found["pool_start"] = False
-    if settings := _json(folder / "sentence_bert_config.json"):
-        found["max_length"] = settings["max_seq_length"]
+    for file in ("tokenizer_config.json", "sentence_bert_config.json") if modules else ():
+        settings = _json(folder / file)
+        length = settings.get("max_seq_length") or settings.get("model_max_length")
+        if length and length < NO_LIMIT:
+            found["max_length"] = length
     return found
 
 
+def _pooling(folder: Path, settings: dict[str, Any]) -> str:
+    for pooling, (name, flag) in POOLINGS.items():
+        if settings.get("pooling_mode") == name or settings.get(flag):
+            return pooling
+    raise ValueError(
+        f"an encoder of sentence-transformers must pool by {', '.join(POOLINGS)}; {folder} does otherwise. Name the "
+        "base model that it was made from."
+    )
+
+
 def _json(file: Path) -> Any:
-    return json.loads(file.read_text()) if file.is_file() else None
+    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def resolve(model: str) -> str | Path:

@@ -22,7 +22,7 @@ from otherside import distributed
 from otherside.tokenizer import start_name
 from otherside.weights import card_of
 
-SLOW = 10.0  # seconds in which a file that one node has made is seen by the others, on a slow file system
+SLOW = 60.0  # seconds in which nodes see a file that another has made; NFS may keep a folder's list for 30
 
 
 class Identity(pl.Callback):

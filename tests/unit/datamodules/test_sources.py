@@ -528,6 +528,12 @@ def test_texts_that_mean_a_missing_value_elsewhere(tmp_path: Path, name: str, ta
         assert texts_of(open_table(Source(place), "text")) == ["NA", "null", "b"]
 
 
+def test_a_column_by_url_may_have_gaps_far_behind_its_first_rows(tmp_path: Path) -> None:
+    """Its type would be taken from the first 10,000, for whoever reads it."""
+    rows = "".join(f"text {i},{'' if i == 10_500 else i}\n" for i in range(11_000))
+    assert len(open_table(Source(write(tmp_path / "a.csv", f"text,n\n{rows}").as_uri()), "text")) == 11_000
+
+
 def test_the_cache_follows_the_file(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", "one\n")
     first = open_table(Source(str(path)), "text")

@@ -52,6 +52,19 @@ def test_opens_in_sentence_transformers(
     assert relative(opened.encode(TEXTS), Encoder.load(folder).encode(TEXTS)) < 1e-5
 
 
+def test_opens_again_when_sentence_transformers_has_saved_it(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = trained(tiny_llama, tmp_path / "encoder", "last_token")
+    export(folder, tmp_path / "out")
+    sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu").save(str(tmp_path / "saved"))
+    opened = Encoder.load(tmp_path / "saved")
+    assert (opened.pooling, opened.max_length, opened.backbone.attention) == ("last_token", 64, "bidirectional")
+    assert relative(opened.encode(TEXTS), Encoder.load(folder).encode(TEXTS)) < 1e-5
+    [pooling] = (tmp_path / "saved").glob("*_Pooling/config.json")
+    pooling.write_text(json.dumps({"pooling_mode": "cls"}))
+    with pytest.raises(ValueError, match="must pool by mean, weighted_mean, last_token"):
+        Encoder.load(tmp_path / "saved")
+
+
 def test_where_an_empty_text_has_no_token_it_says_so(tiny_llama: Path, tmp_path: Path) -> None:
     folder = trained(tiny_llama, tmp_path / "encoder", start_token=None)
     export(folder, tmp_path / "out")
