@@ -71,8 +71,7 @@ class MNTP(EncoderModule):
     @override
     def configure_model(self) -> None:
         super().configure_model()
-        if self._shard is None:  # loaded in shards, a base without a head is refused
-            self.encoder.backbone.check_head("MNTP")
+        self.encoder.backbone.check_head("MNTP")
 
     @override
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

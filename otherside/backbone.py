@@ -240,9 +240,8 @@ class Backbone(nn.Module):
         return logits
 
     def check_head(self, what: str) -> None:
-        """Raise a ValueError where the checkpoint has no head, for which `loading` puts zeros."""
-        weight: Any = self.lm.get_output_embeddings().weight
-        if not weight.any():
+        """Raise a ValueError where the checkpoint has no head, and `loading` made one of zeros."""
+        if getattr(self.lm.get_output_embeddings(), "is_made_up", False):
             raise ValueError(
                 f"{what} needs a language model with its head; {self.lineage.base} has no lm_head.weight. Use the one "
                 "that it was made from, or a contrastive stage, which needs no head."

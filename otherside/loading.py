@@ -115,7 +115,9 @@ def base(lineage: Lineage, dtype: torch.dtype, model: str) -> PreTrainedModel:
     check_decoder(lm.config)
     check_whole(told["missing_keys"], lineage.base)
     if told["missing_keys"]:  # the head alone, which transformers fills with other numbers at each load
-        torch.nn.init.zeros_(lm.get_output_embeddings().weight)
+        head = lm.get_output_embeddings()
+        torch.nn.init.zeros_(head.weight)
+        head.is_made_up = True
     return lm.requires_grad_(False)
 
 
