@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from datamodules.base import TextData
+from datamodules.cache import cached
 from datamodules.rows import Skipped
-from datamodules.sources import Kind, Source, Table, cached, open_table
+from datamodules.sources import Kind, Source, Table, open_table
 from otherside.batching import Packed, TextBatch, Tokens
 from otherside.tokenizer import digest, start_id
 

@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from datamodules.cache import cached
 from datamodules.keys import first_ones, places_of
 from datamodules.rows import Skipped
-from datamodules.sources import FEATURES, Table, cached
+from datamodules.sources import FEATURES, Table
 from otherside.candidates import key
 
 AT_ONCE = 1024  # rows read together

@@ -571,8 +571,8 @@ def test_tables_are_written_in_batches(tmp_path: Path, monkeypatch: pytest.Monke
         return open_table(Source(str(write(tmp_path / name, "\n".join(texts)))), "text")
 
     whole = built("a.txt")
-    monkeypatch.setattr("datamodules.sources.BATCH_ROWS", 3)
-    monkeypatch.setattr("datamodules.sources.BATCH_BYTES", 400)
+    monkeypatch.setattr("datamodules.cache.BATCH_ROWS", 3)
+    monkeypatch.setattr("datamodules.cache.BATCH_BYTES", 400)
     parts = built("b.txt")
     lengths = [[len(chunk) for chunk in table.rows.data.column("text").chunks] for table in (whole, parts)]
     assert lengths == [[11], [3, 3, 2, 2, 1]]
