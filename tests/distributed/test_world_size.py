@@ -26,16 +26,23 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "supervised-nf4": ("Supervised", {**NF4, **CUT, "model.init_args.backbone.activation_checkpointing": True}),
     "mntp-nf4": ("MNTP", {**NF4, **CUT}),
 }
+TRAINED: dict[str, dict[str, Any]] = {"lora": {}, "full": FULL}
+ALONE = {"data.init_args.negatives": 2, **CUT}
+
+
+def together(*values: Any, by: Any) -> Any:
+    """A test's values; one process runs all that are compared with the same run, and trains it once."""
+    return pytest.param(*values, marks=pytest.mark.xdist_group(f"world-{by}"))
+
+
 BOTH = [
-    (case, name)
+    together(case, name, by=case)
     for case in CASES
     for name in STRATEGIES
     if name != "auto"
     and not (case.endswith("nf4") and name in SHARING)
     and not (name == "zero1" and case not in ("supervised", "supervised-cut"))  # our code is zero2's
 ]
-TRAINED: dict[str, dict[str, Any]] = {"lora": {}, "full": FULL}
-ALONE = {"data.init_args.negatives": 2, **CUT}
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +73,7 @@ def test_two_ranks_train_as_one_process(
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-@pytest.mark.parametrize("kind", ["alone", "labels", "scores"])
+@pytest.mark.parametrize("kind", [together(kind, by=kind) for kind in ("alone", "labels", "scores")])
 def test_own_negatives_only_train_as_one_process(ranks: int, kind: str, place: Path, tiny_llama: Path) -> None:
     """Rows with one, two or three negatives, of which two are drawn, with a teacher's scores or not; or texts with
     labels, told from all of other labels.
@@ -92,6 +99,7 @@ def test_own_negatives_only_train_as_one_process(ranks: int, kind: str, place: P
     assert_same_training(train(place, tiny_llama, f"{kind}-{ranks}", "Supervised", "ddp", ranks, **settings), one)
 
 
+@pytest.mark.xdist_group("world-mntp-cut")
 @pytest.mark.parametrize("strategy", ["zero3", "fsdp2"])
 def test_an_earlier_stage_is_merged_into_shards(
     strategy: str, place: Path, tiny_llama: Path, one_process: Callable[[str], Path]
@@ -101,6 +109,7 @@ def test_an_earlier_stage_is_merged_into_shards(
     assert_same_training(train(place, earlier, f"later-{strategy}", "Supervised", strategy, 2), one)
 
 
+@pytest.mark.xdist_group("world-mntp-cut")
 @pytest.mark.parametrize("strategy", ["zero3", "fsdp2"])
 @pytest.mark.parametrize("later", ["full", "frozen", "lora"])
 def test_adapter_and_full_stage_are_merged_into_shards(
@@ -119,7 +128,7 @@ def test_adapter_and_full_stage_are_merged_into_shards(
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "zero3", "fsdp2"])
-@pytest.mark.parametrize("trained", list(TRAINED))
+@pytest.mark.parametrize("trained", [together(trained, by=f"tied-{trained}") for trained in TRAINED])
 def test_tied_embeddings_are_sharded_once_and_keep_their_sink(trained: str, strategy: str, place: Path) -> None:
     """The head reads the embeddings' shards, in MNTP with gradients through both; the start token enters otherwise."""
     llama, settings = place / "tied", TRAINED[trained]
@@ -133,6 +142,7 @@ def test_tied_embeddings_are_sharded_once_and_keep_their_sink(trained: str, stra
     assert (one / "encoder" / SINK).read_bytes() == (two / "encoder" / SINK).read_bytes()
 
 
+@pytest.mark.xdist_group("world-windows")
 @pytest.mark.parametrize("strategy", ["zero3", "fsdp2"])
 def test_windows_and_soft_caps(strategy: str, place: Path, tiny_llama: Path) -> None:
     gemma = place / "gemma2"
@@ -143,7 +153,7 @@ def test_windows_and_soft_caps(strategy: str, place: Path, tiny_llama: Path) -> 
 
 
 @pytest.mark.parametrize("strategy", ["zero2", "zero3", "fsdp2"])
-@pytest.mark.parametrize("trained", ["lora", "frozen"])
+@pytest.mark.parametrize("trained", [together(trained, by=f"half-{trained}") for trained in ("lora", "frozen")])
 def test_the_base_keeps_its_type(trained: str, strategy: str, place: Path, tiny_llama: Path) -> None:
     """A base turned into float32 on the way would give losses of its own, and take twice the memory. What is trained is
     float32 all the same.
@@ -157,6 +167,7 @@ def test_the_base_keeps_its_type(trained: str, strategy: str, place: Path, tiny_
     assert {weight.dtype for weight in runs.adapter(found).values()} == {torch.float32}
 
 
+@pytest.mark.xdist_group("world-dropout")
 @pytest.mark.parametrize("strategy", ["zero2", "zero3", "fsdp2"])
 def test_strategies_draw_the_same_dropout(strategy: str, place: Path, tiny_llama: Path) -> None:
     settings = {"model.init_args.lora.dropout": 0.3}

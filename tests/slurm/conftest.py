@@ -13,11 +13,14 @@ from jobs import Jobs
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     if absent := missing():
         if os.environ.get("CI"):
             pytest.fail(f"CI must have SLURM; {', '.join(absent)} is not installed")
         pytest.skip(f"needs {', '.join(absent)}: Debian's slurmctld slurmd slurm-client munge iproute2")
+    grouped = any(item.nodeid.endswith("@slurm") for item in request.session.items)
+    if os.environ.get("PYTEST_XDIST_WORKER") and not grouped:
+        pytest.fail("tests of one xdist_group must stay in one process; pytest-xdist spread them: constraints.txt")
     with Cluster() as running:
         yield running
 

@@ -9,6 +9,8 @@ import shlex
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +21,7 @@ from jobs import REPOSITORY, Jobs
 from lightning_modules import finished
 from lightning_modules.identity import given
 
-pytestmark = pytest.mark.xdist_group("slurm")  # one cluster for all
+on_the_cluster = pytest.mark.xdist_group("slurm")  # one for all
 
 PACE = [{"class_path": "pace.Pace", "init_args": {"seconds": 0.2}}]
 
@@ -41,9 +43,25 @@ def recipe(tmp_path: Path, tiny_llama: Path) -> Path:
 
 
 def submit(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}", **more}
-    command = [sys.executable, str(REPOSITORY / "slurm" / "submit"), *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
+    """As the command would end, in a process that has imported everything; `Jobs.submit` runs it as users do."""
+    script, ended = REPOSITORY / "slurm" / "submit", subprocess.CompletedProcess(arguments, 0)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(StringIO()) as printed,
+        redirect_stderr(StringIO()) as said,
+    ):
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", [str(script), *arguments])
+        patch.setattr(sys, "path", list(sys.path))
+        for name, value in more.items():
+            patch.setenv(name, value)
+        try:
+            runpy.run_path(str(script), run_name="__main__")
+        except SystemExit as end:
+            ended.returncode = 1
+            print(end, file=sys.stderr)
+    ended.stdout, ended.stderr = printed.getvalue(), said.getvalue()
+    return ended
 
 
 def commands(printed: str) -> list[list[str]]:
@@ -189,6 +207,7 @@ HAS = (
 )
 
 
+@on_the_cluster
 @pytest.mark.parametrize(
     ("options", "has"),
     [
@@ -219,6 +238,7 @@ def numbers(printed: list[str]) -> list[str]:
     return [match[1] for line in printed if (match := re.match(r"  is job (\d+), waits for", line))]
 
 
+@on_the_cluster
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_recipe_runs_to_its_end_though_it_is_preempted(jobs: Jobs, recipe: Path) -> None:
@@ -245,6 +265,7 @@ def test_a_recipe_runs_to_its_end_though_it_is_preempted(jobs: Jobs, recipe: Pat
         runs.assert_equal(runs.adapter(jobs.place / "runs" / name), runs.adapter(jobs.place / "calm" / name))
 
 
+@on_the_cluster
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_stage_that_fails_takes_along_those_behind_it(jobs: Jobs, recipe: Path) -> None:
