@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_modules.strategies import of_shard
+from lightning_modules.strategies.zero import of_shard
 
 
 @pytest.mark.parametrize(

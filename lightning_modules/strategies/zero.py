@@ -1,13 +1,8 @@
-"""Lightning's strategies, with three additions: a short time-out (`waiting`), weights that are sharded while they are
-loaded, and checkpoints that depend neither on the strategy nor on the number of ranks.
-
-`trainer.strategy` takes their names: ddp, zero1, zero2, zero3, fsdp2.
-"""
+"""DeepSpeed."""
 
 from __future__ import annotations
 
 import os
-from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,101 +11,20 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.strategies import (
-    DDPStrategy,
-    DeepSpeedStrategy,
-    ModelParallelStrategy,
-    Strategy,
-    StrategyRegistry,
-)
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_modules.sizing.job import BUCKET
-from lightning_modules.waiting import LOADING, TIMEOUT, Patient
-from otherside import distributed
+from lightning_modules.strategies.sharded import Sharded, has_shape
+from lightning_modules.waiting import TIMEOUT
 from otherside.sharding import whole_shape
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
-
-
-class DDP(Patient, DDPStrategy):
-    """Every rank holds the whole model; gradients are averaged.
-
-    Args:
-        timeout: seconds that ranks wait for each other in training before the run ends with an error.
-        kwargs: see `lightning.pytorch.strategies.DDPStrategy`.
-    """
-
-    def __init__(self, timeout: float = TIMEOUT, **kwargs: Any) -> None:
-        super().__init__(timeout=self.START, **kwargs)
-        self.timeout = timedelta(seconds=timeout)
-
-
-class Sharded(Patient):
-    """What ZeRO and FSDP2 have in common. Their checkpoints are those of a single process: rank 0 gathers what is
-    trained and its optimizer's state, tensor by tensor; every strategy with any number of ranks can go on from there.
-    """
-
-    @abstractmethod
-    def shard(self, modules: list[nn.Module]) -> None:
-        """Share the weights of `modules` between the ranks; rank 0's values count."""
-
-    @abstractmethod
-    def whole(self, parameter: nn.Parameter) -> Tensor | None:
-        """A parameter's values, unsharded, on rank 0 and in the host's memory; None elsewhere. All ranks must ask."""
-
-    @abstractmethod
-    def set_whole(self, parameter: nn.Parameter, value: Tensor) -> None:
-        """Give a parameter the values that all ranks pass."""
-
-    @property
-    @override
-    def restore_checkpoint_after_setup(self) -> bool:
-        return True
-
-    @property
-    @override
-    def lightning_restore_optimizer(self) -> bool:
-        return True
-
-    @property
-    def trainable(self) -> dict[str, nn.Parameter]:
-        """The parameters that are trained by name, in the optimizer's order."""
-        assert self.lightning_module is not None
-        return {name: p for name, p in self.lightning_module.named_parameters() if p.requires_grad}
-
-    @override
-    def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The trainable weights, on rank 0; empty elsewhere."""
-        return self.on_first({name: self.whole(parameter) for name, parameter in self.trainable.items()})
-
-    @override
-    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        for name, parameter in self.trainable.items():
-            self.set_whole(parameter, checkpoint["state_dict"][name].to(self.root_device))
-
-    @override
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        with self.writing():
-            Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
-
-    @override
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        found = self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)
-        distributed.meet(LOADING)  # each reads all of it, at its own pace
-        return found
-
-    def on_first(self, values: dict[Any, Any]) -> dict[Any, Any]:
-        """What was gathered, on rank 0, which writes it; no other rank has copied it to the host."""
-        return values if self.is_global_zero else {}
 
 
 class ZeRO(Sharded, DeepSpeedStrategy):
@@ -261,8 +175,8 @@ class ZeRO(Sharded, DeepSpeedStrategy):
         state: dict[int, dict[str, Any]] = {}
         for i, parameter in enumerate(self.trainable.values()):
             # each its own copy of a counter: torch counts a shared one once for every parameter
-            state[i] = {k: v.cpu().clone() if torch.is_tensor(v) else v for k, v in flat.items() if not _has_shape(v)}
-            for key in (k for k, v in flat.items() if _has_shape(v)):
+            state[i] = {k: v.cpu().clone() if torch.is_tensor(v) else v for k, v in flat.items() if not has_shape(v)}
+            for key in (k for k, v in flat.items() if has_shape(v)):
                 value = safe_get_full_optimizer_state(parameter, key)
                 if self.is_global_zero:
                     state[i][key] = value.view(whole_shape(parameter)).cpu()
@@ -287,68 +201,8 @@ class ZeRO(Sharded, DeepSpeedStrategy):
             optimizer._lazy_init_hp_params_optimizer_state()
         for i, parameter in enumerate(self.trainable.values()):
             for key, value in state.get(i, {}).items():
-                if _has_shape(value):
+                if has_shape(value):
                     self._set_optimizers(parameter, value.to(self.root_device), key)
-
-
-class FSDP2(Sharded, ModelParallelStrategy):
-    """torch's own sharding of weights, gradients and optimizer states.
-
-    Args:
-        timeout: seconds that ranks wait for each other in training before the run ends with an error.
-    """
-
-    def __init__(self, timeout: float = TIMEOUT) -> None:
-        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, timeout=self.START)
-        self.timeout = timedelta(seconds=timeout)
-
-    shards_weights = True
-
-    @override
-    def setup_environment(self) -> None:
-        self._data_parallel_size = self.num_processes * self.num_nodes
-        super().setup_environment()
-
-    @override
-    def shard(self, modules: list[nn.Module]) -> None:
-        for module in modules:
-            module.to(self.root_device)
-            for parameter in module.parameters():
-                if not isinstance(parameter, DTensor):
-                    dist.broadcast(parameter.data, src=0)
-        fully_shard(modules, mesh=self.device_mesh["data_parallel"], reshard_after_forward=True)
-
-    @override
-    def whole(self, parameter: nn.Parameter) -> Tensor | None:
-        return self._whole(parameter.detach())
-
-    def _whole(self, value: Any) -> Any:
-        """As `whole`, of a parameter or of what an optimizer keeps of one."""
-        whole = value.full_tensor() if isinstance(value, DTensor) else value
-        if not self.is_global_zero:
-            return None
-        return whole.cpu() if torch.is_tensor(whole) else whole
-
-    @override
-    def set_whole(self, parameter: nn.Parameter, value: Tensor) -> None:
-        parameter.data.copy_(_like(value, parameter))
-
-    @override
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """As torch's optimizer would have it in a single process; on rank 0."""
-        saved = optimizer.state_dict()
-        state = {i: {k: self._whole(v) for k, v in entry.items()} for i, entry in saved["state"].items()}
-        return self.on_first({**saved, "state": state})
-
-    @override
-    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            state = {
-                i: {k: _like(v.to(self.root_device), parameters[i]) if _has_shape(v) else v for k, v in entry.items()}
-                for i, entry in saved["state"].items()
-            }
-            optimizer.load_state_dict({**saved, "state": state})
 
 
 def of_shard(value: Any, shard: Tensor, settings: Mapping[str, Any]) -> Any:
@@ -359,7 +213,7 @@ def of_shard(value: Any, shard: Tensor, settings: Mapping[str, Any]) -> Any:
         shard: of one or several parameters.
         settings: the optimizer's. A fused or capturable one has its counters beside the weights, others on the CPU.
     """
-    if _has_shape(value):
+    if has_shape(value):
         return torch.zeros_like(shard)
     if not torch.is_tensor(value):
         return value
@@ -375,21 +229,3 @@ def _shard_of(value: Tensor, rank: int, size: int) -> Tensor:
 
 def _as_it_is(module: nn.Module) -> nn.Module:
     return module
-
-
-def _has_shape(value: Any) -> bool:
-    """Whether a value of an optimizer's state belongs to each element of the parameter."""
-    return torch.is_tensor(value) and value.dim() > 0
-
-
-def _like(value: Tensor, parameter: nn.Parameter) -> Tensor:
-    """`value`, which all ranks have, sharded as `parameter` is."""
-    if not isinstance(parameter, DTensor):
-        return value
-    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
-
-
-for stage in (1, 2, 3):
-    StrategyRegistry.register(f"zero{stage}", ZeRO, override=True, stage=stage)
-StrategyRegistry.register("ddp", DDP, override=True)
-StrategyRegistry.register("fsdp2", FSDP2, override=True)
