@@ -45,8 +45,9 @@ ids, mask = (numpy.array([getattr(text, name) for text in read], "int64") for na
 [vectors] = session.run(["sentence_embedding"], {{"input_ids": ids, "attention_mask": mask}})""",
     "gguf": """import json, http.client, xllamacpp  # 2026.10 or newer
 
-settings, length = xllamacpp.CommonParams(), {length}
-settings.model.path, settings.embedding, settings.embd_normalize = "{folder}/model.gguf", True, -1
+folder, length = "{folder}", {length}
+settings = xllamacpp.CommonParams()
+settings.model.path, settings.embedding, settings.embd_normalize = f"{{folder}}/model.gguf", True, -1
 settings.n_ctx, settings.n_batch, settings.n_ubatch = length + 1, length, length
 settings.verbosity = 1  # errors
 settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED  # has keys in 16 bits
