@@ -40,9 +40,9 @@ from tiny import SMOLLM2
 CASES = {  # kind and dtype: packages that open the folder
     ("sentence-transformers", "float32"): ("sentence-transformers", "transformers"),
     ("merged", "float32"): ("transformers",),
-    ("gguf", "float32"): ("llama-cpp-python",),
-    ("gguf", "float16"): ("llama-cpp-python",),
-    ("gguf", "q8_0"): ("llama-cpp-python",),
+    ("gguf", "float32"): ("xllamacpp",),
+    ("gguf", "float16"): ("xllamacpp",),
+    ("gguf", "q8_0"): ("xllamacpp",),
     ("onnx", "float32"): ("onnxruntime", "tokenizers"),
     ("onnx", "int8"): ("onnxruntime", "tokenizers"),
 }

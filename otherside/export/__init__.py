@@ -56,6 +56,7 @@ def export(
         ModuleNotFoundError: onnx or gguf needs a package that is not installed.
         ValueError: OUT contains the encoder; its users cannot read texts as the encoder does.
         ParityError: the vectors differ; nothing is written.
+        RuntimeError: llama.cpp cannot run what was written; nothing is.
     """
     check_out(out, encoder, force)
     _check_dtype(kind, dtype)

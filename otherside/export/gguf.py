@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
     from transformers import PreTrainedTokenizerBase
 
-PACKAGES = {"gguf": "gguf", "llama_cpp": "llama-cpp-python"}  # modules, as pip calls them
+PACKAGES = {"gguf": "gguf", "xllamacpp": "xllamacpp"}  # modules, as pip calls them
 MODEL = "model.gguf"
 SMALL = ("float16", "q8_0")
 FAMILIES = ("llama", "mistral")  # that llama.cpp computes alike, as its `llama-embed`
@@ -126,7 +126,7 @@ def _write_settings(writer: GGUFWriter, encoder: Encoder) -> None:
     config = encoder.backbone.lm.config
     rope = config.rope_parameters
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    writer.add_context_length(encoder.max_length)
+    writer.add_context_length(encoder.max_length + 1)  # its server keeps room for one more where it takes the last
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(config.intermediate_size)

@@ -18,6 +18,7 @@ import torch
 from otherside import pooling
 from otherside.batching import Packed, Tokens, tokenise
 from otherside.encoder import Encoder
+from otherside.export import llama_cpp
 from otherside.sink import silent
 from otherside.template import Template, set_template, template_of
 from otherside.tokenizer import start_id
@@ -235,13 +236,10 @@ def by_onnxruntime(folder: Path, prompts: Sequence[str], reference: Reference) -
 
 def by_llama_cpp(folder: Path, prompts: Sequence[str], reference: Reference) -> list[np.ndarray]:
     """(N, D) vectors of `TEXTS` behind each prompt, which llama.cpp pools with the text."""
-    from llama_cpp import Llama
-
-    size = reference.max_length
-    model = Llama(str(folder / "model.gguf"), embedding=True, n_ctx=size, n_batch=size, n_ubatch=size, verbose=False)
     filler = "" if reference.has_start else "a"  # it has no vector of no token
-    some = [[prompt + text or filler for text in TEXTS] for prompt in prompts]
-    return [np.array(model.embed(texts), dtype=np.float32) for texts in some]
+    texts = [prompt + text or filler for prompt in prompts for text in TEXTS]
+    _, vectors = llama_cpp.embed(folder / "model.gguf", texts, reference.max_length, torch.get_num_threads())
+    return np.split(np.array(vectors, dtype=np.float32), len(prompts))
 
 
 OWN_READERS = {"onnx": by_onnxruntime, "gguf": by_llama_cpp}

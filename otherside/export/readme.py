@@ -43,11 +43,24 @@ session = onnxruntime.InferenceSession(f"{{folder}}/model.onnx")
 read = tokenizer.encode_batch(["The cat sat on the mat.", "Rain."])
 ids, mask = (numpy.array([getattr(text, name) for text in read], "int64") for name in ("ids", "attention_mask"))
 [vectors] = session.run(["sentence_embedding"], {{"input_ids": ids, "attention_mask": mask}})""",
-    "gguf": """from llama_cpp import Llama  # llama-cpp-python 0.3.36 or newer
+    "gguf": """import json, http.client, xllamacpp  # 2026.10 or newer
 
 folder, length = "{folder}", {length}
-model = Llama(f"{{folder}}/model.gguf", embedding=True, n_ctx=length, n_batch=length, n_ubatch=length, verbose=False)
-vectors = model.embed(["The cat sat on the mat.", "Rain."])""",
+settings = xllamacpp.CommonParams()
+settings.model.path, settings.embedding, settings.embd_normalize = f"{{folder}}/model.gguf", True, -1
+settings.n_ctx, settings.n_batch, settings.n_ubatch = length + 1, length, length
+settings.verbosity = 1  # errors
+settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED  # has keys in 16 bits
+server = xllamacpp.Server(settings)
+
+def tokens(text):  # what spells a special token is text; long ones are cut
+    connection = http.client.HTTPConnection(server.listening_address.removeprefix("http://"))
+    asked = json.dumps({{"content": text, "add_special": True, "parse_special": False}})
+    connection.request("POST", "/tokenize", asked)
+    return json.load(connection.getresponse())["tokens"][:length]
+
+read = [tokens(text) for text in ["The cat sat on the mat.", "Rain."]]
+vectors = [row["embedding"] for row in server.handle_embeddings({{"input": read}})["data"]]""",
 }
 
 
@@ -160,10 +173,12 @@ def notes(kind: Kind, encoder: Encoder, reference: Reference) -> list[str]:
     """What its users must know in any case."""
     said = []
     if kind == "gguf":
+        length = encoder.max_length
+        said.append(f"In a server: `llama-server -m model.gguf --embeddings -c {length + 1} -ub {length} -fa off`.")
         said.append(
-            f"In a server: `llama-server -m model.gguf --embeddings -c {encoder.max_length} -ub {encoder.max_length}`."
+            "Asked for vectors of texts, the server reads what spells a special token as that token, and refuses texts "
+            "that are too long. The lines above read it as text, and cut."
         )
-        said.append("The server reads what spells a special token as that token; llama-cpp-python reads it as text.")
     if kind in ("sentence-transformers", "merged") and encoder.backbone.attention == "bidirectional":
         said.append("Only transformers 5.2 and newer run it with its bidirectional attention; earlier ones are causal.")
     if kind == "sentence-transformers" and (commands := servers(encoder, reference)):

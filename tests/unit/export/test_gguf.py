@@ -1,6 +1,9 @@
-"""Files for llama.cpp, run by llama-cpp-python."""
+"""Files for llama.cpp, run by xllamacpp."""
 
 import json
+import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +16,19 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from otherside.encoder import Encoder
 from otherside.export import TEXTS as MANY
-from otherside.export import ParityError, export, gguf
+from otherside.export import ParityError, export, gguf, llama_cpp
 from otherside.pooling import Pooling
 
-Llama = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python").Llama
 
-
-def opened(folder: Path, size: int = 64) -> Any:
-    return Llama(str(folder / "model.gguf"), embedding=True, n_ctx=size, n_batch=size, n_ubatch=size, verbose=False)
+def embed(folder: Path, texts: list[str], length: int = 64) -> np.ndarray:
+    return np.array(llama_cpp.embed(folder / "model.gguf", texts, length)[1])
 
 
 def test_the_kept_sink_is_in_it(tiny_llama_sink: Path, tmp_path: Path) -> None:
     ours = Encoder.load(tiny_llama_sink)
     assert ours.backbone.sink is not None
     export(str(tiny_llama_sink), tmp_path / "out", kind="gguf")
-    assert relative(np.array(opened(tmp_path / "out").embed(TEXTS)), ours.encode(TEXTS)) < 1e-4
+    assert relative(embed(tmp_path / "out", TEXTS), ours.encode(TEXTS)) < 1e-4
 
 
 @pytest.mark.parametrize("base", ["tiny_llama", "tiny_llama_bos"])
@@ -45,12 +46,11 @@ def test_llama_cpp_gives_the_same_vectors(
     export(folder, tmp_path / "out", kind="gguf")
     texts = [*TEXTS, "A text that spells </s> is text.", "One long text that has to be cut. " * 30]
     ours = Encoder.load(folder)
-    model = opened(tmp_path / "out")
-    assert relative(np.array(model.embed(texts)), ours.encode(texts)) < 1e-4
+    assert relative(embed(tmp_path / "out", texts), ours.encode(texts)) < 1e-4
     other = Encoder.load(folder, attention="causal" if attention == "bidirectional" else "bidirectional")
     assert relative(other.encode(TEXTS), ours.encode(TEXTS)) > 1e-3
     if pooling == "last_token":
-        prompted = np.array(model.embed([f"Find this:\n{text}" for text in TEXTS]))
+        prompted = embed(tmp_path / "out", [f"Find this:\n{text}" for text in TEXTS])
         assert relative(prompted, ours.encode(TEXTS, instruction="Find this:\n")) < 1e-4
 
 
@@ -114,9 +114,10 @@ MORE = [
 def test_texts_are_read_alike(name: str, tmp_path: Path) -> None:
     raw = pieces() if name == "pieces" else bytewise(CUTS[name])
     export(str(base(tmp_path / "base", raw)), tmp_path / "out", kind="gguf")
-    model, ours = opened(tmp_path / "out"), Encoder.load(tmp_path / "base").tokenizer
-    for text in [*MANY[:-1], *MORE]:
-        assert model.tokenize(text.encode()) == ours(text)["input_ids"], text
+    ours, texts = Encoder.load(tmp_path / "base").tokenizer, [*MANY[:-1], *MORE]
+    found, _ = llama_cpp.embed(tmp_path / "out" / "model.gguf", texts, 512)
+    for text, tokens in zip(texts, found, strict=True):
+        assert tokens == ours(text)["input_ids"], text
     if name != "pieces":
         assert gguf.pre_tokenizer(json.loads(ours.backend_tokenizer.to_str())) == name
 
@@ -139,7 +140,7 @@ def test_positions(rope: dict[str, Any], tmp_path: Path) -> None:
     folder = base(tmp_path / "base", bytewise(BYTES), rope_parameters=rope)
     export(str(folder), tmp_path / "out", kind="gguf")
     text = ["One long text. " * 40]
-    found = np.array(opened(tmp_path / "out", 512).embed(text))
+    found = embed(tmp_path / "out", text, 512)
     assert relative(found, Encoder.load(folder).encode(text)) < 1e-4
 
 
@@ -148,21 +149,23 @@ def test_fewer_bits(dtype: Any, share: float, tiny_llama: Path, tmp_path: Path) 
     folder = trained(tiny_llama, tmp_path / "encoder")
     export(folder, tmp_path / "whole", kind="gguf")
     export(folder, tmp_path / "out", kind="gguf", dtype=dtype)
-    found, expected = np.array(opened(tmp_path / "out").embed(TEXTS)), Encoder.load(folder).encode(TEXTS)
+    found, expected = embed(tmp_path / "out", TEXTS), Encoder.load(folder).encode(TEXTS)
     assert 1e-5 < relative(found, expected) < 0.1
     small, large = ((tmp_path / name / "model.gguf").stat().st_size for name in ("out", "whole"))
     assert small < share * large
     assert [path.name for path in (tmp_path / "out").glob("*.gguf")] == ["model.gguf"]
 
 
-def test_what_the_readme_says_runs(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    export(trained(tiny_llama, tmp_path / "encoder"), tmp_path / "out", kind="gguf")
+def test_what_the_readme_says_runs(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = trained(tiny_llama, tmp_path / "encoder")
+    export(folder, tmp_path / "out", kind="gguf")
     text = (tmp_path / "out" / "README.md").read_text()
     assert "library_name: llama.cpp" in text
-    monkeypatch.chdir(tmp_path)
-    found: dict[str, Any] = {}
-    exec(text.split("```python\n")[1].split("```")[0], found)
-    assert np.array(found["vectors"]).shape == (2, 64)
+    lines = text.split("```python\n")[1].split("```")[0].replace('"Rain."', '"Rain. </s> " * 60')
+    lines += "print(json.dumps(vectors))"
+    done = subprocess.run([sys.executable, "-c", lines], cwd=tmp_path, stdout=subprocess.PIPE, check=True)
+    expected = Encoder.load(folder).encode(["The cat sat on the mat.", "Rain. </s> " * 60])
+    assert relative(np.array(json.loads(done.stdout)), expected) < 1e-4
 
 
 def test_other_weights_are_refused(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,14 +196,28 @@ def test_what_llama_cpp_cannot_do_is_refused(tiny_llama: Path, tmp_path: Path) -
 
 
 def test_missing_packages_are_named(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gguf, "find_spec", lambda name: None if name == "llama_cpp" else name)
-    with pytest.raises(ModuleNotFoundError, match=r"no llama-cpp-python\. .*otherside\[gguf\]"):
+    monkeypatch.setattr(gguf, "find_spec", lambda name: None if name == "xllamacpp" else name)
+    with pytest.raises(ModuleNotFoundError, match=r"no xllamacpp\. .*otherside\[gguf\]"):
         export(str(tiny_llama), tmp_path / "out", kind="gguf")
+
+
+def test_where_llama_cpp_aborts_this_process_does_not(tiny_llama: Path, tmp_path: Path) -> None:
+    export(str(tiny_llama), tmp_path / "out", kind="gguf")
+    whole = (tmp_path / "out" / "model.gguf").read_bytes()
+    key = b"llama-embed.pooling_type" + struct.pack("<I", 4)
+    found = whole.index(key) + len(key)
+    unknown, torn = tmp_path / "unknown.gguf", tmp_path / "torn.gguf"
+    unknown.write_bytes(whole[:found] + struct.pack("<I", 77) + whole[found + 4 :])
+    torn.write_bytes(whole[:-100])
+    with pytest.raises(RuntimeError, match=r"open unknown.gguf.* ended by SIGABRT: .*unknown pooling type\. Nothing"):
+        llama_cpp.embed(unknown, TEXTS, 64)
+    with pytest.raises(RuntimeError, match=r"open torn.gguf.* with status 1: .*corrupted or incomplete"):
+        llama_cpp.embed(torn, TEXTS, 64)
 
 
 @pytest.mark.slow
 def test_a_real_llama(tmp_path: Path) -> None:
     export(SMOLLM2, tmp_path / "out", kind="gguf", dtype="q8_0")
-    found, expected = np.array(opened(tmp_path / "out", 512).embed(TEXTS)), Encoder.load(SMOLLM2).encode(TEXTS)
+    found, expected = embed(tmp_path / "out", TEXTS, 512), Encoder.load(SMOLLM2).encode(TEXTS)
     cosines = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
     assert cosines.min() > 0.99
