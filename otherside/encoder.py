@@ -99,8 +99,8 @@ class Encoder(Cosine, nn.Module):
         kernel: Kernel = "auto",
         device: str | torch.device = "cpu",
     ) -> Encoder:
-        """Open an encoder folder, one of LLM2Vec's (hub id or folder), or any base model (hub id, folder, .gguf, pkg://)
-        as an untrained encoder.
+        """Open an encoder folder, one of LLM2Vec's or of sentence-transformers (hub id or folder), or any base model
+        (hub id, folder, .gguf, pkg://) as an untrained encoder.
 
         `revision` is of a hub id. Settings that are not given come from the folder; for a base model they are
         bidirectional, mean, 512 or the model's own limit, the start token of `BackboneConfig`, pooled, with its sink;

@@ -1,8 +1,35 @@
-"""What of the hub was brought here before."""
+"""What of the hub is here, or is brought here."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
+
+
+def snapshot(model: str, revision: str | None, mark: str, files: Sequence[str]) -> Path | None:
+    """The folder in the hub's cache with some files of a model; None where it has no file `mark`, or the hub cannot be
+    asked for it: loading the model says then what is wrong.
+
+    Args:
+        model: a hub id.
+        revision: of it.
+        mark: name of a file.
+        files: patterns of what is brought here.
+
+    Raises:
+        FileNotFoundError: the hub did not answer.
+    """
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        hf_hub_download(model, mark, revision=revision)
+    except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):
+        return None
+    except OSError as error:  # taken for a base, an encoder would be another model, on one rank perhaps
+        raise FileNotFoundError(f"backbone.model must be here or on the hub; {model}: {error}") from error
+    return Path(snapshot_download(model, revision=revision, allow_patterns=list(files)))
 
 
 def downloaded(name: str, revision: str | None) -> str | None:

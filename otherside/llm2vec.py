@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from otherside.hub import snapshot
 from otherside.lineage import ADAPTER_WEIGHTS, OWN, Card, Lineage
 from otherside.template import Template
 
@@ -47,16 +48,7 @@ def is_adapter(folder: Path) -> bool:
 @lru_cache
 def downloaded(model: str, revision: str | None = None) -> Path | None:
     """The folder of an adapter on the hub, or in its cache; None where `model` is none, or cannot be asked for."""
-    from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
-
-    try:
-        hf_hub_download(model, ADAPTER, revision=revision)
-    except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):  # loading it as a base says what it is
-        return None
-    except OSError as error:  # taken for a base, an encoder would be another model, on one rank perhaps
-        raise FileNotFoundError(f"backbone.model must be here or on the hub; {model}: {error}") from error
-    return Path(snapshot_download(model, revision=revision, allow_patterns=FILES))
+    return snapshot(model, revision, ADAPTER, FILES)
 
 
 def card(folder: Path) -> Card:

@@ -66,7 +66,8 @@ def load_tokenizer(
         )
     tokenizer.truncation_side = "right"  # what is cut is a text's end, never its instruction
     set_template(tokenizer, card.template)
-    if start_token == OWN or (not is_base and start_token in (AUTO, card.start_token)):
+    start_token = card.start_token if start_token == AUTO else start_token
+    if start_token == OWN or (not is_base and start_token == card.start_token):
         return tokenizer  # as it came
     if card.template is not None:
         raise ValueError(

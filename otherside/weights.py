@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import re
 import sys
@@ -14,18 +13,12 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from otherside import llm2vec
+from otherside import llm2vec, modules
 from otherside.files import made_once
 from otherside.lineage import AUTO, BASE, CARD, ENCODER, Card, Lineage, sha256
 from otherside.llama import check_whole
 
 PACKAGE = "pkg://"
-POOLINGS = {  # sentence-transformers' names, since 6 and before
-    "mean": ("mean", "pooling_mode_mean_tokens"),
-    "weighted_mean": ("weightedmean", "pooling_mode_weightedmean_tokens"),
-    "last_token": ("lasttoken", "pooling_mode_lasttoken"),
-}
-NO_LIMIT = 1_000_000  # tokens; transformers writes 1e30 where there is none
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -61,11 +54,13 @@ def locate(model: str, revision: str | None = None) -> str | Path:
 
 
 def card_of(model: str, revision: str | None = None) -> Card:
-    """What `model` stands for: an encoder folder's description, LLM2Vec's encoder, or a base model as an untrained one.
+    """What `model` stands for: an encoder folder's description, an encoder of LLM2Vec's or of sentence-transformers, or
+    a base model as an untrained one.
 
     Raises:
         FileNotFoundError: nothing is there.
-        ValueError: an encoder folder's description is broken; it is another adapter than LLM2Vec's.
+        ValueError: an encoder folder's description is broken; it is another adapter than LLM2Vec's, or pools in a way
+            that we do not have.
     """
     place = locate(model, revision)
     if isinstance(place, Path) and Card.is_at(place):
@@ -74,46 +69,8 @@ def card_of(model: str, revision: str | None = None) -> Card:
         return llm2vec.card(place)
     base = model if isinstance(place, str) or model.startswith(PACKAGE) else str(place.resolve())
     card = Card(Lineage(base, revision), BASE, 0, "bidirectional", "mean", 512, AUTO, True, AUTO)
-    return replace(card, **_exported(place)) if isinstance(place, Path) and place.is_dir() else card
-
-
-def _exported(folder: Path) -> dict[str, Any]:
-    """What a folder for sentence-transformers or transformers, as `otherside.export` writes them, says of itself; of a
-    base model nothing.
-
-    Raises:
-        ValueError: it pools in a way that we do not know.
-    """
-    config, modules = (_json(folder / name) for name in ("config.json", "modules.json"))
-    if "is_causal" not in config:
-        return {}
-    found: dict[str, Any] = {"attention": "causal" if config["is_causal"] else "bidirectional"}
-    for module in modules:
-        kind, settings = module["type"].rpartition(".")[2], _json(folder / module["path"] / "config.json")
-        if kind == "Pooling":
-            found["pooling"] = _pooling(folder, settings)
-        if kind == "WordWeights":
-            found["pool_start"] = False
-    for file in ("tokenizer_config.json", "sentence_bert_config.json") if modules else ():
-        settings = _json(folder / file)
-        length = settings.get("max_seq_length") or settings.get("model_max_length")
-        if length and length < NO_LIMIT:
-            found["max_length"] = length
-    return found
-
-
-def _pooling(folder: Path, settings: dict[str, Any]) -> str:
-    for pooling, (name, flag) in POOLINGS.items():
-        if settings.get("pooling_mode") == name or settings.get(flag):
-            return pooling
-    raise ValueError(
-        f"an encoder of sentence-transformers must pool by {', '.join(POOLINGS)}; {folder} does otherwise. Name the "
-        "base model that it was made from."
-    )
-
-
-def _json(file: Path) -> Any:
-    return json.loads(file.read_text()) if file.is_file() else {}
+    folder = modules.downloaded(model, revision) if isinstance(place, str) else place
+    return replace(card, **modules.settings(folder)) if folder and folder.is_dir() else card
 
 
 def resolve(model: str) -> str | Path:
