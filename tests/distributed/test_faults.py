@@ -34,7 +34,7 @@ def command(
     place: Path, llama: Path, root: str, strategy: Any, stop: int, stage: str = "Supervised", **settings: Any
 ) -> list[str | Path]:
     options = {"trainer.strategy": strategy, "data.init_args.global_batch_size": 6, **EVERY_STEP, **settings}
-    config = runs.write_stage(place, stage, llama, root=root, **options)
+    config = runs.write_stage(place, stage, llama, root=root, **options).rename(place / f"{root}.yaml")
     return ["fit", "--config", config, "--trainer.max_steps", str(stop)]
 
 
@@ -96,12 +96,13 @@ def write_slowly() -> None:
     checkpoints.write_manifest = slowly
 
 
-@pytest.mark.parametrize("strategy", ["DDP", "ZeRO"])
-def test_a_checkpoint_may_take_longer_than_ranks_wait(strategy: str, place: Path, tiny_llama: Path) -> None:
-    impatient = {"class_path": f"lightning_modules.strategies.{strategy}", "init_args": {"timeout": WAIT}}
-    fit = command(place, tiny_llama, f"slow-{strategy}", impatient, 2)
-    runs.wait_ranks(runs.start_ranks(2, *fit, cwd=place, before=write_slowly))
-    assert newest(place / f"slow-{strategy}") == 2
+def test_a_checkpoint_may_take_longer_than_ranks_wait(place: Path, tiny_llama: Path) -> None:
+    ranks = []
+    for strategy in ("ddp", "zero2"):  # both at once: they sleep most of the time
+        fit = command(place, tiny_llama, f"slow-{strategy}", waiting(strategy, WAIT), 2)
+        ranks += runs.start_ranks(2, *fit, cwd=place, before=write_slowly)
+    runs.wait_ranks(ranks)
+    assert newest(place / "slow-ddp") == newest(place / "slow-zero2") == 2
 
 
 def read_slowly() -> None:
@@ -117,14 +118,14 @@ def read_slowly() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["FSDP2", "ZeRO"])
-def test_a_checkpoint_may_take_longer_to_read_than_ranks_wait(strategy: str, place: Path, tiny_llama: Path) -> None:
-    impatient = {"class_path": f"lightning_modules.strategies.{strategy}", "init_args": {"timeout": WAIT}}
-    root = f"read-{strategy}"
-    runs.run_ranks(2, *command(place, tiny_llama, root, impatient, 1), cwd=place)
-    longer = command(place, tiny_llama, root, impatient, 2)
-    runs.wait_ranks(runs.start_ranks(2, *longer, cwd=place, before=read_slowly))
-    assert newest(place / root) == 2
+def test_a_checkpoint_may_take_longer_to_read_than_ranks_wait(place: Path, tiny_llama: Path) -> None:
+    for stop, before in ((1, None), (2, read_slowly)):
+        ranks = []
+        for strategy in ("fsdp2", "zero2"):
+            fit = command(place, tiny_llama, f"read-{strategy}", waiting(strategy, WAIT), stop)
+            ranks += runs.start_ranks(2, *fit, cwd=place, before=before)
+        runs.wait_ranks(ranks)
+    assert newest(place / "read-fsdp2") == newest(place / "read-zero2") == 2
 
 
 def embed_at_their_own_pace() -> None:
@@ -140,7 +141,9 @@ def embed_at_their_own_pace() -> None:
 
 
 def test_ranks_of_a_prediction_may_drift_apart(place: Path, tiny_llama: Path) -> None:
-    settings = {"data.init_args.predict_sources": [{"path": str(place / "sentences.txt")}]}
+    few = (place / "sentences.txt").read_text().splitlines(keepends=True)[:12]  # two batches for each rank
+    (place / "few.txt").write_text("".join(few))
+    settings = {"data.init_args.predict_sources": [{"path": str(place / "few.txt")}]}
     _, _, config, *_ = command(place, tiny_llama, "drift", waiting("ddp", WAIT), 1, **settings)
     ranks = runs.start_ranks(2, "predict", "--config", config, cwd=place, before=embed_at_their_own_pace)
     runs.wait_ranks(ranks)
@@ -292,18 +295,20 @@ def start_slowly() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "zero3", "fsdp2"])
-def test_a_slow_start_is_waited_for(strategy: str, place: Path, tiny_llama: Path) -> None:
+def test_a_slow_start_is_waited_for(place: Path, tiny_llama: Path) -> None:
     """Longer than a hang; in training every group has the time-out."""
-    root = f"{strategy}-slow"
-    fit = command(place, tiny_llama, root, waiting(strategy, WAIT), 2, stage="MNTP")
-    ended = runs.wait_ranks(runs.start_ranks(2, *fit, cwd=place, before=start_slowly))
-    fetched = re.search(r"fetched at (.*)", ended[0][1])
-    for _, output in ended:
-        loads = re.search(r"loads at (.*)", output)
-        assert fetched and loads and float(loads[1]) >= float(fetched[1])  # no rank is in a collective before
-        assert set(re.findall(r"groups wait (.*)", output)) == {f"{{{WAIT:.1f}}}"}
-        assert ("1 groups" in output) == (strategy == "ddp")
+    strategies, ranks = ("ddp", "zero3", "fsdp2"), []
+    for strategy in strategies:
+        fit = command(place, tiny_llama, f"{strategy}-late", waiting(strategy, WAIT), 2, stage="MNTP")
+        ranks += runs.start_ranks(2, *fit, cwd=place, before=start_slowly)
+    said = [output for _, output in runs.wait_ranks(ranks)]
+    for strategy, first, second in zip(strategies, said[::2], said[1::2], strict=True):
+        fetched = re.search(r"fetched at (.*)", first)
+        for output in (first, second):
+            loads = re.search(r"loads at (.*)", output)
+            assert fetched and loads and float(loads[1]) >= float(fetched[1])  # no rank is in a collective before
+            assert set(re.findall(r"groups wait (.*)", output)) == {f"{{{WAIT:.1f}}}"}
+            assert ("1 groups" in output) == (strategy == "ddp")
 
 
 def test_a_failing_rank_tells_the_others(place: Path, tiny_llama: Path) -> None:
