@@ -70,6 +70,7 @@ def main(args: list[str] | None = None) -> None:
     Raises:
         SystemExit: with a status other than 0 if it fails.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # OpenMP's threads would spin on cores that others need
     arguments = sys.argv[1:] if args is None else args
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if command in ("-h", "--help"):

@@ -29,6 +29,15 @@ def test_help_says_what_positional_arguments_are(command: str, capsys: pytest.Ca
         assert f"{name} " in rest and f"{name} (required" not in rest
 
 
+@pytest.mark.parametrize(("asked", "policy"), [("", "passive"), ("active", "active")])
+def test_threads_that_wait_leave_cores_to_others(asked: str, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", asked)
+    if not asked:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    main(["--help"])
+    assert os.environ["OMP_WAIT_POLICY"] == policy
+
+
 def test_a_bare_flag_is_true(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["--json", CONFIG], [CONFIG, "--json"], [CONFIG, "--json", "true"], ["--json=true", CONFIG]):
         main(["size", *arguments, "--model", SHAPE])
