@@ -97,6 +97,7 @@ def _untie(lm: Any) -> None:
 def complete_config(path: Path, causal: bool) -> None:
     """What tells other tools which attention the weights were trained for."""
     config = json.loads(path.read_text())
+    config.pop("auto_map", None)  # code of the base's publisher, which was not run
     config["is_causal"] = causal  # transformers, sentence-transformers, vLLM
     if not causal and config["model_type"] != "gemma3_text":  # whose windows it would halve
         config["use_bidirectional_attention"] = True  # text-embeddings-inference

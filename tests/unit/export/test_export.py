@@ -1,4 +1,5 @@
 import json
+import shutil
 import stat
 import weakref
 from collections.abc import Callable
@@ -102,6 +103,17 @@ def test_config(encoder: str, tmp_path: Path) -> None:
     weights = tmp_path / "out" / "model.safetensors"
     assert not any("lora" in name or "lm_head" in name for name in load_file(weights))
     assert stat.S_IMODE(weights.stat().st_mode) & stat.S_IRGRP, "others of the group must be able to read it"
+
+
+def test_code_of_the_bases_publisher_is_not_passed_on(tiny_llama: Path, tmp_path: Path) -> None:
+    """Nor asked for, of a folder that does not have it, by those who trust it."""
+    base = shutil.copytree(tiny_llama, tmp_path / "base")
+    code = {"config.json": "modeling.Model", "tokenizer_config.json": [None, "tokenization.Fast"]}
+    for file, name in code.items():
+        content = json.loads((base / file).read_text())
+        (base / file).write_text(json.dumps({**content, "auto_map": {"AutoModel": name, "AutoTokenizer": name}}))
+    export(str(base), tmp_path / "out")
+    assert not any("auto_map" in (tmp_path / "out" / file).read_text() for file in code)
 
 
 def test_where_attention_would_be_causal_it_does_not_open(encoder: str, tmp_path: Path) -> None:
