@@ -68,7 +68,7 @@ def settings(folder: Path) -> dict[str, Any]:
                 f"an encoder of sentence-transformers must {must}; {folder} has {got}. Name the base model that it was "
                 "made from, or see docs/models.md."
             )
-    longest = min(tokenizer.get("model_max_length", NO_LIMIT), config.get("max_position_embeddings", NO_LIMIT))
+    longest = min(tokenizer.get("model_max_length") or NO_LIMIT, config.get("max_position_embeddings") or NO_LIMIT)
     return {
         "attention": attention,
         "pooling": POOLINGS[modes[0]],
@@ -111,5 +111,5 @@ def _weights(words: dict[str, Any]) -> str:
 
 def _use(use: dict[str, Any]) -> str:
     name = use.get("default_prompt_name")
-    prompted = f"default_prompt_name: {name}" if use.get("prompts", {}).get(name) else ""
+    prompted = f"default_prompt_name: {name}" if (use.get("prompts") or {}).get(name) else ""
     return f"truncate_dim: {use['truncate_dim']}" if use.get("truncate_dim") else prompted
