@@ -166,6 +166,8 @@ def _write_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, siz
     unknown = read["model"].get("unk_token")
     tokens, kinds = [f"[PAD{i}]" for i in range(size)], [gguf.TokenType.UNUSED] * size
     for token, i in tokenizer.get_vocab().items():
+        if i >= size:  # texts cannot spell it, see `tokenizer.check_fits`
+            continue
         tokens[i], kinds[i] = token, gguf.TokenType.NORMAL
         if pieces and token.startswith("<0x"):
             kinds[i] = gguf.TokenType.BYTE

@@ -38,14 +38,14 @@ def write(encoder: Encoder, folder: Path, head: bool, dtype: DTypes = "float32")
     for parameter in lm.parameters():
         parameter.data = parameter.data.float()
     complete_config(folder / "config.json", encoder.backbone.attention == "causal")
-    padding(encoder.tokenizer)
+    padding(encoder.tokenizer, lm.config.vocab_size)
     encoder.tokenizer.save_pretrained(folder)
 
 
-def padding(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make a tokenizer pad on the right, with whatever token: attention never sees it."""
+def padding(tokenizer: PreTrainedTokenizerBase, embeddings: int) -> None:
+    """Make a tokenizer pad on the right, with whatever token has an embedding: attention never sees it."""
     tokenizer.padding_side = "right"
-    if tokenizer.pad_token is None:
+    if tokenizer.pad_token is None or tokenizer.pad_token_id >= embeddings:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.convert_ids_to_tokens(0)
 
 
