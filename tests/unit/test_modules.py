@@ -92,6 +92,7 @@ def test_without_a_length_it_reads_all_that_the_model_can(published: Path) -> No
         edit(published / "config.json", max_position_embeddings=4096)
         ours = Encoder.load(published)
         assert ours.max_length == theirs(published).max_seq_length == min(length or 4096, 4096)
+        assert modules.settings(published)["max_length"] == ours.max_length  # a stage upon it takes that
         assert relative(ours.encode([MANY[-1] * 2]), theirs(published).encode([MANY[-1] * 2])) < 1e-5
 
 
@@ -114,6 +115,19 @@ def test_older_files(published: Path) -> None:
     edit(published / "tokenizer_config.json", model_max_length=None)
     assert Encoder.load(published).max_length == 32
     assert relative(Encoder.load(published).encode(MANY), theirs(published).encode(MANY)) < 1e-5
+
+
+def test_newer_words_win(published: Path) -> None:
+    edit(published / "1_Pooling" / "config.json", pooling_mode="mean", pooling_mode_lasttoken=True)
+    assert relative(Encoder.load(published).encode(MANY), theirs(published).encode(MANY)) < 1e-5
+
+
+def test_a_folder_of_transformers_says_its_attention_alone(tiny_llama: Path, tmp_path: Path) -> None:
+    """As our merged exports do."""
+    folder = shutil.copytree(tiny_llama, tmp_path / "merged")
+    for causal, attention in ((True, "causal"), (False, "bidirectional")):
+        edit(folder / "config.json", is_causal=causal)
+        assert modules.settings(folder) == {"attention": attention}
 
 
 def edit(file: Path, **more: object) -> None:
@@ -162,10 +176,10 @@ REFUSED = {
         "has auto_map of AutoTokenizer",
     ),
     "lower case": (edited("sentence_bert_config.json", do_lower_case=True), "must read texts as .* has do_lower_case"),
-    "arguments": (
-        edited("sentence_bert_config.json", processor_kwargs={"model_max_length": 32}),
-        "must read texts as .* has processor_kwargs",
-    ),
+    **{
+        name: (edited("sentence_bert_config.json", **{name: {"a": 1}}), f"must read texts as .* has {name}")
+        for name in modules.UNREAD[1:]
+    },
     "beginnings are cut": (
         edited("tokenizer_config.json", truncation_side="left"),
         "must cut texts at their end; .* has truncation_side: left",
