@@ -11,8 +11,9 @@ from huggingface_hub import constants
 
 from otherside import llm2vec, modules, weights
 
-COMMIT, REVISION = "0" * 40, "v1"  # of all models, and the only name of it beside main
-FILES = {  # of org/embedder; org/llama has none of those that are asked for
+REVISION = "v1"
+COMMITS = {"main": "0" * 40, REVISION: "1" * 40}  # of all models
+FILES = {  # of org/embedder since v1; org/llama has none of those that are asked for
     "modules.json": [
         {"path": "", "type": "sentence_transformers.models.Transformer"},
         {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
@@ -33,24 +34,25 @@ class Hub(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        content, error = self.found(self.path.partition("?")[0])
+        _, *parts = self.path.partition("?")[0].removeprefix("/api/models").split("/", 5)
+        commit = COMMITS.get(parts[3], parts[3])
+        content, error = self.found(parts, commit)
         self.send_response(404 if error else 200)
-        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Repo-Commit", commit)
         self.send_header("X-Error-Code" if error else "ETag", error or f'"{hash(content)}"')
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(content)
 
-    def found(self, path: str) -> tuple[bytes, str]:
-        _, *parts = path.removeprefix("/api/models").split("/", 5)
+    def found(self, parts: list[str], commit: str) -> tuple[bytes, str]:
         if parts[:2] not in (["org", "embedder"], ["org", "llama"]):
             return b"", "RepoNotFound"
-        if parts[3] not in ("main", REVISION, COMMIT):
+        if commit not in COMMITS.values():
             return b"", "RevisionNotFound"
-        files = FILES if parts[1] == "embedder" else {}
+        files = FILES if parts[1] == "embedder" and commit == COMMITS[REVISION] else {}
         if parts[2] == "revision":
-            return json.dumps({"id": "/".join(parts[:2]), "sha": COMMIT, "siblings": []}).encode(), ""
+            return json.dumps({"id": "/".join(parts[:2]), "sha": commit, "siblings": []}).encode(), ""
         if parts[2] == "tree":
             return json.dumps([{"type": "file", "path": f, "size": 9, "oid": f} for f in files]).encode(), ""
         return (json.dumps(files[parts[4]]).encode(), "") if parts[4] in files else (b"", "EntryNotFound")
@@ -90,12 +92,13 @@ def stop(server: ThreadingHTTPServer) -> None:
 def test_an_encoder_is_opened_by_all_that_it_says_without_its_code(hub: ThreadingHTTPServer, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="truncate_dim: 16"):
         weights.card_of("org/embedder", REVISION)
-    [folder] = (tmp_path / "models--org--embedder" / "snapshots").iterdir()
+    folder = tmp_path / "models--org--embedder" / "snapshots" / COMMITS[REVISION]
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert found == FILES.keys() - {"modeling.py"}
     (folder / "config_sentence_transformers.json").unlink()
     card = weights.card_of("org/embedder", REVISION)
     assert (card.attention, card.pooling, card.max_length) == ("bidirectional", "last_token", 200)
+    assert weights.card_of("org/embedder").pooling == "mean", "its main was a base model yet"
 
 
 def test_a_hub_that_does_not_answer_is_no_base_model(hub: ThreadingHTTPServer) -> None:
