@@ -54,6 +54,16 @@ def test_llama_cpp_gives_the_same_vectors(
         assert relative(prompted, ours.encode(TEXTS, instruction="Find this:\n")) < 1e-4
 
 
+def test_a_text_may_have_all_of_the_length(tiny_llama: Path, tmp_path: Path) -> None:
+    """llama.cpp rounds its context up to 256 tokens, of which it wants one more than the text has."""
+    folder = trained(tiny_llama, tmp_path / "encoder", "last_token")
+    card = json.loads((tmp_path / "encoder" / "encoder.json").read_text())
+    (tmp_path / "encoder" / "encoder.json").write_text(json.dumps({**card, "max_length": 256}))
+    export(folder, tmp_path / "out", kind="gguf")
+    text = ["One long text that has to be cut. " * 60]
+    assert relative(embed(tmp_path / "out", text, 256), Encoder.load(folder).encode(text)) < 1e-4
+
+
 def words(pattern: str) -> Any:
     bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), bytewise])
