@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 
 def snapshot(model: str, revision: str | None, mark: str, files: Sequence[str]) -> Path | None:
@@ -20,15 +22,25 @@ def snapshot(model: str, revision: str | None, mark: str, files: Sequence[str]) 
     Raises:
         FileNotFoundError: the hub did not answer.
     """
-    from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, snapshot_download, try_to_load_from_cache
+    from huggingface_hub.errors import (
+        HFValidationError,
+        OfflineModeIsEnabled,
+        RemoteEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         hf_hub_download(model, mark, revision=revision)
-    except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):
+    except (RemoteEntryNotFoundError, RepositoryNotFoundError, HFValidationError):
         return None
     except OSError as error:  # taken for a base, an encoder would be another model, on one rank perhaps
-        raise FileNotFoundError(f"backbone.model must be here or on the hub; {model}: {error}") from error
+        said = try_to_load_from_cache(model, mark, revision=revision)
+        if isinstance(error.__cause__, OfflineModeIsEnabled) or said is _CACHED_NO_EXIST:
+            return None
+        raise FileNotFoundError(
+            f"backbone.model must be here or on the hub; {model}: {error} Without a network set HF_HUB_OFFLINE=1."
+        ) from error
     return Path(snapshot_download(model, revision=revision, allow_patterns=list(files)))
 
 
@@ -46,3 +58,11 @@ def downloaded(name: str, revision: str | None) -> str | None:
     with suppress(LocalEntryNotFoundError):
         return snapshot_download(name, repo_type="dataset", revision=revision, local_files_only=True)
     return None
+
+
+def read_json(path: Path) -> Any:
+    """Content of a file; nothing where there is none."""
+    try:
+        return json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} must be JSON; {error}. Download it again.") from error

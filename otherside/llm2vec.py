@@ -8,13 +8,12 @@ model; those of SimCSE and of supervised training on the base with MNTP's merged
 
 from __future__ import annotations
 
-import json
 import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from otherside.hub import snapshot
+from otherside.hub import read_json, snapshot
 from otherside.lineage import ADAPTER_WEIGHTS, OWN, Card, Lineage
 from otherside.template import Template
 
@@ -69,14 +68,15 @@ def card(folder: Path) -> Card:
         "doc_max_length": 400,
         "skip_instruction": True,
     }
-    settings |= _json(folder / SETTINGS)
+    settings |= read_json(folder / SETTINGS)
     pooling, skip = settings["pooling_mode"], settings["skip_instruction"]
     if pooling not in POOLINGS or not skip:
         raise ValueError(
             f"{folder / SETTINGS} must have a pooling_mode of {', '.join(POOLINGS)}, and skip_instruction true; got "
             f"{pooling!r} and {skip}. We have no pooling that equals it: use another model."
         )
-    names = (_json(first / CONFIG).get("_name_or_path"), lineage.base)  # the package asks for either: here, on the hub
+    # The package asks for either: here, on the hub
+    names = (read_json(first / CONFIG).get("_name_or_path"), lineage.base)
     template = Template(next((FORMS[name] for name in names if name in FORMS), PLAIN), settings["doc_max_length"])
     return Card(
         lineage, stage_of(folder), 0, "bidirectional", pooling, settings["max_length"], OWN, False, None, template
@@ -99,7 +99,7 @@ def stage_of(folder: Path) -> str:
 
 def _lineage(folder: Path) -> Lineage:
     """Of the adapter in `folder`."""
-    settings = _json(folder / ADAPTER)
+    settings = read_json(folder / ADAPTER)
     _check(folder, settings)
     base, revision = settings.get("base_model_name_or_path"), settings.get("revision")
     if not base:
@@ -159,11 +159,3 @@ def _check(folder: Path, settings: dict[str, Any]) -> None:
             "code, and is not read: take a revision with safetensors, or save it again by PEFT's save_pretrained, "
             "where you trust it."
         )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """Content of a file; nothing where there is none."""
-    try:
-        return json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError as error:
-        raise ValueError(f"{path} must be JSON; {error}. Download it again.") from error

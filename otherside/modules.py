@@ -4,28 +4,34 @@ beside it.
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from otherside.hub import snapshot
+from otherside.hub import read_json, snapshot
 from otherside.lineage import OWN
 
-MODULES, CONFIG, TOKENIZER, LENGTH = "modules.json", "config.json", "tokenizer_config.json", "sentence_bert_config.json"
+MODULES, CONFIG, TOKENIZER = "modules.json", "config.json", "tokenizer_config.json"
+READING, USE = "sentence_bert_config.json", "config_sentence_transformers.json"
+LIBRARY = "sentence_transformers."  # whose modules we know; a type of another place is code of the encoder's own
 KINDS = ("Transformer", "Pooling", "Normalize", "WordWeights")
 POOLINGS = {  # as sentence-transformers calls them since 6, and before
-    "mean": ("mean", "pooling_mode_mean_tokens"),
-    "weighted_mean": ("weightedmean", "pooling_mode_weightedmean_tokens"),
-    "last_token": ("lasttoken", "pooling_mode_lasttoken"),
+    "mean": "mean",
+    "pooling_mode_mean_tokens": "mean",
+    "weightedmean": "weighted_mean",
+    "pooling_mode_weightedmean_tokens": "weighted_mean",
+    "lasttoken": "last_token",
+    "pooling_mode_lasttoken": "last_token",
 }
+UNREAD = ("do_lower_case", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs", "processing_kwargs")
+NO_WEIGHT = 1e-6
 NO_LIMIT = 1_000_000  # tokens; transformers writes 1e30 where there is none
 
 
 @lru_cache
 def downloaded(model: str, revision: str | None = None) -> Path | None:
     """Where the settings of an encoder on the hub are now; None where `model` is none, or cannot be asked for."""
-    return snapshot(model, revision, MODULES, [MODULES, CONFIG, TOKENIZER, LENGTH, "*/config.json"])
+    return snapshot(model, revision, MODULES, [MODULES, CONFIG, TOKENIZER, READING, USE, "*/config.json"])
 
 
 def settings(folder: Path) -> dict[str, Any]:
@@ -35,44 +41,75 @@ def settings(folder: Path) -> dict[str, Any]:
     `instruction`, and vectors are normalised where `encode` is told to.
 
     Raises:
-        ValueError: it does something that we do not, such as another pooling.
+        ValueError: it does something that we do not, such as another pooling, or has code of its own.
     """
-    config, modules = _json(folder / CONFIG), _json(folder / MODULES)
+    config, modules = read_json(folder / CONFIG), read_json(folder / MODULES)
     if not modules and "is_causal" not in config:
         return {}
-    found: dict[str, Any] = {"attention": "causal" if config.get("is_causal", True) else "bidirectional"}
-    for module in modules:
-        kind, own = module["type"].rpartition(".")[2], _json(folder / module["path"] / CONFIG)
-        if kind not in KINDS:
-            raise ValueError(_refusal(folder, f"consist of {', '.join(KINDS)}", kind))
-        if kind == "Pooling":
-            found["pooling"] = _pooling(folder, own)
-        if kind == "WordWeights":
-            found["pool_start"] = False
+    attention = "causal" if config.get("is_causal", True) else "bidirectional"
     if not modules:
-        return found
-    for file in (TOKENIZER, LENGTH):
-        own = _json(folder / file)
-        length = own.get("max_seq_length") or own.get("model_max_length")
-        if length and length < NO_LIMIT:
-            found["max_length"] = length
-    return {**found, "start_token": OWN}
+        return {"attention": attention}
+    own = {_kind(module["type"]): read_json(folder / module["path"] / CONFIG) for module in modules}
+    tokenizer, reading = read_json(folder / TOKENIZER), read_json(folder / READING)
+    modes = _modes(own.get("Pooling", {}))
+    unlike = {
+        f"consist of {', '.join(KINDS)}": ", ".join(kind for kind in own if kind not in KINDS),
+        f"pool by {', '.join(dict.fromkeys(POOLINGS.values()))}": _others(modes),
+        "have no code of its own, which is never run": _code(config, tokenizer),
+        "give tokens a weight of 1, or none": _weights(own.get("WordWeights", {})),
+        "normalise no tokens": own.get("Normalize", {}).get("module_output_name") == "token_embeddings" and "Normalize",
+        "read texts as its model and tokenizer do": ", ".join(name for name in UNREAD if reading.get(name)),
+        "cut texts at their end": tokenizer.get("truncation_side") == "left" and "truncation_side: left",
+        "give whole vectors of texts as they are": _use(read_json(folder / USE)),
+    }
+    for must, got in unlike.items():
+        if got:
+            raise ValueError(
+                f"an encoder of sentence-transformers must {must}; {folder} has {got}. Name the base model that it was "
+                "made from, or see docs/models.md."
+            )
+    longest = min(tokenizer.get("model_max_length") or NO_LIMIT, config.get("max_position_embeddings") or NO_LIMIT)
+    return {
+        "attention": attention,
+        "pooling": POOLINGS[modes[0]],
+        "pool_start": "WordWeights" not in own,
+        "max_length": reading.get("max_seq_length") or longest,
+        "start_token": OWN,
+    }
 
 
-def _pooling(folder: Path, own: dict[str, Any]) -> str:
-    for pooling, (name, flag) in POOLINGS.items():
-        if own.get("pooling_mode") == name or own.get(flag):
-            return pooling
-    others = [name for name, value in own.items() if name.startswith("pooling_mode") and value]
-    raise ValueError(_refusal(folder, f"pool by {', '.join(POOLINGS)}", own.get("pooling_mode") or ", ".join(others)))
+def _kind(name: str) -> str:
+    """A module's class, with its place if that is not the library's."""
+    return name.rpartition(".")[2] if name.startswith(LIBRARY) else name
 
 
-def _refusal(folder: Path, must: str, got: str) -> str:
-    return (
-        f"an encoder of sentence-transformers must {must}; {folder} has {got or 'no pooling'}. Name the base model "
-        "that it was made from."
-    )
+def _modes(pooling: dict[str, Any]) -> list[str]:
+    """How vectors are pooled, in the library's words; several are put one behind the other."""
+    flags = [name for name, value in pooling.items() if name.startswith("pooling_mode_") and value is True]
+    modes = pooling.get("pooling_mode", flags)
+    return [modes] if isinstance(modes, str) else modes
 
 
-def _json(file: Path) -> Any:
-    return json.loads(file.read_text()) if file.is_file() else {}
+def _others(modes: list[str]) -> str:
+    if len(modes) == 1 and modes[0] in POOLINGS:
+        return ""
+    return " and ".join(modes) or "no pooling"
+
+
+def _code(config: dict[str, Any], tokenizer: dict[str, Any]) -> str:
+    """What the library runs where it is told to trust it: often other attention, of which config.json says nothing."""
+    found = [("AutoModel", config), ("AutoTokenizer", tokenizer)]
+    return ", ".join(f"auto_map of {name}" for name, file in found if name in file.get("auto_map", ()))
+
+
+def _weights(words: dict[str, Any]) -> str:
+    """Ours tell the start token from all others, see `otherside.export.sentence_transformers`."""
+    plain = words.get("unknown_word_weight", 1) == 1
+    light = all(weight < NO_WEIGHT for weight in words.get("word_weights", {}).values())
+    return "" if plain and light else "WordWeights of words"
+
+
+def _use(use: dict[str, Any]) -> str:
+    name = use.get("default_prompt_name")
+    prompted = f"default_prompt_name: {name}" if (use.get("prompts") or {}).get(name) else ""
+    return f"truncate_dim: {use['truncate_dim']}" if use.get("truncate_dim") else prompted

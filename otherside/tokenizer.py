@@ -64,6 +64,7 @@ def load_tokenizer(
             f"backbone.model must have a fast tokenizer (tokenizer.json), which knows where words are; that of {model} "
             f"is a {type(tokenizer).__name__}"
         )
+    tokenizer.init_kwargs.pop("auto_map", None)  # its publisher's code, which was not run, is not saved with it
     tokenizer.truncation_side = "right"  # what is cut is a text's end, never its instruction
     set_template(tokenizer, card.template)
     start_token = card.start_token if start_token == AUTO else start_token

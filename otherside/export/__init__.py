@@ -67,7 +67,7 @@ def export(
     with atomic_folder(out) as work:
         with saying(f"opening {encoder}"):
             loaded = Encoder.load(encoder)
-        _check_template(loaded, kind)
+        _check_reading(loaded, kind)
         card = card_of(encoder)
         prompts = card.prompts if prompts is None else prompts
         tool, small = TOOLS.get(kind, (None, ()))
@@ -144,10 +144,15 @@ def _check_dtype(kind: Kind, dtype: Precision) -> None:
         raise ValueError(f"--dtype must be one of {', '.join(allowed)} with --kind={kind}; got {dtype}")
 
 
-def _check_template(encoder: Encoder, kind: Kind) -> None:
+def _check_reading(encoder: Encoder, kind: Kind) -> None:
     template = template_of(encoder.tokenizer)
     if kind != "merged" and template is not None:
         raise ValueError(
             f"{kind} must read texts as the encoder does, and cannot put them into its template, "
             f"{template.form!r}. Use --kind=merged, and put the template around texts yourself."
+        )
+    if kind in TOOLS and not encoder.tokenizer.split_special_tokens:
+        raise ValueError(
+            f"{kind} must read texts as the encoder does, to which what spells a special token is that token: it was "
+            "made for sentence-transformers. Use --kind=sentence-transformers."
         )

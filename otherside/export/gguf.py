@@ -164,8 +164,16 @@ def _write_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, siz
     merges = [m if isinstance(m, list) else m.split(" ") for m in read["model"]["merges"]]
     special = {token["id"]: token["special"] for token in read["added_tokens"]}
     unknown = read["model"].get("unk_token")
+    added = [token["content"] for token in read["added_tokens"] if not token["special"]]
+    if pieces and added and prepends_space(read):
+        raise ValueError(
+            f"--kind=gguf takes tokenizers of SentencePiece without added tokens that texts may spell, behind which "
+            f"llama.cpp puts a space; this one has {added[0]!r}. Export --kind=onnx."
+        )
     tokens, kinds = [f"[PAD{i}]" for i in range(size)], [gguf.TokenType.UNUSED] * size
     for token, i in tokenizer.get_vocab().items():
+        if i >= size:  # texts cannot spell it, see `tokenizer.check_fits`
+            continue
         tokens[i], kinds[i] = token, gguf.TokenType.NORMAL
         if pieces and token.startswith("<0x"):
             kinds[i] = gguf.TokenType.BYTE

@@ -38,14 +38,14 @@ def write(encoder: Encoder, folder: Path, head: bool, dtype: DTypes = "float32")
     for parameter in lm.parameters():
         parameter.data = parameter.data.float()
     complete_config(folder / "config.json", encoder.backbone.attention == "causal")
-    padding(encoder.tokenizer)
+    padding(encoder.tokenizer, lm.config.vocab_size)
     encoder.tokenizer.save_pretrained(folder)
 
 
-def padding(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make a tokenizer pad on the right, with whatever token: attention never sees it."""
+def padding(tokenizer: PreTrainedTokenizerBase, embeddings: int) -> None:
+    """Make a tokenizer pad on the right, with whatever token has an embedding: attention never sees it."""
     tokenizer.padding_side = "right"
-    if tokenizer.pad_token is None:
+    if tokenizer.pad_token is None or tokenizer.pad_token_id >= embeddings:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.convert_ids_to_tokens(0)
 
 
@@ -97,6 +97,7 @@ def _untie(lm: Any) -> None:
 def complete_config(path: Path, causal: bool) -> None:
     """What tells other tools which attention the weights were trained for."""
     config = json.loads(path.read_text())
+    config.pop("auto_map", None)  # code of the base's publisher, which was not run
     config["is_causal"] = causal  # transformers, sentence-transformers, vLLM
     if not causal and config["model_type"] != "gemma3_text":  # whose windows it would halve
         config["use_bidirectional_attention"] = True  # text-embeddings-inference

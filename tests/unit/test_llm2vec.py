@@ -12,7 +12,6 @@ import pytest
 import runs
 import torch
 from conftest import SENTENCES
-from huggingface_hub.errors import EntryNotFoundError
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from tiny import load, train_a_little
@@ -20,7 +19,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from lightning_modules import Supervised, identity
 from lightning_modules.sizing.shape import read_shape
-from otherside import llm2vec, modules, weights
+from otherside import llm2vec, weights
 from otherside.adapters import Lora, SavedAdapter
 from otherside.backbone import Backbone, BackboneConfig
 from otherside.encoder import Encoder
@@ -248,22 +247,6 @@ class TestChain:
         assert asked["revision"] == "v1"
         assert not any(name.endswith((".py", ".bin")) or name == "*" for name in asked["allow_patterns"])
         llm2vec.downloaded.cache_clear()
-
-    def test_a_hub_that_does_not_answer_is_no_base_model(self, monkeypatch):
-        broken, none = ConnectionError("reset by peer"), EntryNotFoundError("none")
-        answers = iter([broken, none, broken, none])  # for its adapter, which is asked for again, and modules.json
-
-        def ask(*args, **options):
-            raise next(answers)
-
-        monkeypatch.setattr("huggingface_hub.hf_hub_download", ask)
-        llm2vec.downloaded.cache_clear()
-        for _ in range(2):
-            with pytest.raises(FileNotFoundError, match=r"org/llama: reset by peer"):
-                weights.card_of("org/llama")
-        assert weights.card_of("org/llama").stage == "base"
-        llm2vec.downloaded.cache_clear()
-        modules.downloaded.cache_clear()
 
 
 class TestRefused:

@@ -2,17 +2,19 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from exports import TEXTS, relative
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.models import Normalize, Pooling, Transformer
+from sentence_transformers.models import Normalize, Pooling, Transformer, WordWeights
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from otherside import modules, weights
 from otherside.encoder import Encoder
+from otherside.export import export
 
 MANY = [*TEXTS, "One long text that has to be cut. " * 30]
 
@@ -63,6 +65,14 @@ def test_it_can_be_told_otherwise(published: Path) -> None:
     assert opened.tokenizer("Rain.")["input_ids"][0] == 0
 
 
+def test_it_is_exported_to_what_reads_texts_alike(published: Path, tmp_path: Path) -> None:
+    export(str(published), tmp_path / "out")
+    assert relative(theirs(tmp_path / "out").encode(MANY), theirs(published).encode(MANY)) < 1e-5
+    for kind in ("onnx", "gguf"):
+        with pytest.raises(ValueError, match=f"{kind} must read texts as .* Use --kind=sentence-transformers"):
+            export(str(published), tmp_path / kind, kind=kind)
+
+
 def test_on_the_hub(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cached = tmp_path / "hub" / "models--someone--embedder"
     shutil.copytree(published, cached / "snapshots" / ("0" * 40))
@@ -76,18 +86,142 @@ def test_on_the_hub(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     modules.downloaded.cache_clear()
 
 
-@pytest.mark.parametrize(
-    ("kind", "said"),
-    [
-        ("sentence_transformers.models.Dense", "must consist of Transformer, Pooling.* has Dense"),
-        ("sentence_transformers.models.Pooling", "must pool by mean, weighted_mean, last_token; .* has cls"),
-    ],
-)
-def test_what_we_do_not_compute_is_refused(kind: str, said: str, published: Path) -> None:
-    file = published / "modules.json"
-    content = json.loads(file.read_text())
-    (published / content[-1]["path"] / "config.json").write_text(json.dumps({"pooling_mode": "cls"}))
-    content[-1]["type"] = kind
-    file.write_text(json.dumps(content))
+def test_without_a_length_it_reads_all_that_the_model_can(published: Path) -> None:
+    for length in (10**30, None, 300):
+        edit(published / "tokenizer_config.json", model_max_length=length)
+        edit(published / "config.json", max_position_embeddings=4096)
+        ours = Encoder.load(published)
+        assert ours.max_length == theirs(published).max_seq_length == min(length or 4096, 4096)
+        assert modules.settings(published)["max_length"] == ours.max_length  # a stage upon it takes that
+        assert relative(ours.encode([MANY[-1] * 2]), theirs(published).encode([MANY[-1] * 2])) < 1e-5
+
+
+@pytest.mark.parametrize("pooling", ["mean", "lasttoken"])
+def test_with_open_attention_and_its_start_token_as_trained(
+    pooling: str, tiny_llama_sink: Path, tmp_path: Path
+) -> None:
+    folder = made(tiny_llama_sink, tmp_path / "published", pooling)
+    edit(folder / "config.json", is_causal=False)
+    ours = Encoder.load(folder)
+    assert (ours.backbone.attention, ours.backbone.sink) == ("bidirectional", None)
+    assert relative(ours.encode(MANY), theirs(folder).encode(MANY)) < 1e-5
+
+
+def test_older_files(published: Path) -> None:
+    content = {"word_embedding_dimension": 64, "pooling_mode_cls_token": False, "pooling_mode_lasttoken": True}
+    (published / "1_Pooling" / "config.json").write_text(json.dumps(content))
+    (published / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 32, "do_lower_case": False}))
+    (published / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {"query": "Find: "}}))
+    edit(published / "tokenizer_config.json", model_max_length=None)
+    assert Encoder.load(published).max_length == 32
+    assert relative(Encoder.load(published).encode(MANY), theirs(published).encode(MANY)) < 1e-5
+
+
+def test_newer_words_win(published: Path) -> None:
+    edit(published / "1_Pooling" / "config.json", pooling_mode="mean", pooling_mode_lasttoken=True)
+    assert relative(Encoder.load(published).encode(MANY), theirs(published).encode(MANY)) < 1e-5
+
+
+def test_a_folder_of_transformers_says_its_attention_alone(tiny_llama: Path, tmp_path: Path) -> None:
+    """As our merged exports do."""
+    folder = shutil.copytree(tiny_llama, tmp_path / "merged")
+    for causal, attention in ((True, "causal"), (False, "bidirectional")):
+        edit(folder / "config.json", is_causal=causal)
+        assert modules.settings(folder) == {"attention": attention}
+
+
+def edit(file: Path, **more: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | more))
+
+
+def renamed(number: int, name: str) -> Callable[[Path], None]:
+    """With another type of module."""
+
+    def change(folder: Path) -> None:
+        content = json.loads((folder / "modules.json").read_text())
+        content[number]["type"] = name
+        (folder / "modules.json").write_text(json.dumps(content))
+
+    return change
+
+
+def edited(file: str, **more: object) -> Callable[[Path], None]:
+    return lambda folder: edit(folder / file, **more)
+
+
+def older(**flags: bool) -> Callable[[Path], None]:
+    return lambda folder: (folder / "1_Pooling" / "config.json").write_text(json.dumps(flags)) and None
+
+
+REFUSED = {
+    "another module": (renamed(1, "sentence_transformers.models.Dense"), "must consist of Transformer, .* has Dense"),
+    "its own module": (
+        renamed(0, "custom_st.Transformer"),
+        "must consist of Transformer, .* has custom_st.Transformer",
+    ),
+    "no pooling": (renamed(1, "sentence_transformers.models.Normalize"), "must pool by mean, .* has no pooling"),
+    "no flag": (older(pooling_mode_mean_tokens=False), "has no pooling"),
+    "cls": (edited("1_Pooling/config.json", pooling_mode="cls"), "mean, weighted_mean, last_token; .* has cls"),
+    "two": (edited("1_Pooling/config.json", pooling_mode=["mean", "lasttoken"]), "has mean and lasttoken"),
+    "two flags": (
+        older(pooling_mode_cls_token=True, pooling_mode_mean_tokens=True),
+        "has pooling_mode_cls_token and pooling_mode_mean_tokens",
+    ),
+    "its own model": (
+        edited("config.json", auto_map={"AutoModel": "modeling.Model"}),
+        "must have no code of its own.* has auto_map of AutoModel",
+    ),
+    "its own tokenizer": (
+        edited("tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenization.T", "tokenization.Fast"]}),
+        "has auto_map of AutoTokenizer",
+    ),
+    "lower case": (edited("sentence_bert_config.json", do_lower_case=True), "must read texts as .* has do_lower_case"),
+    **{
+        name: (edited("sentence_bert_config.json", **{name: {"a": 1}}), f"must read texts as .* has {name}")
+        for name in modules.UNREAD[1:]
+    },
+    "beginnings are cut": (
+        edited("tokenizer_config.json", truncation_side="left"),
+        "must cut texts at their end; .* has truncation_side: left",
+    ),
+    "cut vectors": (edited("config_sentence_transformers.json", truncate_dim=16), "whole vectors .*truncate_dim: 16"),
+    "a prompt": (
+        edited("config_sentence_transformers.json", prompts={"query": "Find: "}, default_prompt_name="query"),
+        "texts as they are; .* has default_prompt_name: query",
+    ),
+    "no JSON": (lambda folder: (folder / "modules.json").write_text("["), "modules.json must be JSON"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_we_do_not_compute_is_refused(what: str, published: Path) -> None:
+    change, said = REFUSED[what]
+    change(published)
     with pytest.raises(ValueError, match=said):
         Encoder.load(published)
+
+
+def test_weights_of_words_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    vocabulary = AutoTokenizer.from_pretrained(tiny_llama).get_vocab()
+    words = sorted(vocabulary, key=vocabulary.__getitem__)
+    for number, weights_of in enumerate((WordWeights(words, {"a": 5.0}), WordWeights(words, {}, 0.5))):
+        llama = Transformer(str(tiny_llama))
+        folder = tmp_path / str(number)
+        pool = Pooling(llama.get_embedding_dimension(), "mean")
+        SentenceTransformer(modules=[llama, weights_of, pool], device="cpu").save(str(folder))
+        with pytest.raises(ValueError, match=r"must give tokens a weight of 1, or none; .* has WordWeights of words"):
+            Encoder.load(folder)
+
+
+def test_normalised_tokens_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    llama, tokens = Transformer(str(tiny_llama)), Normalize("token_embeddings")
+    pool = Pooling(llama.get_embedding_dimension(), "mean")
+    SentenceTransformer(modules=[llama, tokens, pool], device="cpu").save(str(tmp_path / "published"))
+    with pytest.raises(ValueError, match="must normalise no tokens"):
+        Encoder.load(tmp_path / "published")
+
+
+def test_a_prompt_by_default_that_is_empty_is_none(published: Path) -> None:
+    for prompts in ({"query": "Find: ", "document": ""}, None):
+        edit(published / "config_sentence_transformers.json", prompts=prompts, default_prompt_name="document")
+        assert modules.settings(published)["pooling"] == "last_token"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,16 @@ from otherside.encoder import Encoder
 from otherside.lineage import CARD
 from otherside.mntp import Masking
 from otherside.pooling import weights
-from otherside.tokenizer import default_start, digest, load_tokenizer, set_start, special_ids, start_id, start_name
+from otherside.tokenizer import (
+    check_fits,
+    default_start,
+    digest,
+    load_tokenizer,
+    set_start,
+    special_ids,
+    start_id,
+    start_name,
+)
 
 BYTES = {letter: i for i, letter in enumerate(sorted(ByteLevel.alphabet()))}
 PIECES = {letter: i + 3 for i, letter in enumerate(sorted({"▁", *"".join(SENTENCES), *"<|>_/0x"}))}
@@ -205,6 +215,49 @@ def test_masks_never_touch_it(family: tuple[Path, str]) -> None:
     assert (labels[started] == -100).all()
     assert torch.equal(hidden.input_ids[started], packed.input_ids[started])
     assert (labels[packed.borders[:-1] + 1] != -100).any(), "the first word can be hidden: the start token precedes it"
+
+
+class TestBase:
+    def test_it_is_cut_at_the_end_whatever_it_says(self, tiny_llama: Path, tmp_path: Path) -> None:
+        """By who opens it after us, too."""
+        folder = shutil.copytree(tiny_llama, tmp_path / "base")
+        content = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps({**content, "truncation_side": "left"}))
+        tokenizer = load_tokenizer(str(folder))
+        read = tokenizer("Rain and snow.", truncation=True, max_length=3)["input_ids"]
+        assert read == tokenizer("Rain and snow.")["input_ids"][:3]
+
+    def test_its_digest_is_the_same_whatever_it_was_used_for(self, tiny_llama: Path) -> None:
+        tokenizer = load_tokenizer(str(tiny_llama))
+        before = digest(tokenizer)
+        tokenizer(["Rain.", "Snow fell."], truncation=True, max_length=3, padding=True)
+        assert digest(tokenizer) == before
+        tokenizer.eos_token = "<s>"
+        assert digest(tokenizer) != before
+
+    def test_one_that_does_not_know_where_words_are_is_refused(self, tiny_llama: Path, tmp_path: Path) -> None:
+        folder = shutil.copytree(tiny_llama, tmp_path / "base")
+        (folder / "tokenizer.json").unlink()
+        (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ByT5Tokenizer"}))
+        with pytest.raises(ValueError, match=r"must have a fast tokenizer .* is a ByT5Tokenizer"):
+            load_tokenizer(str(folder))
+
+    @pytest.mark.parametrize("use", ["eos_token", "start_token", "text", None])
+    def test_a_token_without_an_embedding_must_stand_in_no_text(
+        self, use: str | None, tiny_llama: Path, tmp_path: Path
+    ) -> None:
+        folder = shutil.copytree(tiny_llama, tmp_path / "base")
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.add_tokens(["[NEW]"], special_tokens=use != "text")
+        if use == "eos_token":
+            tokenizer.eos_token = "[NEW]"
+        tokenizer.save_pretrained(folder)
+        opened = load_tokenizer(str(folder), start_token="[NEW]" if use == "start_token" else "<s>")
+        if use is None:
+            check_fits(opened, 400)
+            return
+        with pytest.raises(ValueError, match=r"has 401 tokens, the model 400 embeddings: none for '\[NEW\]'"):
+            check_fits(opened, 400)
 
 
 class TestFolder:

@@ -1,4 +1,5 @@
 import json
+import shutil
 import stat
 import weakref
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from otherside import export as module
 from otherside.encoder import Encoder
-from otherside.export import ParityError, Reference, check_parity, export, write
+from otherside.export import Kind, ParityError, Reference, check_parity, export, write
 from otherside.pooling import Pooling
 
 
@@ -102,6 +103,27 @@ def test_config(encoder: str, tmp_path: Path) -> None:
     weights = tmp_path / "out" / "model.safetensors"
     assert not any("lora" in name or "lm_head" in name for name in load_file(weights))
     assert stat.S_IMODE(weights.stat().st_mode) & stat.S_IRGRP, "others of the group must be able to read it"
+
+
+@pytest.mark.parametrize("kind", ["sentence-transformers", "onnx", "gguf"])
+def test_a_padding_token_without_an_embedding_pads_nothing(kind: Kind, tiny_llama: Path, tmp_path: Path) -> None:
+    """As of many Llamas, to whose tokenizer alone one was added."""
+    base = shutil.copytree(tiny_llama, tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(base)
+    export(str(base), tmp_path / "out", kind=kind)
+
+
+def test_code_of_the_bases_publisher_is_not_passed_on(tiny_llama: Path, tmp_path: Path) -> None:
+    """Nor asked for, of a folder that does not have it, by those who trust it."""
+    base = shutil.copytree(tiny_llama, tmp_path / "base")
+    code = {"config.json": "modeling.Model", "tokenizer_config.json": [None, "tokenization.Fast"]}
+    for file, name in code.items():
+        content = json.loads((base / file).read_text())
+        (base / file).write_text(json.dumps({**content, "auto_map": {"AutoModel": name, "AutoTokenizer": name}}))
+    export(str(base), tmp_path / "out")
+    assert not any("auto_map" in (tmp_path / "out" / file).read_text() for file in code)
 
 
 def test_where_attention_would_be_causal_it_does_not_open(encoder: str, tmp_path: Path) -> None:

@@ -54,6 +54,16 @@ def test_llama_cpp_gives_the_same_vectors(
         assert relative(prompted, ours.encode(TEXTS, instruction="Find this:\n")) < 1e-4
 
 
+def test_a_text_may_have_all_of_the_length(tiny_llama: Path, tmp_path: Path) -> None:
+    """llama.cpp rounds its context up to 256 tokens, of which it wants one more than the text has."""
+    folder = trained(tiny_llama, tmp_path / "encoder", "last_token")
+    card = json.loads((tmp_path / "encoder" / "encoder.json").read_text())
+    (tmp_path / "encoder" / "encoder.json").write_text(json.dumps({**card, "max_length": 256}))
+    export(folder, tmp_path / "out", kind="gguf")
+    text = ["One long text that has to be cut. " * 60]
+    assert relative(embed(tmp_path / "out", text, 256), Encoder.load(folder).encode(text)) < 1e-4
+
+
 def words(pattern: str) -> Any:
     bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), bytewise])
@@ -107,12 +117,15 @@ MORE = [
     "Ünïcödé 東京 👩‍🔬 x",
     "x" * 30,
     "a\u00a0b\t\tc",
+    "a <tool>b <s>c",
 ]
 
 
 @pytest.mark.parametrize("name", [*CUTS, "pieces"])
 def test_texts_are_read_alike(name: str, tmp_path: Path) -> None:
     raw = pieces() if name == "pieces" else bytewise(CUTS[name])
+    if name != "pieces":
+        raw.add_tokens(["<tool>"])  # which texts may spell, unlike special ones
     export(str(base(tmp_path / "base", raw)), tmp_path / "out", kind="gguf")
     ours, texts = Encoder.load(tmp_path / "base").tokenizer, [*MANY[:-1], *MORE]
     found, _ = llama_cpp.embed(tmp_path / "out" / "model.gguf", texts, 512)
@@ -191,8 +204,19 @@ def test_what_llama_cpp_cannot_do_is_refused(tiny_llama: Path, tmp_path: Path) -
     with pytest.raises(ValueError, match="takes llama and mistral without sliding windows"):
         gguf.check(encoder)
     read = json.loads(encoder.tokenizer.backend_tokenizer.to_str())
-    with pytest.raises(ValueError, match=r"this one has Whitespace\. Export --kind=onnx"):
-        gguf.pre_tokenizer({**read, "pre_tokenizer": {"type": "Whitespace"}})
+    level = read["pre_tokenizer"]
+    for other in (
+        {"pre_tokenizer": {"type": "Whitespace"}},
+        {"pre_tokenizer": {**level, "add_prefix_space": True}},
+        {"pre_tokenizer": {"pretokenizers": [{"type": "Digits", "individual_digits": False}, level]}},
+        {"normalizer": {"type": "NFC"}},
+    ):
+        with pytest.raises(ValueError, match=r"this one has .*\. Export --kind=onnx"):
+            gguf.pre_tokenizer({**read, **other})
+    raw = pieces()
+    raw.add_tokens(["<tool>"])
+    with pytest.raises(ValueError, match=r"without added tokens .* this one has '<tool>'\. Export --kind=onnx"):
+        export(str(base(tmp_path / "base", raw)), out, kind="gguf")
 
 
 def test_missing_packages_are_named(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,6 +235,8 @@ def test_where_llama_cpp_aborts_this_process_does_not(tiny_llama: Path, tmp_path
     torn.write_bytes(whole[:-100])
     with pytest.raises(RuntimeError, match=r"open unknown.gguf.* ended by SIGABRT: .*unknown pooling type\. Nothing"):
         llama_cpp.embed(unknown, TEXTS, 64)
+    with pytest.raises(RuntimeError, match=r"open none.gguf.* with status 1: .*failed to open .* … RuntimeError: "):
+        llama_cpp.embed(tmp_path / "none.gguf", TEXTS, 64)
     with pytest.raises(RuntimeError, match=r"open torn.gguf.* with status 1: .*corrupted or incomplete"):
         llama_cpp.embed(torn, TEXTS, 64)
 
