@@ -59,6 +59,7 @@ def settings(folder: Path) -> dict[str, Any]:
         "give tokens a weight of 1, or none": _weights(own.get("WordWeights", {})),
         "normalise no tokens": own.get("Normalize", {}).get("module_output_name") == "token_embeddings" and "Normalize",
         "read texts as its model and tokenizer do": ", ".join(name for name in UNREAD if reading.get(name)),
+        "read texts as they stand": "message" in reading.get("modality_config", {}) and "a chat template around them",
         "cut texts at their end": tokenizer.get("truncation_side") == "left" and "truncation_side: left",
         "give whole vectors of texts as they are": _use(read_json(folder / USE)),
     }

@@ -221,6 +221,28 @@ def test_normalised_tokens_are_refused(tiny_llama: Path, tmp_path: Path) -> None
         Encoder.load(tmp_path / "published")
 
 
+def test_texts_in_a_chat_template_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    """Which sentence-transformers 6 puts around them where an encoder is made from a model that has one."""
+    base = shutil.copytree(tiny_llama, tmp_path / "llama")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = "{% for message in messages %}Q: {{ message['content'] }} A: {% endfor %}"
+    tokenizer.save_pretrained(base)
+    folder = made(base, tmp_path / "published", "mean")
+    with pytest.raises(ValueError, match=r"must read texts as they stand; .* has a chat template around them"):
+        Encoder.load(folder)
+
+
+@pytest.mark.parametrize("said", [None, 1e30, 32, 100_000])
+def test_texts_are_cut_where_it_cuts_them(said: float | None, published: Path) -> None:
+    edit(published / modules.READING, max_seq_length=None)
+    edit(published / modules.TOKENIZER, model_max_length=said)
+    edit(published / modules.CONFIG, max_position_embeddings=600)
+    ours, other = Encoder.load(published), theirs(published)
+    assert ours.max_length == other.max_seq_length
+    texts = ["One long text that has to be cut. " * 200]
+    assert relative(ours.encode(texts), other.encode(texts)) < 1e-5
+
+
 def test_a_prompt_by_default_that_is_empty_is_none(published: Path) -> None:
     for prompts in ({"query": "Find: ", "document": ""}, None):
         edit(published / "config_sentence_transformers.json", prompts=prompts, default_prompt_name="document")
