@@ -28,6 +28,11 @@ class Schedule:
 
     def build(self, optimizer: Optimizer, run_steps: int) -> LambdaLR:
         """The scheduler, stepped once per optimizer step."""
+        if self.total_steps is not None and self.total_steps < 1:
+            raise ValueError(
+                "model.schedule.total_steps must be at least 1, or null for the steps of the run; got "
+                f"{self.total_steps}."
+            )
         total = self.total_steps or run_steps
         if self.warmup_steps < 0 or (self.name != "constant" and self.warmup_steps >= total):
             raise ValueError(

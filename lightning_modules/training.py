@@ -168,6 +168,8 @@ class TrainingCLI(LightningCLI):
             raise ValueError("trainer.default_root_dir must name the run's folder, such as runs/my-recipe/mntp")
         if self.subcommand == "fit":
             signals.grace()  # refused now, not when the job is preempted
+            if 0 in (trainer["max_steps"], trainer["max_epochs"]):
+                raise ValueError("trainer.max_steps and max_epochs must be at least 1, or -1 for no limit; got 0")
         if self.subcommand == "fit" and is_first():  # whose places Lightning hands to the other ranks
             self.lock = lock(self.root)
             for folder, name in (("checkpoints", "*.ckpt"), ("best", "*.ckpt"), (".", ENCODER)):

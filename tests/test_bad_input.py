@@ -242,6 +242,17 @@ case(
 )
 case("loss.scale", lambda bad: bad.model("SimCSE", **{"loss.scale": 0}), "loss.scale must be positive; got 0")
 case(
+    "a run of no steps",
+    lambda bad: bad.fit(**{"trainer.max_steps": 0}),
+    "trainer.max_steps and max_epochs must be at least 1, or -1 for no limit; got 0",
+)
+case(
+    "a schedule of less than a step",
+    lambda bad: bad.model(**{"schedule.total_steps": -3}),
+    "schedule.total_steps must be at least 1, or null",
+    "got -3",
+)
+case(
     "warm-up longer than the run",
     lambda bad: bad.model(**{"schedule.warmup_steps": 2}),
     "warmup_steps",

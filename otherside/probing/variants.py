@@ -10,22 +10,23 @@ from typing import Any, Literal
 from otherside import adapters, weights
 from otherside.backbone import Attention, Backbone, BackboneConfig, DTypes
 from otherside.encoder import Encoder
-from otherside.lineage import BASE, ENCODER, Card, Lineage
+from otherside.lineage import BASE, ENCODER, OWN, Card, Lineage
 from otherside.probing.bert import is_bert, load_bert
 from otherside.tokenizer import load_tokenizer, start_id
 
-Kind = Literal["encoder", "bert"]
+Kind = Literal["encoder", "bert", "published"]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One row: an encoder folder, a base model untrained, or a BERT.
+    """One row: an encoder folder, a base model untrained, or what others have made: a BERT, an encoder of
+    sentence-transformers.
 
     Args:
         name: in tables and figures.
         model: encoder folder or address of a model.
-        card: of the folder; for a base model or a BERT, of what it is run as.
-        kind: a decoder whose attention we turn, or an encoder of transformers.
+        card: of the folder; for other models, of what they are run as.
+        kind: a decoder whose attention we turn, an encoder of transformers, or a decoder as its publisher runs it.
     """
 
     name: str
@@ -110,7 +111,7 @@ def run_of(model: str) -> str:
 
 
 def variants_of(model: str) -> list[Variant]:
-    """What one ENCODER stands for: an encoder folder or a BERT for itself, a base model for `uni` and `bi`."""
+    """What one ENCODER stands for: a base model for `uni` and `bi`, all others for themselves."""
     try:
         place = weights.locate(model)
     except FileNotFoundError as error:
@@ -125,13 +126,13 @@ def variants_of(model: str) -> list[Variant]:
             f"every ENCODER must be an encoder folder, one with an encoder.json, a base model or a BERT; "
             f"{model} is none"
         )
-    if is_bert(model):
-        name = place.name if isinstance(place, Path) else place
-        if model.startswith(weights.PACKAGE):
-            name = model.removeprefix(weights.PACKAGE).split("/")[0]
-        named = replace(card, stage=name)
-        return [Variant(named.stage, model, named, "bert")]
-    return untrained([card])
+    kind: Kind | None = "published" if card.start_token == OWN else "bert" if is_bert(model) else None
+    if kind is None:
+        return untrained([card])
+    name = place.name if isinstance(place, Path) else place
+    if model.startswith(weights.PACKAGE):
+        name = model.removeprefix(weights.PACKAGE).split("/")[0]
+    return [Variant(name, model, replace(card, stage=name), kind)]
 
 
 def untrained(cards: list[Card]) -> list[Variant]:

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from otherside import modules, weights
 from otherside.encoder import Encoder
 from otherside.export import export
+from otherside.probing.variants import find_variants
 
 MANY = [*TEXTS, "One long text that has to be cut. " * 30]
 
@@ -71,6 +72,12 @@ def test_it_is_exported_to_what_reads_texts_alike(published: Path, tmp_path: Pat
     for kind in ("onnx", "gguf"):
         with pytest.raises(ValueError, match=f"{kind} must read texts as .* Use --kind=sentence-transformers"):
             export(str(published), tmp_path / kind, kind=kind)
+
+
+def test_it_is_a_row_of_its_own_in_a_comparison(published: Path, tiny_llama: Path) -> None:
+    rows = find_variants([str(published), str(tiny_llama)], baselines=True)
+    assert [row.name for row in rows] == ["uni", "bi", "published"]
+    assert relative(rows[-1].open("float32", "cpu").encode(TEXTS), theirs(published).encode(TEXTS)) < 1e-5
 
 
 def test_on_the_hub(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
