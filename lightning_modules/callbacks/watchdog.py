@@ -125,7 +125,7 @@ class Watch(threading.Thread):
         self._beats += 1
         main = sys._current_frames()[threading.main_thread().ident or 0]
         beat = {"n": self._beats, "at": f"step {self.trainer.global_step}, {where(main)}"}
-        place = {"host": socket.gethostname(), "pid": os.getpid()}
+        place = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
         self.store.set(f"beat{self.rank}", json.dumps(beat | place))
 
     def _silent(self) -> str | None:
@@ -191,7 +191,8 @@ class Watch(threading.Thread):
         if not self.store.check([f"beat{rank}"]):
             return f"rank {rank}"
         beat = json.loads(self.store.get(f"beat{rank}"))
-        return f"rank {rank} ({beat['host']}, process {beat['pid']}, last seen in {beat['at']})"
+        ago = max(time.time() - beat["time"], 0)  # seconds apart, it may have gone on a good deal since
+        return f"rank {rank} ({beat['host']}, process {beat['pid']}, seen {ago:.0f} s ago in {beat['at']})"
 
 
 def where(frame: FrameType | None) -> str:

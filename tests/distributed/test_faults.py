@@ -213,6 +213,8 @@ def test_a_stopped_rank_is_named(place: Path, tiny_llama: Path) -> None:
     assert status == 1
     assert "error: all ranks must stay in step; rank 1 (" in output
     assert "was lost: nothing heard of it for" in output or "kept the others waiting" in output
+    ago = re.search(r"rank 1 \(.*, seen (\d+) s ago in step", output)
+    assert ago and int(ago[1]) >= 4, output  # it is not there that it was stopped
     assert time.monotonic() - begun < 25
 
 
