@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from datamodules.delimited import Read, read_delimited
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-SKIP = "or leave such rows out with on_bad_row: skip"
+SKIP = "or leave such rows out by setting on_bad_row to skip"
 NAMED_FAULTS = 5  # how many skipped rows are named in the log
 
 

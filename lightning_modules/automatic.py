@@ -86,8 +86,8 @@ def settle(module: EncoderModule) -> None:
         return
     try:
         job = job_of(module)
-    except ValueError:
-        layers, said = asked[1] is True, "as what training needs is not known"
+    except ValueError as unknown:
+        layers, said = asked[1] is True, f"what training needs is not known: {unknown}"
     else:
         free = distributed.least(free_memory(module.device, module.trainer.num_devices), module.device)
         job, free = decided(job, free), SHARE * free

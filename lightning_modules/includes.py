@@ -95,8 +95,9 @@ def includes(path: Path, above: tuple[Path, ...] = ()) -> list[Path]:
     """
     path = located(path)
     if not path.is_file():
-        asked = f", which {above[-1]} includes" if above else ""
-        raise FileNotFoundError(f"--config must name a YAML file; there is no file {path}{asked}")
+        got = f"{path} is a folder" if path.is_dir() else f"there is no file {path}"
+        more = f", which {above[-1]} includes" if above else f". All stages of a recipe: lightning recipe {path}"
+        raise FileNotFoundError(f"--config must name a YAML file; {got}{more if above or path.is_dir() else ''}")
     if path in above:
         raise ValueError(f"include must not lead in a circle; {path} includes itself. Remove one include.")
     named = read_settings(path).get("include") or []

@@ -124,7 +124,9 @@ def stages(folder: Path) -> list[Stage]:
     """
     folder = located(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"a recipe must be a folder with a YAML per stage; there is no folder {folder}")
+        alone = f"{folder} is a file. One stage: lightning fit --config {folder}"
+        got = alone if folder.is_file() else f"there is no folder {folder}"
+        raise FileNotFoundError(f"a recipe must be a folder with a YAML per stage; {got}")
     found = [stage for file in sorted(folder.glob("*.yaml")) if (stage := read(file))]
     if not found:
         raise FileNotFoundError(f"a recipe must be a folder with a YAML per stage; {folder} has none")

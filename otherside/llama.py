@@ -26,6 +26,8 @@ def fused(targets: Iterable[str], names: Collection[str]) -> list[str]:
 
 def check_decoder(config: PreTrainedConfig) -> None:
     """Raise a ValueError where what a model is made of cannot be turned; its attention itself is asked when it runs."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
     why = ""
     if config.get_text_config() is not config:
         why = "reads more than texts. Use the family's text-only model (of Gemma 3: gemma-3-270m or gemma-3-1b)"
@@ -33,6 +35,8 @@ def check_decoder(config: PreTrainedConfig) -> None:
         why = f"has layers of {', '.join(others)}, which cannot be turned. Use another backbone.model"
     elif getattr(config, "use_bidirectional_attention", None) and getattr(config, "is_causal", None) is not False:
         why = "with use_bidirectional_attention is an encoder already, with windows of its own. Use its decoder"
+    elif config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        why = "is an encoder, bidirectional from the start (`lightning probe` compares it). Use a Llama"
     if why:
         raise ValueError(
             f"backbone.model must be a decoder of texts with attention in all layers; a {config.model_type} {why}."

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from otherside import adapters, conversion, full, stages, weights
 from otherside.adapters import Lora, SavedAdapter
@@ -97,28 +99,38 @@ def base(lineage: Lineage, dtype: torch.dtype, model: str) -> PreTrainedModel:
         raise FileNotFoundError(
             f"backbone.model must be a folder with a model or an encoder; {place} has no config.json or encoder.json"
         )
-    try:
+    with _reading(lineage.base):
+        config = AutoConfig.from_pretrained(place, revision=lineage.revision, trust_remote_code=False)
+    check_decoder(config)
+    with _reading(lineage.base):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place,
+            config=config,
             revision=lineage.revision,
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise FileNotFoundError(
-            f"backbone.model must be a folder here or a model on the hub, with safetensors weights; {lineage.base} "
-            f"could not be loaded: {error}"
-        ) from error
     lm, told = loaded
-    check_decoder(lm.config)
     check_whole(told["missing_keys"], lineage.base)
     if told["missing_keys"]:  # the head alone, which transformers fills with other numbers at each load
         head = lm.get_output_embeddings()
         torch.nn.init.zeros_(head.weight)
         head.is_made_up = True
     return lm.requires_grad_(False)
+
+
+@contextmanager
+def _reading(base: str) -> Iterator[None]:
+    """Raise one kind of error for all that transformers may find wrong with files of a model."""
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        raise FileNotFoundError(
+            f"backbone.model must be a folder here or a model on the hub, with safetensors weights; {base} could not "
+            f"be loaded: {error}"
+        ) from error
 
 
 def check_fingerprint(found: str | None, lineage: Lineage, model: str) -> None:

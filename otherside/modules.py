@@ -46,6 +46,8 @@ def settings(folder: Path) -> dict[str, Any]:
     config, modules = read_json(folder / CONFIG), read_json(folder / MODULES)
     if not modules and "is_causal" not in config:
         return {}
+    if modules and not isinstance(modules, list):
+        raise ValueError(f"{folder / MODULES} must be a list of modules; got {modules}. Download it again.")
     attention = "causal" if config.get("is_causal", True) else "bidirectional"
     if not modules:
         return {"attention": attention}

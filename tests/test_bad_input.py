@@ -115,6 +115,7 @@ def case(kind: str, make: Callable[[Bad], Arguments], *says: str) -> None:
 case("no such command", lambda bad: ["train"], "'train' is no command of lightning", "fit, validate")
 case("no YAML", lambda bad: ["fit"], "must be given: data, model", "`lightning fit --help`")
 case("no such YAML", lambda bad: ["fit", "--config", "no.yaml"], "--config must name a YAML file", "no.yaml")
+case("a recipe for a YAML", lambda bad: ["fit", "--config", "."], ". is a folder", "lightning recipe .")
 case(
     "option cut short",
     lambda bad: [*bad.fit(), "--trainer.max_step", "1"],
@@ -534,7 +535,7 @@ case(
     "data: quotation mark of CSV",
     lambda bad: bad.rows("a.csv", "text,n\n" + "a,1\n" * 8 + '"a,1\n' + "a,1\n" * 8 + 'a",1\n'),
     "a.csv, line 10: a cell must not hold rows; a quotation mark joins those to line 19",
-    "on_bad_row: skip",
+    "setting on_bad_row to skip",
 )
 case("data: long instruction", lambda bad: bad.source(instruction="word " * 100), "must leave room", "Raise max_length")
 
@@ -686,6 +687,12 @@ def one_folder(bad: Bad) -> Arguments:
 
 case("recipe: no folder named", lambda bad: ["recipe"], "required: folder", "lightning recipe FOLDER")
 case("recipe: no such folder", lambda bad: ["recipe", "no"], "there is no folder no")
+case(
+    "recipe: a stage's YAML",
+    lambda bad: ["recipe", "pairs.jsonl"],
+    "pairs.jsonl is a file",
+    "lightning fit --config pairs.jsonl",
+)
 case("recipe: not one of ours", lambda bad: ["recipe", "otherside:no"], "followed by a recipe", "quickstart")
 case("quickstart: no such recipe", lambda bad: ["quickstart", "--recipe", "no"], "there is no folder no")
 case("recipe: no stages", lambda bad: bad.recipe("trainer: {}"), "a folder with a YAML per stage; recipe has none")
@@ -717,7 +724,7 @@ case(
 )
 case("new: no such column", new("unknown.csv", "--fields", "{text: Satz}"), "field 'Satz' is missing", "'Antwort'")
 case("new: no such field", new("unknown.csv", "--fields", "{question: Frage}"), "--fields must map text, or query and")
-case("new: broken row", new("broken.csv"), "broken.csv, line 3: the header has 2 columns; got 1", "on_bad_row: skip")
+case("new: broken row", new("broken.csv"), "broken.csv, line 3: the header has 2 columns; got 1", "on_bad_row to skip")
 case("new: too few rows", new("short.csv"), "--data must have at least 4 rows for a mntp stage on ", "; got 2")
 case("new: no time", new("pairs.jsonl", "--hours", "0"), "--hours must be positive; got 0")
 case(

@@ -62,14 +62,18 @@ class ProgressLines(pl.Callback):
             return  # with accumulated gradients several batches end at the same step
         self._said = step
         total = trainer.estimated_stepping_batches
-        shown = {name: float(value) for name, value in trainer.progress_bar_metrics.items() if name != "v_num"}
-        metrics = "".join(f"  {name} {value:.4g}" for name, value in shown.items())
-        self._say("step", step, total, metrics)
+        self._say("step", step, total, _metrics(trainer, of_validation=False))
 
     def _say(self, what: str, done: int, total: float, more: str = "") -> None:
         pace = (time.perf_counter() - self._begun) / (done - self._first)
         left = timedelta(seconds=round(pace * (total - done))) if total < float("inf") else "?"
         print(f"{what} {done}/{total:g}{more}  left {left}", file=sys.stderr, flush=True)
+
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        metrics = _metrics(trainer, of_validation=True)
+        if trainer.is_global_zero and trainer.state.fn == "fit" and not trainer.sanity_checking and metrics:
+            print(f"validated at step {trainer.global_step}{metrics}", file=sys.stderr, flush=True)
 
     @override
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -89,3 +93,10 @@ class ProgressLines(pl.Callback):
         every = max(trainer.log_every_n_steps, 1)  # type: ignore[attr-defined]
         if trainer.is_global_zero and (done % every == 0 or done == total):
             self._say("batch", done, total)
+
+
+def _metrics(trainer: pl.Trainer, of_validation: bool) -> str:
+    """Those of training, or the newest of validation: Lightning shows them until there are others."""
+    found = {name: value for name, value in trainer.progress_bar_metrics.items() if name != "v_num"}
+    of_one = {name: value for name, value in found.items() if name.startswith("val/") == of_validation}
+    return "".join(f"  {name} {float(value):.4g}" for name, value in of_one.items())

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_modules.hardware import Hardware
-from lightning_modules.new.stages import Data, HeldOut, Planned, plan
+from lightning_modules.new.stages import FEWEST, Data, HeldOut, Planned, plan
 from lightning_modules.new.write import about, command, stage_yaml
 from lightning_modules.sizing.command import needed
 from lightning_modules.sizing.job import Stage
@@ -60,6 +60,8 @@ def run_new(
         stages = plan(shape, measured, machine, hours)
         _write(stages, work, recipe, base, measured, machine)
         _say(written, stages, recipe, machine)
+        if (least := sum(planned.steps * planned.seconds for planned in stages) / 3600) > 1.01 * hours:
+            print(f"  note: {least:.2g} hours are the least, with {FEWEST} steps a stage; --hours {hours:g} is shorter")
         for role, tokens in lengths.items():
             if (cut := (tokens > measured.length).mean()) > 1 - USUAL:
                 print(f"  {cut:.0%} of {PLURAL.get(role, role)} are cut at {measured.length} tokens")

@@ -10,7 +10,7 @@ from exports import TEXTS, relative
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import Normalize, Pooling, Transformer, WordWeights
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BertConfig, BertModel
 
 from otherside import modules, weights
 from otherside.encoder import Encoder
@@ -205,6 +205,19 @@ def test_what_we_do_not_compute_is_refused(what: str, published: Path) -> None:
     change, said = REFUSED[what]
     change(published)
     with pytest.raises(ValueError, match=said):
+        Encoder.load(published)
+
+
+def test_a_bert_is_refused_before_it_is_loaded(published: Path) -> None:
+    config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    BertModel(config).save_pretrained(published)
+    with pytest.raises(ValueError, match=r"must be a decoder of texts.* a bert is an encoder, bidirectional"):
+        Encoder.load(published)
+
+
+def test_modules_must_be_a_list(published: Path) -> None:
+    (published / "modules.json").write_text('{"0": "Transformer"}')
+    with pytest.raises(ValueError, match=r"modules.json must be a list of modules; got \{'0': 'Transformer'\}"):
         Encoder.load(published)
 
 

@@ -202,6 +202,7 @@ def test_windows_longer_than_its_text_are_tested_too(
     ("family", "settings", "why"),
     [
         ("gemma3", {}, "a gemma3 reads more than texts"),
+        ("bert", {}, "a bert is an encoder, bidirectional from the start"),
         ("qwen3_next", {}, "a qwen3_next has layers of linear_attention, which cannot be turned"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "a gemma3_text with use_bidirectional_attention is an"),
     ],

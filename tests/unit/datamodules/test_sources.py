@@ -288,7 +288,7 @@ def test_bad_rows_are_named(tmp_path: Path, name: str) -> None:
     message = str(raised.value)
     assert f"{path}, line 3: " in message
     assert all(words in message for words in said), message
-    assert "on_bad_row: skip" in message
+    assert "setting on_bad_row to skip" in message
 
     table = open_table(Source(str(path)), kind, on_bad_row="skip")
     header = path.suffix in (".csv", ".tsv")

@@ -122,7 +122,8 @@ def test_validate_reads_the_newest_checkpoint(place: Path, tiny_llama: Path) -> 
     untrained = validate()
     assert not list((place / "run").rglob("events.out.*"))
     fitted = runs.run("fit", "--config", config, cwd=place)
-    assert "val/loss" not in fitted.split("step 4/4")[0]  # validation comes with the epoch's end, which is after step 3
+    [validated] = [line for line in fitted.splitlines() if "val/loss" in line]  # at the epoch's end, and not repeated
+    assert re.fullmatch(r"validated at step 3  val/loss \S+  val/mrr \S+", validated)
     trained = validate()
     assert set(trained) == {"val/loss", "val/mrr"}
     assert trained["val/loss"] < untrained["val/loss"] - 0.05

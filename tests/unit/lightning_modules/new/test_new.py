@@ -70,6 +70,14 @@ def test_several_files_and_names_of_columns(tmp_path: Path, tiny_llama: Path) ->
     assert "mine/data: 82 texts, 41 pairs" in output
 
 
+def test_hours_that_are_too_few_are_told(tmp_path: Path, tiny_llama: Path) -> None:
+    faq(tmp_path)
+    least = "hours are the least, with 10 steps a stage; --hours 1e-12 is shorter"
+    for hours in ("1e-12", "5"):
+        arguments = ("--base", tiny_llama, "--data", "faq.csv", "--hours", hours)
+        assert (least in runs.run("new", f"in-{hours}", *arguments, cwd=tmp_path)) == (hours == "1e-12")
+
+
 def test_a_cluster_elsewhere(tmp_path: Path, tiny_llama: Path) -> None:
     faq(tmp_path)
     options = ["--nodes", "2", "--gpus", "4", "--gpu_memory", "40"]
