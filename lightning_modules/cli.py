@@ -60,6 +60,7 @@ FUNCTIONS: dict[str, tuple[str, dict[str, str | None]]] = {
     "mine": ("datamodules.mining:mine", {"encoder": None, "pairs": None}),
     "size": ("lightning_modules.sizing.command:size", {"config": None}),
 }
+IN_RECIPES = ("mine",)  # commands whose arguments may stand in a YAML, under their name
 LISTS = ("--layers", "--tasks", "--weights")  # options that take lists
 WORDS = ("all", "last", "null")  # and what they take besides
 
@@ -109,9 +110,12 @@ def _call(command: str, arguments: list[str]) -> None:
     """Call a plain function: its docstring is the help, its type hints check the arguments."""
     import docstring_parser
 
+    from lightning_modules.includes import with_settings
     from lightning_modules.options import Exact
 
     (address, positional) = FUNCTIONS[command]
+    if command in IN_RECIPES:
+        arguments = with_settings(command, positional, arguments)
     module, _, name = address.partition(":")
     function = getattr(_imported(module, command), name)
     docs, hints = docstring_parser.parse(function.__doc__), get_type_hints(function)

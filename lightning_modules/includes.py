@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+from argparse import ArgumentParser
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +61,34 @@ def with_includes(arguments: list[str]) -> list[str]:
             option = expanded[-1:]
             expanded[-1:] = [*_emptied(lists(_parsed(argument), "".join(option)[2:]), seen), *option, argument]
     return expanded
+
+
+def with_settings(command: str, positional: Collection[str], arguments: list[str]) -> list[str]:
+    """Arguments of a command that is no training, those of the YAML behind `--config` before the others.
+
+    Args:
+        command: its name, under which the YAML has them.
+        positional: names of arguments that are no options.
+        arguments: as typed.
+
+    Raises:
+        FileNotFoundError: there is no such YAML.
+        ValueError: it has nothing for this command.
+    """
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path)
+    known, others = parser.parse_known_args(arguments)
+    if not known.config:
+        return arguments
+    settings = merged(known.config).get(command)
+    if not isinstance(settings, dict):
+        raise ValueError(
+            f"--config must name a YAML with arguments of `lightning {command}` under {command}:; "
+            f"{known.config} has {settings or 'none'}"
+        )
+    said = {name: value if isinstance(value, str) else json.dumps(value) for name, value in settings.items()}
+    first = [said.pop(name) for name in positional if name in said]
+    return [*first, *(word for name, value in said.items() for word in (f"--{name}", value)), *others]
 
 
 def lists(content: Any, key: str = "") -> list[str]:

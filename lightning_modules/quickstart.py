@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lightning_modules.identity import given
 from lightning_modules.includes import with_includes
-from lightning_modules.recipe import Parser, Stage, check_overrides, fit_command, needs_nothing, run, stages
+from lightning_modules.recipe import Mining, Parser, Stage, Step, check_overrides, needs_nothing, run, steps
 
 DESCRIPTION = (
     "Texts and pairs from 10,033 Wikipedia summaries, all stages of a recipe upon them, what each stage did to words "
@@ -18,7 +18,7 @@ DESCRIPTION = (
 )
 USAGE = "lightning quickstart [--recipe FOLDER] [--data builtin|published|FOLDER]"
 # Minutes on two cores; the pace of this machine scales what is left
-TEXTS, START, TOKENS, PROBING, PAGE = 0.2, 0.8, 4e-5, 1.0, 0.4
+TEXTS, START, TOKENS, MINED, PROBING, PAGE = 0.2, 0.8, 4e-5, 4.0, 1.0, 0.4
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,18 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--data", default="builtin", help="of `lightning probe`; published are the paper's")
     parser.epilog = "Every other option goes to `lightning fit` of every stage, such as --trainer.max_steps 2."
     settings, overrides = parser.parse_known_args(arguments)
-    order = stages(settings.recipe)
-    root = Path(order[0].root).parent
+    order = steps(settings.recipe)
+    root = Path(order[0].makes[0]).parent
     parts = [part for part in planned(order, root, settings.data, overrides) if part.minutes]
     all_together(parts)
     print(root / "report" / "report.html")
 
 
-def planned(order: Sequence[Stage], root: Path, data: str, overrides: list[str]) -> list[Part]:
-    """What is to be done, in order; stages that are finished take no minutes.
+def planned(order: Sequence[Step], root: Path, data: str, overrides: list[str]) -> list[Part]:
+    """What is to be done, in order; steps that are finished take no minutes.
 
     Args:
-        order: the recipe's stages.
+        order: the recipe's steps.
         root: folder of their runs.
         data: of probing.
         overrides: of the stages' settings.
@@ -66,27 +66,26 @@ def planned(order: Sequence[Stage], root: Path, data: str, overrides: list[str])
     check_overrides(overrides)
     texts = root / "data"
     lightning = ["-m", "lightning_modules.cli"]
-    encoders = [f"{stage.root}/encoder" for stage in order]
+    encoders = [f"{step.root}/encoder" for step in order if isinstance(step, Stage)]
     files = {"retrieval": "heldout.jsonl", "similarity": "similarity.jsonl", "generation": "sentences_heldout.txt"}
     probe = [*lightning, "probe", *encoders, "--data", data, "--out", str(root)]
     probe += [word for option, file in files.items() for word in (f"--{option}", str(texts / file))]
     report = [*lightning, "report", str(root), "--out", str(root / "report")]
     return [
         Part("texts and pairs of Wikipedia's summaries", ["-m", "datamodules.wikipedia", "--out", str(texts)], TEXTS),
-        *(
-            Part(f"{stage.name}, from {stage.model}", fit_command(stage, overrides), minutes(stage, overrides))
-            for stage in order
-        ),
-        Part("what each stage did to word and sentence meaning", probe, PROBING * (len(order) + 2)),
+        *(Part(f"{step.name}, from {step.model}", step.command(overrides), minutes(step, overrides)) for step in order),
+        Part("what each stage did to word and sentence meaning", probe, PROBING * (len(encoders) + 2)),
         Part("the report", report, PAGE),
     ]
 
 
-def minutes(stage: Stage, overrides: list[str]) -> float:
-    """That a stage may take; none if it is finished."""
-    if needs_nothing(stage, overrides):
+def minutes(step: Step, overrides: list[str]) -> float:
+    """That a step may take; none if it is finished."""
+    if needs_nothing(step, overrides):
         return 0
-    now = given(with_includes(["--config", str(stage.file), *overrides]))
+    if isinstance(step, Mining):
+        return MINED
+    now = given(with_includes(["--config", str(step.file), *overrides]))
     views = 1 if now["model.class_path"].endswith("MNTP") else 2
     texts = now["trainer.max_steps"] * now["data.global_batch_size"] * views
     return float(START + TOKENS * texts * now["data.max_length"])

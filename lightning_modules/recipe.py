@@ -1,16 +1,19 @@
-"""`lightning recipe`: all stages of a folder, in the order their inputs ask for."""
+"""`lightning recipe`: all steps of a folder, stages and mining, in the order their inputs ask for."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lightning_modules import finished
 from lightning_modules.finished import ENCODER
@@ -18,20 +21,44 @@ from lightning_modules.identity import adapters, given
 from lightning_modules.includes import located, merged, with_includes
 
 DESCRIPTION = "Train all stages of a recipe; skip those that are finished, resume those that were cut."
+MINE = "mine"
+CLI = ("-m", "lightning_modules.cli")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage's YAML: what it reads, where it writes."""
+    """One stage's YAML: what it reads, where it writes.
+
+    Args:
+        file: the YAML.
+        model: `backbone.model`.
+        root: its run's folder.
+        rows: paths of its data's sources.
+    """
 
     file: Path
     model: str
     root: str
+    rows: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """Of its YAML."""
         return self.file.stem
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """What must be there before it."""
+        return (self.model, *self.rows)
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        """Where it writes, first; and what others read there."""
+        return (self.root, f"{self.root}/{ENCODER}")
+
+    def command(self, overrides: Sequence[str]) -> list[str]:
+        """What Python is to run for it."""
+        return [*CLI, "fit", "--config", str(self.file), *overrides]
 
     def is_finished(self, overrides: Sequence[str] = ()) -> bool:
         """Whether it has run to its end with these settings and on this encoder; said without the seconds of starting a
@@ -45,6 +72,73 @@ class Stage:
         return before == now and note["identity"]["adapters"] == adapters(
             self.model, now.get("model.backbone.revision")
         )
+
+
+@dataclass(frozen=True)
+class Mining:
+    """The YAML of a `lightning mine` between two stages.
+
+    Args:
+        file: the YAML.
+        model: the encoder that mines.
+        pairs: what it mines negatives for.
+        out: the file with them.
+        asked: which negatives, by the names of the report.
+    """
+
+    file: Path
+    model: str
+    pairs: str
+    out: str
+    asked: tuple[tuple[str, Any], ...]
+
+    @classmethod
+    def of(cls, file: Path, settings: Mapping[str, Any]) -> Mining:
+        """From what the YAML has under `mine:`.
+
+        Raises:
+            ValueError: a setting is missing, or is none of `lightning mine`.
+        """
+        # By name, as a YAML has it: data modules and stages never import each other
+        known = signature(import_module("datamodules.mining").mine).parameters
+        said = {name: settings.get(name, parameter.default) for name, parameter in known.items()}
+        needed = [name for name, parameter in known.items() if parameter.default is Parameter.empty]
+        if (unknown := settings.keys() - known.keys()) or any(not settings.get(name) for name in needed):
+            wrong = f"has no {', '.join(unknown)}" if unknown else f"needs {', '.join(needed)}"
+            raise ValueError(f"{file}: {MINE} must have arguments of `lightning {MINE}`, which {wrong}; got {settings}")
+        asked = tuple((name, said[name]) for name in ("negatives", "ceiling", "first_rank", "last_rank"))
+        return cls(file, str(said["encoder"]), str(said["pairs"]), str(said["out"]), asked)
+
+    @property
+    def name(self) -> str:
+        """Of its YAML."""
+        return self.file.stem
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """What must be there before it."""
+        return (self.model, self.pairs)
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        """What others read."""
+        return (self.out,)
+
+    def command(self, overrides: Sequence[str]) -> list[str]:
+        """What Python is to run for it; options of stages are none of its."""
+        return [*CLI, MINE, "--config", str(self.file)]
+
+    def is_finished(self, overrides: Sequence[str] = ()) -> bool:
+        """Whether these negatives were mined by this encoder. Of what it is in doubt, `lightning mine` finds out."""
+        report = Path(f"{self.out}.report.json")
+        if not Path(self.out).is_file() or not report.is_file():
+            return False
+        made = json.loads(report.read_text())["settings"]
+        used = [f"{each['name']} {each['sha256']}" for each in made["encoder"]["lineage"]["adapters"]]
+        return used == adapters(self.model) and all(made[name] == value for name, value in self.asked)
+
+
+Step = Stage | Mining
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,13 +160,18 @@ def main(arguments: list[str]) -> None:
     parser.epilog = "Every other option goes to `lightning fit` of every stage, such as --trainer.max_steps 10."
     settings, overrides = parser.parse_known_args(arguments)
     check_overrides(overrides)
-    order = stages(settings.folder)
-    for number, stage in enumerate(order, 1):
-        print(f"stage {number}/{len(order)}: {stage.file} ({stage.model} -> {stage.root})", file=sys.stderr, flush=True)
-        if needs_nothing(stage, overrides):
+    order = steps(settings.folder)
+    for number, step in enumerate(order, 1):
+        print(f"stage {number}/{len(order)}: {told(step)}", file=sys.stderr, flush=True)
+        if needs_nothing(step, overrides):
             print("  is finished", file=sys.stderr)
         elif not settings.dry_run:
-            run(fit_command(stage, overrides))
+            run(step.command(overrides))
+
+
+def told(step: Step) -> str:
+    """A step, for people."""
+    return f"{step.file} ({step.model} -> {step.makes[0]})"
 
 
 def check_overrides(overrides: list[str]) -> None:
@@ -86,17 +185,12 @@ def check_overrides(overrides: list[str]) -> None:
             )
 
 
-def needs_nothing(stage: Stage, overrides: Sequence[str]) -> bool:
-    """Whether a stage is finished, and that was asked of every option. Others, misspelled ones among them, are for
+def needs_nothing(step: Step, overrides: Sequence[str]) -> bool:
+    """Whether a step is finished, and that was asked of every option. Others, misspelled ones among them, are for
     `lightning fit` to judge.
     """
     options = [override.partition("=")[0] for override in overrides if override.startswith("--")]
-    return stage.is_finished(overrides) and all(o != "--config" and given([o, "null"]) for o in options)
-
-
-def fit_command(stage: Stage, overrides: list[str]) -> list[str]:
-    """What Python is to run for a stage."""
-    return ["-m", "lightning_modules.cli", "fit", "--config", str(stage.file), *overrides]
+    return step.is_finished(overrides) and all(o != "--config" and given([o, "null"]) for o in options)
 
 
 def run(command: list[str]) -> None:
@@ -116,47 +210,65 @@ def run(command: list[str]) -> None:
 
 
 def stages(folder: Path) -> list[Stage]:
-    """The stages of a recipe, each behind the one whose encoder it starts from.
+    """The stages among the steps of a recipe, in order; raises as `steps`."""
+    return [step for step in steps(folder) if isinstance(step, Stage)]
+
+
+def steps(folder: Path) -> list[Step]:
+    """The steps of a recipe, each behind those whose encoder or rows it reads.
 
     Raises:
         FileNotFoundError: the folder has no stage.
-        ValueError: a YAML is broken, two stages share a run folder, or stages wait for each other.
+        ValueError: a YAML is broken, two steps write to one place, or steps wait for each other.
     """
     folder = located(folder)
     if not folder.is_dir():
         alone = f"{folder} is a file. One stage: lightning fit --config {folder}"
         got = alone if folder.is_file() else f"there is no folder {folder}"
         raise FileNotFoundError(f"a recipe must be a folder with a YAML per stage; {got}")
-    found = [stage for file in sorted(folder.glob("*.yaml")) if (stage := read(file))]
+    found = [step for file in sorted(folder.glob("*.yaml")) if (step := read(file))]
     if not found:
         raise FileNotFoundError(f"a recipe must be a folder with a YAML per stage; {folder} has none")
-    by_root = {Path(stage.root): stage for stage in found}
-    for stage in found:
-        if (other := by_root[Path(stage.root)]) is not stage:
+    by_place = {Path(step.makes[0]): step for step in found}
+    for step in found:
+        if (other := by_place[Path(step.makes[0])]) is not step:
             raise ValueError(
-                f"each stage of {folder} must have a trainer.default_root_dir of its own; {stage.file.name} and "
-                f"{other.file.name} share {stage.root}"
+                f"each stage of {folder} must have a trainer.default_root_dir of its own; {step.file.name} and "
+                f"{other.file.name} share {step.makes[0]}"
             )
-    needs = {stage: origin(stage, found) for stage in found}
     try:
-        return list(TopologicalSorter({stage: [need] if need else [] for stage, need in needs.items()}).static_order())
+        return list(TopologicalSorter({step: behind(step, found) for step in found}).static_order())
     except CycleError as error:
-        names = " and ".join(stage.file.name for stage in error.args[1][:2])
+        names = " and ".join(step.file.name for step in error.args[1][:2])
         raise ValueError(f"stages of {folder} wait for each other: {names}. See their backbone.model.") from error
 
 
-def origin(stage: Stage, among: list[Stage]) -> Stage | None:
-    """The stage whose encoder this one starts from; None if it is not among them."""
-    source = Path(stage.model)
-    return next((s for s in among if source in (Path(s.root), Path(s.root) / ENCODER)), None)
+def behind(step: Step, among: Iterable[Step]) -> list[Step]:
+    """The steps that make what this one reads."""
+    reads = {Path(path) for path in step.reads}
+    return [other for other in among if reads & {Path(path) for path in other.makes}]
 
 
-def read(file: Path) -> Stage | None:
-    """The stage in a YAML; None if it only holds settings that others include."""
+def read(file: Path) -> Step | None:
+    """The step in a YAML; None if it only holds settings that others include.
+
+    Raises:
+        ValueError: it mines, and lacks what to mine, or has what mining does not know.
+    """
     content = merged(file)
+    if MINE in content:
+        return Mining.of(file, content[MINE] if isinstance(content[MINE], dict) else {})
     try:
         model = content["model"]["init_args"]["backbone"]["model"]
-        trainer = content["trainer"]
-        return Stage(file, str(model), str(trainer["default_root_dir"]))
+        root = content["trainer"]["default_root_dir"]
     except (KeyError, TypeError):
         return None
+    return Stage(file, str(model), str(root), _rows(content))
+
+
+def _rows(content: dict[str, Any]) -> tuple[str, ...]:
+    """Paths of what a stage trains on; `lightning fit` says what is wrong with them."""
+    try:
+        return tuple(str(row["path"]) for row in content["data"]["init_args"]["sources"])
+    except (KeyError, TypeError):
+        return ()

@@ -31,7 +31,8 @@ def mine(
     they are probably unlabelled positives: of a score of at most CEILING times that of the row's positive
     (NV-Retriever; Moreira et al., 2024). OUT has a row for each pair, in order: query, positive, negatives (hardest
     first), scores, positive_score; as `datamodules.Pairs` reads it. Cut, it goes on when the same command is run again.
-    Under torchrun all ranks share the work; the file is the same.
+    Under torchrun, and in a job of SLURM, all ranks share the work; the file is the same. `--config FILE` reads the
+    arguments from a YAML, under `mine:`, which may be a step of a recipe.
 
     Args:
         encoder: an encoder folder, a run's folder, one of LLM2Vec's, or a base model.

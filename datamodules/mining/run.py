@@ -282,7 +282,10 @@ def _prepare(work: Path, settings: dict[str, Any]) -> None:
 
 
 def _meet_ranks() -> None:
-    """Join the other ranks where torchrun has started several."""
+    """Join the other ranks where torchrun or SLURM's srun has started several."""
+    if "RANK" not in os.environ and "SLURM_STEP_NUM_TASKS" in os.environ:  # a job's script has none of a step's
+        named = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS"}
+        os.environ.update({name: os.environ[theirs] for name, theirs in named.items()})
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         dist.init_process_group("gloo")
 

@@ -20,7 +20,7 @@ ZERO3 = {  # without its thresholds the tiny Llama's weights would all stay whol
 }
 STRATEGIES = {"auto": "auto", "ddp": "ddp", "zero1": "zero1", "zero2": "zero2", "zero3": ZERO3, "fsdp2": "fsdp2"}
 SHARING = ("zero3", "fsdp2")  # that share the base's weights out, too
-CUT = {"model.init_args.chunk_tokens": 40, "trainer.accumulate_grad_batches": 2, "trainer.gradient_clip_val": 0.05}
+CUT = {"model.init_args.chunk_tokens": 80, "trainer.accumulate_grad_batches": 2, "trainer.gradient_clip_val": 0.05}
 FULL: dict[str, Any] = {"model.init_args.lora": None}
 FROZEN = {**FULL, "model.init_args.frozen_layers": 1}
 NF4 = {"model.init_args.backbone.quantized": "nf4"}

@@ -12,7 +12,6 @@ import time
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import runs
@@ -20,6 +19,7 @@ from jobs import REPOSITORY, Jobs
 
 from lightning_modules import finished
 from lightning_modules.identity import given
+from lightning_modules.recipe import Stage
 
 on_the_cluster = pytest.mark.xdist_group("slurm")  # one for all
 
@@ -40,6 +40,18 @@ def recipe(tmp_path: Path, tiny_llama: Path) -> Path:
         file = runs.write_stage(tmp_path, stage, start, root=f"runs/{name}", steps=20, **settings)
         file.rename(folder / f"{name}.yaml")
     return folder
+
+
+@pytest.fixture
+def mines(recipe: Path) -> Path:
+    """The same, where supervised starts from simcse and reads what simcse has mined."""
+    (recipe / "negatives.yaml").write_text(
+        "mine: {encoder: runs/simcse/encoder, pairs: pairs.jsonl, out: runs/mined.jsonl, dtype: float32}\n"
+    )
+    file = recipe / "supervised.yaml"
+    settings = file.read_text().replace("runs/mntp/encoder", "runs/simcse/encoder")
+    file.write_text(settings.replace(str(recipe.parent / "pairs.jsonl"), "runs/mined.jsonl"))
+    return recipe
 
 
 def submit(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
@@ -96,12 +108,25 @@ def test_dry_run_shows_the_tree(recipe: Path) -> None:
     assert not (recipe.parent / "runs").exists()
 
 
+def test_mining_is_a_job_between_two_stages(mines: Path) -> None:
+    said = submit("recipe", "--dry-run", "--", "--trainer.max_steps", "3", cwd=mines.parent)
+    _, _, mining, supervised = commands(said.stdout)
+    assert "--dependency=afterok:JOB2,singleton" in mining
+    script = str(REPOSITORY / "slurm/stage.sbatch")
+    assert mining[-3:] == ["--output=runs/mined.jsonl.slurm-%j.log", script, "recipe/negatives.yaml"]
+    assert "--dependency=afterok:JOB2,afterok:JOB3,singleton" in supervised and "mined" not in said.stderr
+    swept = submit("recipe", "--dry-run", "--sweep", "model.lora.r=4,8", cwd=mines.parent)
+    assert swept.returncode == 1 and "--sweep must be of stages; recipe/negatives.yaml mines" in swept.stderr
+
+
 def test_a_dependency_is_joined_with_ours() -> None:
     dependency = runpy.run_path(str(REPOSITORY / "slurm" / "submit"))["dependency"]
-    assert dependency("7", False, "afterok:5,singleton") == ["--dependency=afterok:5,singleton,afterok:7"]
-    assert dependency("7", True, "afterok:5") == ["--dependency=afterok:5,aftercorr:7"]
+    assert dependency(["7", "8"], False, "afterok:5,singleton") == [
+        "--dependency=afterok:5,singleton,afterok:7,afterok:8"
+    ]
+    assert dependency(["7"], True, "afterok:5") == ["--dependency=afterok:5,aftercorr:7"]
     with pytest.raises(ValueError, match=r"--dependency must be a list with commas.*got after:5.after:6"):
-        dependency("7", False, "after:5?after:6")
+        dependency(["7"], False, "after:5?after:6")
 
 
 def test_finished_stages_stay_finished(recipe: Path) -> None:
@@ -131,7 +156,7 @@ def test_a_sweep_is_an_array_and_each_task_waits_for_its_own(recipe: Path) -> No
 def test_a_task_of_a_sweep_stays_what_it_is(tmp_path: Path) -> None:
     """In a dry run, too."""
     array = runpy.run_path(str(REPOSITORY / "slurm" / "submit"))["array"]
-    stage = SimpleNamespace(root=str(tmp_path))
+    stage = Stage(tmp_path / "a.yaml", "base", str(tmp_path))
     array(stage, None, [["--a=1"], ["--a=2"]], False)
     array(stage, None, [["--a=1"]], False)
     for dry_run in (True, False):
@@ -241,26 +266,30 @@ def numbers(printed: list[str]) -> list[str]:
 @on_the_cluster
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_recipe_runs_to_its_end_though_it_is_preempted(jobs: Jobs, recipe: Path) -> None:
-    jobs.place = recipe.parent
+def test_a_recipe_runs_to_its_end_though_it_is_preempted(jobs: Jobs, mines: Path) -> None:
+    recipe, jobs.place = mines, mines.parent
     options = (f"--output={jobs.place}/%j.log", "--cpus-per-task=1")  # as many threads as the tests have
     printed = jobs.submit("recipe", *options)
-    mntp, simcse, supervised = numbers(printed)
-    assert printed[-1] == f"cancel:  scancel {mntp} {simcse} {supervised}"
+    mntp, simcse, mining, supervised = numbers(printed)
+    assert printed[-1] == f"cancel:  scancel {mntp} {simcse} {mining} {supervised}"
     jobs.until(mntp, "^step [5-9]/")
     high = jobs.cluster.sbatch("-p", "high", "-N3", "--exclusive", "--wrap", "sleep 1", cwd=jobs.place)
     jobs.until(mntp, "^waiting for SLURM to end the job")
     jobs.end(high, "COMPLETED")
     assert jobs.end(mntp, "COMPLETED")["Restarts"] == "1"
-    for job in (simcse, supervised):
+    for job in (simcse, mining, supervised):
         jobs.end(job, "COMPLETED")
-    assert jobs.submit("recipe")[1::2] == ["  is finished"] * 3
+    assert jobs.submit("recipe")[1::2] == ["  is finished"] * 4
 
     calm = ("--trainer.callbacks", "[]", "--trainer.default_root_dir")
     runs.run("fit", "--config", recipe / "mntp.yaml", *calm, "calm/mntp", cwd=jobs.place)
-    for name in ("simcse", "supervised"):
-        start = ("--model.backbone.model", "calm/mntp/encoder")
-        runs.run("fit", "--config", recipe / f"{name}.yaml", *start, *calm, f"calm/{name}", cwd=jobs.place)
+    start = ("--model.backbone.model", "calm/mntp/encoder")
+    runs.run("fit", "--config", recipe / "simcse.yaml", *start, *calm, "calm/simcse", cwd=jobs.place)
+    mined = ("calm/simcse/encoder", "pairs.jsonl", "--out", "calm/mined.jsonl", "--dtype", "float32")
+    runs.run("mine", *mined, cwd=jobs.place)
+    assert (jobs.place / "calm/mined.jsonl").read_bytes() == (jobs.place / "runs/mined.jsonl").read_bytes()
+    start = ("--model.backbone.model", "calm/simcse/encoder")
+    runs.run("fit", "--config", recipe / "supervised.yaml", *start, *calm, "calm/supervised", cwd=jobs.place)
     for name in ("mntp", "simcse", "supervised"):
         runs.assert_equal(runs.adapter(jobs.place / "runs" / name), runs.adapter(jobs.place / "calm" / name))
 

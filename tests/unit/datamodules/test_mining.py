@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import runs
-from ranks import run_ranks
+from ranks import free_port, run_ranks
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
@@ -172,6 +172,20 @@ def test_killed_and_run_again_it_makes_the_same_file(
 def test_ranks_make_the_same_file(count: int, pairs: Path, mined: Callable[..., Path]) -> None:
     run_ranks(count, lambda: mined("ranks.jsonl") and None)
     assert (pairs.parent / "ranks.jsonl").read_bytes() == mined("one.jsonl").read_bytes()
+
+
+def test_tasks_of_a_slurm_job_share_it(tiny_llama: Path, pairs: Path, mined: Callable[..., Path]) -> None:
+    """As srun starts them, each with the step's variables and those of slurm/stage.sbatch."""
+    step = {"SLURM_STEP_NUM_TASKS": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    options = ("--negatives", ASKED.negatives, "--last_rank", ASKED.last_rank, "--dtype", "float32")
+    command = ("mine", tiny_llama, pairs, "--out", "slurm.jsonl", *map(str, options))
+    tasks = [
+        runs.start(*command, cwd=pairs.parent, environment={**step, "SLURM_PROCID": rank, "SLURM_LOCALID": rank})
+        for rank in ("0", "1")
+    ]
+    (status, said), (other, nothing) = (task.wait() for task in tasks)
+    assert status == other == 0 and "rows are in" in said and "rows are in" not in nothing
+    assert (pairs.parent / "slurm.jsonl").read_bytes() == mined("one.jsonl").read_bytes()
 
 
 def test_columns_are_known_and_malformed_rows_left_out(

@@ -8,7 +8,7 @@ import pytest
 
 from lightning_modules import quickstart
 from lightning_modules.quickstart import Part, all_together, planned
-from lightning_modules.recipe import Stage, stages
+from lightning_modules.recipe import Mining, Stage, steps
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -18,13 +18,18 @@ def test_texts_stages_probing_and_report_come_one_after_the_other(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # where nobody has run it before
-    order = stages(CONFIGS / recipe)
+    order = steps(CONFIGS / recipe)
     parts = planned(order, Path(f"runs/{recipe}"), "builtin", ["--trainer.max_steps", "2"])
     texts, *trained, probe, report = (part.command for part in parts)
     assert texts == ["-m", "datamodules.wikipedia", "--out", f"runs/{recipe}/data"]
-    assert [command[4] for command in trained] == [str(stage.file) for stage in order]
-    assert all(command[-2:] == ["--trainer.max_steps", "2"] for command in trained)
-    assert [f"{stage.root}/encoder" for stage in order] == probe[3 : 3 + len(order)]
+    assert [command[4] for command in trained] == [str(step.file) for step in order]
+    fits = [command for command in trained if command[2] == "fit"]
+    assert all(command[-2:] == ["--trainer.max_steps", "2"] for command in fits)
+    assert [command[2:] for command in trained if command not in fits] == [
+        ["mine", "--config", str(step.file)] for step in order if isinstance(step, Mining)
+    ]
+    encoders = [f"{step.root}/encoder" for step in order if isinstance(step, Stage)]
+    assert encoders == probe[3 : 3 + len(encoders)] and len(encoders) == len(fits)
     assert f"runs/{recipe}/data/heldout.jsonl" in probe and report[2:4] == ["report", f"runs/{recipe}"]
     whole = planned(order, Path(f"runs/{recipe}"), "builtin", [])
     assert all(0 < less.minutes <= more.minutes for less, more in zip(parts, whole, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,7 +17,8 @@ import runs
 from lightning_modules import finished
 from lightning_modules.cli import main
 from lightning_modules.identity import adapters, given
-from lightning_modules.recipe import needs_nothing, run, stages
+from lightning_modules.includes import with_settings
+from lightning_modules.recipe import behind, needs_nothing, read, run, stages, steps
 from otherside.lineage import Card, Lineage, Merged
 
 
@@ -40,6 +42,55 @@ def test_each_stage_comes_behind_the_one_it_starts_from(tmp_path: Path) -> None:
     write(tmp_path, "c-first", "base", "runs/f")
     (tmp_path / "common.yaml").write_text("trainer: {devices: 1}\n")  # no stage
     assert [stage.file.stem for stage in stages(tmp_path)] == ["c-first", "b-middle", "a-last"]
+
+
+def mines(folder: Path, **settings: object) -> Path:
+    """`negatives.yaml`, behind the encoder in runs/f."""
+    asked = {"encoder": "runs/f/encoder", "pairs": "pairs.jsonl", "out": "runs/mined.jsonl", **settings}
+    (folder / "negatives.yaml").write_text(json.dumps({"mine": asked}))
+    return folder / "negatives.yaml"
+
+
+def test_mining_comes_between_the_stages_that_it_joins(tmp_path: Path) -> None:
+    rows = "data: {init_args: {sources: [{path: other.jsonl}, {path: ./runs/mined.jsonl}]}}\n"
+    write(tmp_path, "a-last", "runs/f/encoder", "runs/l", rows)
+    write(tmp_path, "c-first", "base", "runs/f")
+    file = mines(tmp_path, negatives=2)
+    found = steps(tmp_path)
+    assert [step.name for step in found] == ["c-first", "negatives", "a-last"]
+    assert found[1].command(["--trainer.max_steps", "2"])[2:] == ["mine", "--config", str(file)]
+    assert behind(found[2], found) == [found[0], found[1]]
+    assert [stage.name for stage in stages(tmp_path)] == ["c-first", "a-last"]
+
+
+def test_what_was_mined_is_not_mined_again(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs.write_data(tmp_path, rows=12)
+    [step] = [read(mines(tmp_path, encoder=str(tiny_llama), negatives=2, dtype="float32"))]
+    assert not step.is_finished()
+    runs.run(*step.command([])[2:], "--out", "over.jsonl", "--negatives", "1", cwd=tmp_path)
+    assert len(json.loads((tmp_path / "over.jsonl").read_text().splitlines()[0])["negatives"]) == 1
+    runs.run("recipe", ".", cwd=tmp_path)
+    assert len(json.loads((tmp_path / "runs/mined.jsonl").read_text().splitlines()[0])["negatives"]) == 2
+    assert step.is_finished() and needs_nothing(step, ["--trainer.max_steps", "2"])
+    assert "  is finished" in runs.run("recipe", ".", cwd=tmp_path)
+    assert not read(mines(tmp_path, encoder=str(tiny_llama), dtype="float32")).is_finished()
+    status, said = runs.start("recipe", ".", cwd=tmp_path).wait()
+    assert status == 1 and "was made with other settings (negatives)" in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [({"pairs": ""}, "which needs encoder, pairs, out"), ({"negative": 2}, "which has no negative")],
+)
+def test_what_mining_does_not_know_is_an_error(settings: dict[str, object], said: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"negatives.yaml: mine must have arguments of `lightning mine`, {said}"):
+        steps(mines(tmp_path, **settings).parent)
+    with pytest.raises(ValueError, match=r"under mine:; .*/other.yaml has none"):
+        write(tmp_path, "other", "base", "runs/other")
+        with_settings("mine", ["encoder"], ["--config", str(tmp_path / "other.yaml")])
 
 
 def test_settings_may_stand_in_an_included_file(tmp_path: Path) -> None:
