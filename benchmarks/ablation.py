@@ -73,6 +73,12 @@ FACTORS: dict[str, list[str]] = {
         *(f"{MODEL}.lora", "null", f"{MODEL}.frozen_layers", "15"),
         *(f"{MODEL}.optimizer.init_args.lr", "1.0e-4"),
     ],
+    # both of what helps, and whether it is only more change
+    "a mined negative, LoRA of rank 64": [
+        *(*sources(MINED), f"{ROWS}.negatives", "1"),
+        *(f"{MODEL}.lora.r", "64", f"{MODEL}.lora.alpha", "128"),
+    ],
+    "a rate of 1e-3": [f"{MODEL}.optimizer.init_args.lr", "1.0e-3"],
     # amount
     "a batch of 64": [f"{ROWS}.global_batch_size", "64"],
 }

@@ -30,6 +30,7 @@ import yaml
 from conftest import SENTENCES
 
 from lightning_modules import cli
+from lightning_modules.recipe import Mining, read
 from lightning_modules.training import check_settings
 from otherside.adapters import Lora, attach
 from otherside.encoder import Encoder
@@ -141,6 +142,8 @@ def check_yaml(file: str, text: str) -> None:
         settings["include"] = str(ROOT / "configs/quickstart" / settings["include"])
         text = yaml.safe_dump(settings)
     Path(file).write_text(text)
+    if "mine" in settings:
+        assert isinstance(read(Path(file)), Mining)
     if settings.keys() & {"model", "data", "trainer", "mteb", "checkpoints"}:
         check_settings([*below, "--config", file])
 
