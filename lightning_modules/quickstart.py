@@ -10,7 +10,8 @@ from pathlib import Path
 
 from lightning_modules.identity import given
 from lightning_modules.includes import with_includes
-from lightning_modules.recipe import Mining, Parser, Stage, Step, check_overrides, needs_nothing, run, steps
+from lightning_modules.recipe import Parser, check_overrides, needs_nothing, run
+from lightning_modules.steps import Mining, Stage, Step, steps
 
 DESCRIPTION = (
     "Texts and pairs from 10,033 Wikipedia summaries, all stages of a recipe upon them, what each stage did to words "

@@ -30,7 +30,7 @@ import yaml
 from conftest import SENTENCES
 
 from lightning_modules import cli
-from lightning_modules.recipe import Mining, read
+from lightning_modules.steps import Mining, read
 from lightning_modules.training import check_settings
 from otherside.adapters import Lora, attach
 from otherside.encoder import Encoder

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lightning_modules.includes import merged
-from lightning_modules.recipe import stages
 from lightning_modules.sizing.shape import Adapter, Full, Shape, read_shape
+from lightning_modules.steps import stages
 
 Strategy = Literal["ddp", "zero1", "zero2", "zero3", "fsdp2"]
 Stage = Literal["mntp", "simcse", "supervised"]

@@ -12,7 +12,7 @@ import runs
 import torch
 import yaml
 
-from lightning_modules import recipe
+from lightning_modules import steps
 from lightning_modules.callbacks import MTEBSettings
 from lightning_modules.includes import merged
 from lightning_modules.schedules import Schedule
@@ -22,7 +22,7 @@ from otherside.evaluation.tasks import check_instructions, find_tasks
 CONFIGS = Path(__file__).parents[2] / "configs"
 FOLDERS = [folder for folder in CONFIGS.iterdir() if folder.is_dir() and folder.name not in ("trainer", "data", "mteb")]
 STAGES = sorted(
-    file for folder in FOLDERS for file in folder.rglob("*.yaml") if isinstance(recipe.read(file), recipe.Stage)
+    file for folder in FOLDERS for file in folder.rglob("*.yaml") if isinstance(steps.read(file), steps.Stage)
 )
 TUNED = ("quickstart", "evening", "controls", "llama-3.2-1b", "llama-3.1-8b-hub")  # by us; the others are as published
 MIXTURES = sorted((CONFIGS / "data").glob("*.yaml"))

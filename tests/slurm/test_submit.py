@@ -19,7 +19,7 @@ from jobs import REPOSITORY, Jobs
 
 from lightning_modules import finished
 from lightning_modules.identity import given
-from lightning_modules.recipe import Stage
+from lightning_modules.steps import Stage
 
 on_the_cluster = pytest.mark.xdist_group("slurm")  # one for all
 

@@ -8,7 +8,7 @@ import pytest
 
 from lightning_modules import quickstart
 from lightning_modules.quickstart import Part, all_together, planned
-from lightning_modules.recipe import Mining, Stage, steps
+from lightning_modules.steps import Mining, Stage, steps
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 

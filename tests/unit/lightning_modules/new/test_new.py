@@ -13,7 +13,7 @@ import pytest
 import runs
 import yaml
 
-from lightning_modules import recipe
+from lightning_modules import steps
 from lightning_modules.hardware import Hardware, hardware, here
 from lightning_modules.new.run import _mean
 from lightning_modules.new.stages import Data, plan, shares
@@ -59,7 +59,7 @@ def test_texts_alone_have_no_supervised_stage(tmp_path: Path, tiny_llama: Path) 
     runs.write_data(tmp_path)
     runs.run("new", "mine", "--base", tiny_llama, "--data", "sentences.txt", cwd=tmp_path)
     assert sorted(file.name for file in (tmp_path / "mine").glob("*.yaml")) == ["mntp.yaml", "simcse.yaml"]
-    assert [stage.root for stage in recipe.stages(tmp_path / "mine")] == ["mine/mntp", "mine/simcse"]
+    assert [stage.root for stage in steps.stages(tmp_path / "mine")] == ["mine/mntp", "mine/simcse"]
 
 
 def test_several_files_and_names_of_columns(tmp_path: Path, tiny_llama: Path) -> None:
