@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -75,19 +76,32 @@ def test_what_is_finished_is_said_without_a_process(change: str, answer: bool, t
     assert stage.is_finished(["--config", str(tmp_path / "b" / "b.yaml")]) is answer
 
 
-def test_a_stage_on_an_encoder_that_was_trained_again_is_in_doubt(tmp_path: Path) -> None:
-    def encoder(sha256: str) -> str:
-        folder = tmp_path / "mntp" / finished.ENCODER
-        folder.mkdir(parents=True, exist_ok=True)
-        adapter = Merged("mntp", str(folder / "adapters" / "0-mntp"), sha256)
-        Card(Lineage("base", adapters=(adapter,)), "mntp", 2, "bidirectional", "mean", 64, None, True, None).write(
-            folder
-        )
-        return str(folder)
+def encoder(folder: Path, sha256: str) -> str:
+    """As if one had been trained there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    adapter = Merged("mntp", str(folder / "adapters" / "0-mntp"), sha256)
+    Card(Lineage("base", adapters=(adapter,)), "mntp", 2, "bidirectional", "mean", 64, None, True, None).write(folder)
+    return str(folder)
 
-    write(tmp_path, "simcse", encoder("a" * 64), str(tmp_path / "run"))
-    end(tmp_path / "simcse.yaml", tmp_path / "run", encoder("a" * 64))
+
+def test_a_stage_on_an_encoder_that_was_trained_again_is_in_doubt(tmp_path: Path) -> None:
+    place = tmp_path / "mntp" / finished.ENCODER
+    write(tmp_path, "simcse", encoder(place, "a" * 64), str(tmp_path / "run"))
+    end(tmp_path / "simcse.yaml", tmp_path / "run", str(place))
     [stage] = stages(tmp_path)
     assert stage.is_finished()
-    encoder("b" * 64)
+    encoder(place, "b" * 64)
     assert not stage.is_finished()
+
+
+def test_negatives_of_an_encoder_that_was_trained_again_are_in_doubt(tmp_path: Path) -> None:
+    out = tmp_path / "mined.jsonl"
+    [step] = steps(mines(tmp_path, encoder=encoder(tmp_path / "encoder", "a" * 64), out=str(out), last_rank=50).parent)
+    made = {"encoder": {"lineage": {"adapters": [{"name": "mntp", "sha256": "a" * 64}]}}}
+    made |= {"negatives": 4, "ceiling": 0.95, "first_rank": 1, "last_rank": 50}
+    out.with_name("mined.jsonl.report.json").write_text(json.dumps({"settings": made}))
+    assert not step.is_finished()
+    out.write_text("{}")
+    assert step.is_finished()
+    encoder(tmp_path / "encoder", "b" * 64)
+    assert not step.is_finished()
