@@ -44,13 +44,13 @@ def recipe(tmp_path: Path, tiny_llama: Path) -> Path:
 
 @pytest.fixture
 def mines(recipe: Path) -> Path:
-    """The same, where supervised starts from simcse and reads what simcse has mined."""
+    """Two of them; supervised reads what mntp has mined."""
+    (recipe / "simcse.yaml").unlink()
     (recipe / "negatives.yaml").write_text(
-        "mine: {encoder: runs/simcse/encoder, pairs: pairs.jsonl, out: runs/mined.jsonl, dtype: float32}\n"
+        "mine: {encoder: runs/mntp/encoder, pairs: pairs.jsonl, out: runs/mined.jsonl, dtype: float32}\n"
     )
     file = recipe / "supervised.yaml"
-    settings = file.read_text().replace("runs/mntp/encoder", "runs/simcse/encoder")
-    file.write_text(settings.replace(str(recipe.parent / "pairs.jsonl"), "runs/mined.jsonl"))
+    file.write_text(file.read_text().replace(str(recipe.parent / "pairs.jsonl"), "runs/mined.jsonl"))
     return recipe
 
 
@@ -110,11 +110,11 @@ def test_dry_run_shows_the_tree(recipe: Path) -> None:
 
 def test_mining_is_a_job_between_two_stages(mines: Path) -> None:
     said = submit("recipe", "--dry-run", "--", "--trainer.max_steps", "3", cwd=mines.parent)
-    _, _, mining, supervised = commands(said.stdout)
-    assert "--dependency=afterok:JOB2,singleton" in mining
+    _, mining, supervised = commands(said.stdout)
+    assert "--dependency=afterok:JOB1,singleton" in mining
     script = str(REPOSITORY / "slurm/stage.sbatch")
     assert mining[-3:] == ["--output=runs/mined.jsonl.slurm-%j.log", script, "recipe/negatives.yaml"]
-    assert "--dependency=afterok:JOB2,afterok:JOB3,singleton" in supervised and "mined" not in said.stderr
+    assert "--dependency=afterok:JOB1,afterok:JOB2,singleton" in supervised and "mined" not in said.stderr
     swept = submit("recipe", "--dry-run", "--sweep", "model.lora.r=4,8", cwd=mines.parent)
     assert swept.returncode == 1 and "--sweep must be of stages; recipe/negatives.yaml mines" in swept.stderr
 
@@ -270,27 +270,25 @@ def test_a_recipe_runs_to_its_end_though_it_is_preempted(jobs: Jobs, mines: Path
     recipe, jobs.place = mines, mines.parent
     options = (f"--output={jobs.place}/%j.log", "--cpus-per-task=1")  # as many threads as the tests have
     printed = jobs.submit("recipe", *options)
-    mntp, simcse, mining, supervised = numbers(printed)
-    assert printed[-1] == f"cancel:  scancel {mntp} {simcse} {mining} {supervised}"
+    mntp, mining, supervised = numbers(printed)
+    assert printed[-1] == f"cancel:  scancel {mntp} {mining} {supervised}"
     jobs.until(mntp, "^step [5-9]/")
     high = jobs.cluster.sbatch("-p", "high", "-N3", "--exclusive", "--wrap", "sleep 1", cwd=jobs.place)
     jobs.until(mntp, "^waiting for SLURM to end the job")
     jobs.end(high, "COMPLETED")
     assert jobs.end(mntp, "COMPLETED")["Restarts"] == "1"
-    for job in (simcse, mining, supervised):
+    for job in (mining, supervised):
         jobs.end(job, "COMPLETED")
-    assert jobs.submit("recipe")[1::2] == ["  is finished"] * 4
+    assert jobs.submit("recipe")[1::2] == ["  is finished"] * 3
 
     calm = ("--trainer.callbacks", "[]", "--trainer.default_root_dir")
     runs.run("fit", "--config", recipe / "mntp.yaml", *calm, "calm/mntp", cwd=jobs.place)
-    start = ("--model.backbone.model", "calm/mntp/encoder")
-    runs.run("fit", "--config", recipe / "simcse.yaml", *start, *calm, "calm/simcse", cwd=jobs.place)
-    mined = ("calm/simcse/encoder", "pairs.jsonl", "--out", "calm/mined.jsonl", "--dtype", "float32")
+    mined = ("calm/mntp/encoder", "pairs.jsonl", "--out", "calm/mined.jsonl", "--dtype", "float32")
     runs.run("mine", *mined, cwd=jobs.place)
     assert (jobs.place / "calm/mined.jsonl").read_bytes() == (jobs.place / "runs/mined.jsonl").read_bytes()
-    start = ("--model.backbone.model", "calm/simcse/encoder")
+    start = ("--model.backbone.model", "calm/mntp/encoder")
     runs.run("fit", "--config", recipe / "supervised.yaml", *start, *calm, "calm/supervised", cwd=jobs.place)
-    for name in ("mntp", "simcse", "supervised"):
+    for name in ("mntp", "supervised"):
         runs.assert_equal(runs.adapter(jobs.place / "runs" / name), runs.adapter(jobs.place / "calm" / name))
 
 
