@@ -18,12 +18,12 @@ NAMES = {stage: name for name, stage in STAGES.items()}
 ROWS: dict[Stage, int] = {"mntp": 32, "simcse": 128, "supervised": 256}  # of a batch on GPUs; on CPUs 32
 EPOCHS: dict[Stage, int] = {"mntp": 1, "simcse": 1, "supervised": 3}
 FEWEST, MOST = 10, 1000  # steps; the published runs stop at 1,000, which need not be all of somebody's pairs
-SHORT = 40  # steps; fewer need the higher rates of configs/quickstart, more those of configs/evening
 LARGE = 1_000_000_000  # weights, from which on rates are as far as possible the published ones
-RATES: dict[Stage, tuple[float, float, float]] = {  # quickstart, evening, published
+REACH = 0.02  # rate times steps of a small base's short run; twice as much loses retrieval (docs/results.md)
+RATES: dict[Stage, tuple[float, float, float]] = {  # highest, as in configs/quickstart; lowest, evening; published
     "mntp": (1e-3, 5e-4, 5e-5),
-    "simcse": (5e-4, 3e-4, 3e-5),
-    "supervised": (5e-4, 3e-4, 2e-4),
+    "simcse": (2e-3, 3e-4, 3e-5),
+    "supervised": (1e-3, 3e-4, 2e-4),
 }
 
 
@@ -123,10 +123,10 @@ def _enough(stage: Stage, epoch: float) -> int:
 
 def _rate(stage: Stage, shape: Shape, steps: int) -> float:
     """For a large base the published one, raised as fewer steps, and a rate that falls to 0, move weights less."""
-    short, long, published = RATES[stage]
+    highest, lowest, published = RATES[stage]
     if shape.base >= LARGE:
-        return min(long, float(f"{published * max(1, 2 * MOST / steps):.1e}"))
-    return long if steps > SHORT else short
+        return min(lowest, float(f"{published * max(1, 2 * MOST / steps):.1e}"))
+    return min(highest, max(lowest, float(f"{REACH / steps:.1e}")))
 
 
 def _job(stage: Stage, shape: Shape, data: Data, hardware: Hardware) -> Job:

@@ -244,6 +244,19 @@ def test_large_bases_are_moved_as_far_as_by_the_published_runs(rows: int, rates:
     assert [stage.rate for stage in found] == rates
 
 
+@pytest.mark.parametrize(
+    ("rows", "rates"),
+    [
+        (320, [1e-3, 2e-3, 6.7e-4]),  # 10, 10 and 30 steps: those of configs/quickstart reach as far
+        (1_280, [5e-4, 5e-4, 3e-4]),  # 40, 40 and 120
+    ],
+)
+def test_small_bases_are_moved_as_far_however_few_the_steps(rows: int, rates: list[float]) -> None:
+    few = replace(DATA, rows={"mntp": rows, "simcse": rows, "supervised": rows})
+    found = plan(read_shape(str(SHAPES / "smollm2-135m")), few, CPU, 100)
+    assert [stage.rate for stage in found] == rates
+
+
 def test_all_pairs_are_read_where_time_allows() -> None:
     shape = read_shape(str(SHAPES / "tiny"))
     found = [plan(shape, replace(DATA, rows={"supervised": 10**6}), gpus(8), hours)[0] for hours in (100, 1e-6)]
