@@ -1,6 +1,6 @@
 """How far a short run of the contrastive stages should go: rates of the quickstart's `simcse` and `supervised`.
 
-    python benchmarks/rates.py [--rates 5e-4 5e-4:5e-4 1e-3 1e-3:1e-3 2e-3 2e-3:1e-3 4e-3] [--seed 42] [--work FOLDER]
+    python benchmarks/rates.py [--rates 5e-4 1e-3 2e-3 4e-3 5e-4:5e-4 2e-3:5e-4 2e-3:1e-3] [--seed 42] [--work FOLDER]
 
 A rate is of `simcse`, or of `simcse` and of `supervised` behind it. Measured is what rates may be chosen by, as the
 results' tests are not among it: STSBenchmark's validation set (Spearman), Banking77's training texts (logistic
@@ -69,7 +69,7 @@ def trained(work: Path, rates: list[str], seed: int) -> Path:
 def main() -> None:
     """The command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    rates = ["5e-4", "1e-3", "2e-3", "4e-3", "5e-4:5e-4", "1e-3:1e-3", "2e-3:1e-3"]
+    rates = ["5e-4", "1e-3", "2e-3", "4e-3", "5e-4:5e-4", "2e-3:5e-4", "2e-3:1e-3"]
     parser.add_argument("--rates", nargs="+", default=rates)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--work", type=Path, default=Path("runs/benchmark-rates"))
