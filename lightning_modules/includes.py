@@ -75,7 +75,7 @@ def with_settings(command: str, positional: Collection[str], arguments: list[str
         FileNotFoundError: there is no such YAML.
         ValueError: it has nothing for this command.
     """
-    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", type=Path)
     known, others = parser.parse_known_args(arguments)
     if not known.config:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lightning_modules.identity import given
 from lightning_modules.includes import with_includes
-from lightning_modules.recipe import Parser, check_overrides, needs_nothing, run
+from lightning_modules.recipe import Parser, check_overrides, run, unfinished
 from lightning_modules.steps import Mining, Stage, Step, steps
 
 DESCRIPTION = (
@@ -50,13 +50,12 @@ def main(arguments: list[str]) -> None:
     settings, overrides = parser.parse_known_args(arguments)
     order = steps(settings.recipe)
     root = Path(order[0].makes[0]).parent
-    parts = [part for part in planned(order, root, settings.data, overrides) if part.minutes]
-    all_together(parts)
+    all_together(planned(order, root, settings.data, overrides))
     print(root / "report" / "report.html")
 
 
 def planned(order: Sequence[Step], root: Path, data: str, overrides: list[str]) -> list[Part]:
-    """What is to be done, in order; steps that are finished take no minutes.
+    """What is to be done, in order; steps that are finished are left out.
 
     Args:
         order: the recipe's steps.
@@ -74,16 +73,17 @@ def planned(order: Sequence[Step], root: Path, data: str, overrides: list[str]) 
     report = [*lightning, "report", str(root), "--out", str(root / "report")]
     return [
         Part("texts and pairs of Wikipedia's summaries", ["-m", "datamodules.wikipedia", "--out", str(texts)], TEXTS),
-        *(Part(f"{step.name}, from {step.model}", step.command(overrides), minutes(step, overrides)) for step in order),
+        *(
+            Part(f"{step.name}, from {step.model}", step.command(overrides), minutes(step, overrides))
+            for step in unfinished(order, overrides)
+        ),
         Part("what each stage did to word and sentence meaning", probe, PROBING * (len(encoders) + 2)),
         Part("the report", report, PAGE),
     ]
 
 
 def minutes(step: Step, overrides: list[str]) -> float:
-    """That a step may take; none if it is finished."""
-    if needs_nothing(step, overrides):
-        return 0
+    """That a step may take."""
     if isinstance(step, Mining):
         return MINED
     now = given(with_includes(["--config", str(step.file), *overrides]))

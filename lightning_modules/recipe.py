@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lightning_modules.identity import given
-from lightning_modules.steps import Step, steps, told
+from lightning_modules.steps import Step, behind, steps, told
 
 DESCRIPTION = "Train all stages of a recipe; skip those that are finished, resume those that were cut."
 
@@ -36,9 +36,10 @@ def main(arguments: list[str]) -> None:
     settings, overrides = parser.parse_known_args(arguments)
     check_overrides(overrides)
     order = steps(settings.folder)
+    asked = unfinished(order, overrides)
     for number, step in enumerate(order, 1):
         print(f"stage {number}/{len(order)}: {told(step)}", file=sys.stderr, flush=True)
-        if needs_nothing(step, overrides):
+        if step not in asked:
             print("  is finished", file=sys.stderr)
         elif not settings.dry_run:
             run(step.command(overrides))
@@ -53,6 +54,15 @@ def check_overrides(overrides: list[str]) -> None:
                 f"{option} must be each stage's own, and a recipe's options go to all of them. Set it in the stages' "
                 "YAMLs, or use `lightning fit` for one stage."
             )
+
+
+def unfinished(order: Sequence[Step], overrides: Sequence[str]) -> list[Step]:
+    """The steps that are to be run: those that need it, and those that read what these make."""
+    found: list[Step] = []
+    for step in order:
+        if behind(step, found) or not needs_nothing(step, overrides):
+            found.append(step)
+    return found
 
 
 def needs_nothing(step: Step, overrides: Sequence[str]) -> bool:

@@ -201,6 +201,7 @@ def read(file: Path) -> Step | None:
 def _rows(content: dict[str, Any]) -> tuple[str, ...]:
     """Paths of what a stage trains on; `lightning fit` says what is wrong with them."""
     try:
-        return tuple(str(row["path"]) for row in content["data"]["init_args"]["sources"])
+        paths = [row["path"] for row in content["data"]["init_args"]["sources"]]
     except (KeyError, TypeError):
         return ()
+    return tuple(str(one) for path in paths for one in (path if isinstance(path, list) else [path]))

@@ -115,6 +115,7 @@ def case(kind: str, make: Callable[[Bad], Arguments], *says: str) -> None:
 case("no such command", lambda bad: ["train"], "'train' is no command of lightning", "fit, validate")
 case("no YAML", lambda bad: ["fit"], "must be given: data, model", "`lightning fit --help`")
 case("no such YAML", lambda bad: ["fit", "--config", "no.yaml"], "--config must name a YAML file", "no.yaml")
+case("mine: no YAML behind --config", lambda bad: ["mine", "--config"], "--config", "expected one argument")
 case("a recipe for a YAML", lambda bad: ["fit", "--config", "."], ". is a folder", "lightning recipe .")
 case(
     "option cut short",

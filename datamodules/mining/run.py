@@ -286,7 +286,13 @@ def _meet_ranks() -> None:
     if "RANK" not in os.environ and "SLURM_STEP_NUM_TASKS" in os.environ:  # a job's script has none of a step's
         named = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS"}
         os.environ.update({name: os.environ[theirs] for name, theirs in named.items()})
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    if ranks > 1 and not dist.is_initialized():
+        if lost := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+            raise ValueError(
+                f"{ranks} processes that mine together must know where the first is; {' and '.join(lost)} not set. Use "
+                "slurm/stage.sbatch or torchrun, or start one process."
+            )
         dist.init_process_group("gloo")
 
 

@@ -115,6 +115,9 @@ def test_mining_is_a_job_between_two_stages(mines: Path) -> None:
     script = str(REPOSITORY / "slurm/stage.sbatch")
     assert mining[-3:] == ["--output=runs/mined.jsonl.slurm-%j.log", script, "recipe/negatives.yaml"]
     assert "--dependency=afterok:JOB1,afterok:JOB2,singleton" in supervised and "mined" not in said.stderr
+    (mines.parent / "pairs.jsonl").unlink()
+    [note] = submit("recipe", "--dry-run", cwd=mines.parent).stderr.splitlines()
+    assert note.startswith("note: recipe/negatives.yaml: path ") and "pairs.jsonl' must name a file" in note
     swept = submit("recipe", "--dry-run", "--sweep", "model.lora.r=4,8", cwd=mines.parent)
     assert swept.returncode == 1 and "--sweep must be of stages; recipe/negatives.yaml mines" in swept.stderr
 

@@ -188,6 +188,13 @@ def test_tasks_of_a_slurm_job_share_it(tiny_llama: Path, pairs: Path, mined: Cal
     assert (pairs.parent / "slurm.jsonl").read_bytes() == mined("one.jsonl").read_bytes()
 
 
+def test_tasks_that_do_not_know_each_other_are_refused(tiny_llama: Path, pairs: Path) -> None:
+    step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    alone = runs.start("mine", tiny_llama, pairs, "--out", "out.jsonl", cwd=pairs.parent, environment=step)
+    status, said = alone.wait()
+    assert status == 1 and "error: 2 processes that mine together must know where the first is" in said
+
+
 def test_columns_are_known_and_malformed_rows_left_out(
     tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,6 +21,21 @@ from lightning_modules.recipe import needs_nothing, run
 from lightning_modules.steps import read, stages
 
 
+def test_a_finished_stage_is_in_doubt_behind_one_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its rows may be others then, which its settings do not say."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "supervised", "base", "runs/l", "data: {init_args: {sources: [{path: runs/mined.jsonl}]}}\n")
+    mines(tmp_path, encoder="base")
+    end(Path("supervised.yaml"), Path("runs/l"))
+    main(["recipe", ".", "--dry-run"])
+    assert "is finished" not in capsys.readouterr().err
+    (tmp_path / "negatives.yaml").unlink()
+    main(["recipe", ".", "--dry-run"])
+    assert "is finished" in capsys.readouterr().err
+
+
 def test_what_was_mined_is_not_mined_again(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

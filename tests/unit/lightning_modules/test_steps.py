@@ -23,7 +23,7 @@ def test_each_stage_comes_behind_the_one_it_starts_from(tmp_path: Path) -> None:
 
 
 def test_mining_comes_between_the_stages_that_it_joins(tmp_path: Path) -> None:
-    rows = "data: {init_args: {sources: [{path: other.jsonl}, {path: ./runs/mined.jsonl}]}}\n"
+    rows = "data: {init_args: {sources: [{path: other.jsonl}, {path: [more.jsonl, ./runs/mined.jsonl]}]}}\n"
     write(tmp_path, "a-last", "runs/f/encoder", "runs/l", rows)
     write(tmp_path, "c-first", "base", "runs/f")
     file = mines(tmp_path, negatives=2)
