@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("OTHERSIDE_SHARED", ROOT.parent / "shared")).resolve() / "data"
 RECIPE = ROOT / "configs" / "quickstart"
 DATA, START = "runs/quickstart/data", "runs/quickstart/simcse/encoder"
-MINED, NLI = "mined.jsonl", "nli.jsonl"
+MINED, TAUGHT, NLI = "mined.jsonl", "taught.jsonl", "nli.jsonl"
 SHOTS, EVERY = 8, 3  # Banking77: texts of each class to learn from; of the test texts one of so many
 
 MODEL, ROWS = "--model.init_args", "--data.init_args"
@@ -56,6 +56,7 @@ FACTORS: dict[str, list[str]] = {
     "a mined negative of each pair": [*sources(MINED), f"{ROWS}.negatives", "1"],
     "four mined negatives": [*sources(MINED), f"{ROWS}.negatives", "4"],
     "four mined negatives alone": [*sources(MINED, in_batch=False), f"{ROWS}.negatives", "4"],
+    "four negatives mined by a teacher": [*sources(TAUGHT), f"{ROWS}.negatives", "4"],
     "NLI pairs too": sources(f"{DATA}/pairs.jsonl", NLI),
     "NLI pairs too, with their negatives": [*sources(f"{DATA}/pairs.jsonl", NLI), f"{ROWS}.negatives", "1"],
     # loss
@@ -63,6 +64,10 @@ FACTORS: dict[str, list[str]] = {
     "scale 50": [f"{MODEL}.loss.scale", "50"],
     "scale 10": [f"{MODEL}.loss.scale", "10"],
     "matryoshka": [f"{MODEL}.loss.matryoshka", "[72, 144, 288]"],
+    "a teacher's scores of its four": [
+        *(*sources(TAUGHT, scores=True), f"{ROWS}.negatives", "4"),
+        *(f"{MODEL}.loss.teacher", json.dumps({"kind": "kl", "temperature": 0.05})),
+    ],
     "false negatives left out": [f"{MODEL}.loss.false_negative_margin", "-0.1"],
     # model
     "not rescaled": [f"{MODEL}.rescaled", "false"],
@@ -90,15 +95,16 @@ def run(folder: Path, module: str, *arguments: object) -> None:
     subprocess.run([sys.executable, "-m", module, *map(str, arguments)], cwd=folder, check=True, env=environment)
 
 
-def prepare(work: Path) -> None:
+def prepare(work: Path, teacher: Path | None) -> None:
     """The encoder to start from, and pairs."""
     work.mkdir(parents=True, exist_ok=True)
     if not (work / DATA / "pairs.jsonl").is_file():
         run(work, "datamodules.wikipedia", "--out", DATA)
     for stage in ("mntp", "simcse"):
         run(work, "lightning_modules.cli", "fit", "--config", RECIPE / f"{stage}.yaml")
-    if not (work / MINED).is_file():
-        run(work, "lightning_modules.cli", "mine", START, f"{DATA}/pairs.jsonl", "--out", MINED)
+    for encoder, out in ((START, MINED), *([(teacher.resolve(), TAUGHT)] if teacher else [])):
+        if not (work / out).is_file():
+            run(work, "lightning_modules.cli", "mine", encoder, f"{DATA}/pairs.jsonl", "--out", out)
     if not (work / NLI).is_file():
         rows = map(json.loads, (SHARED / "pairs" / "snli_triplets.jsonl").read_text().splitlines())
         kept = [{name: row[name] for name in ("query", "positive", "negatives")} for row in rows]
@@ -168,11 +174,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--factors", nargs="+", choices=FACTORS, default=list(FACTORS))
+    parser.add_argument("--teacher", type=Path, help="a stronger encoder, for the factors that have one")
     parser.add_argument("--work", type=Path, default=Path("runs/benchmark-ablation"))
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "reports")
     options = parser.parse_args()
     work = options.work.resolve()
-    prepare(work)
+    prepare(work, options.teacher)
     before = kept(work / "start.json", work / START, work / DATA)
     plain = {seed: scored(work, PLAIN, seed) for seed in options.seeds}
     rows = [

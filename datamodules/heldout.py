@@ -1,6 +1,7 @@
 """Somebody's data as a recipe's own files: each row once, all texts, and a part that no stage trains on.
 
 Rows of one query and positive become one with the negatives of all, as files of triplets have a row for each negative.
+Of texts with labels, those that another text shares its label with are labelled rows, too.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import random
 import sys
 import tempfile
 from array import array
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -21,13 +22,13 @@ import numpy as np
 from tqdm import tqdm
 
 from datamodules.recognise import Found
-from datamodules.rows import Skipped, checked_rows
-from datamodules.sources import read_records, row_check
+from datamodules.rows import BadRow, Skipped, checked_rows
+from datamodules.sources import Kind, read_records, row_check
 from otherside.candidates import key
 
 SHARE, MOST, FEWEST = 20, 500, 10  # held out: one of so many rows, at most so many, or none if fewer
 SAMPLE = 2000  # texts of a role to measure lengths on
-TEXTS, PAIRS, HELD_OUT = "texts.jsonl", "pairs.jsonl", "heldout.jsonl"
+TEXTS, PAIRS, LABELLED, HELD_OUT = "texts.jsonl", "pairs.jsonl", "labelled.jsonl", "heldout.jsonl"
 
 
 class Sample:
@@ -53,8 +54,10 @@ class Written:
     Args:
         texts: rows of `TEXTS`: every text of the training rows once.
         pairs: rows of `PAIRS`.
-        held_out: rows of `HELD_OUT`: pairs if there are any, else texts.
+        labelled: rows of `LABELLED`.
+        held_out: rows of `HELD_OUT`: pairs or texts with labels if there are any, else texts.
         repeated: rows left out, as they were there before, their negatives too.
+        alone: texts that are the only one of their label, and not in `LABELLED`.
         merged: rows whose negatives went to an earlier row of the same pair.
         negatives: hard negatives of a pair, where they are most.
         sample: some of the training rows' texts, by their role, each as often as rows have it.
@@ -63,8 +66,10 @@ class Written:
 
     texts: int = 0
     pairs: int = 0
+    labelled: int = 0
     held_out: int = 0
     repeated: int = 0
+    alone: int = 0
     merged: int = 0
     negatives: int = 0
     sample: dict[str, Sample] = field(default_factory=lambda: defaultdict(Sample))
@@ -72,23 +77,23 @@ class Written:
 
 
 def write(found: Sequence[Found], folder: Path, on_bad_row: str = "raise") -> Written:
-    """Write `TEXTS`, `PAIRS` (if there are pairs) and `HELD_OUT` (if there is enough) into `folder`.
+    """Write `TEXTS`, `PAIRS` or `LABELLED` (if there are such rows) and `HELD_OUT` (if there is enough) into `folder`.
 
     Held out are rows whose texts are no other row's query or positive, nor among negatives any more: of pairs if there
     are pairs, else of texts; those with the lowest keys, so that the choice depends on nothing but the texts.
 
     Raises:
-        BadRow: a row is malformed, and `on_bad_row` is not "skip".
+        BadRow: a row is malformed, and `on_bad_row` is not "skip"; or labels are all the same, or all different.
         BadFile: a file cannot be read.
     """
     out = Written()
-    kind = "pair" if any(each.kind == "pair" for each in found) else "blank_ok"
+    kind: Kind = next((each.kind for each in found if each.kind in ("pair", "labelled")), "blank_ok")
     held = _held_out(found, kind, on_bad_row)
     rows_seen: set[int] = set()
     unseen = {key(text) for row in held.values() for text in _asked(row)}
     texts_seen = set(unseen)
     with (folder / TEXTS).open("w") as texts, tempfile.TemporaryFile() as file:
-        pairs = _Pairs(file)
+        pairs, labelled = _Pairs(file), _Labelled(file)
         for each, row in _rows(found, on_bad_row, out.skipped, "writing data"):
             known = _key(row)
             if known in held:
@@ -99,16 +104,18 @@ def write(found: Sequence[Found], folder: Path, on_bad_row: str = "raise") -> Wr
             elif known in rows_seen:
                 out.repeated += 1
                 continue
+            elif each.kind == "labelled":
+                labelled.add(row)
             rows_seen.add(known)
-            for role, value in row.items():
-                for text in value if isinstance(value, list) else [value]:
-                    out.sample[role].add(text)
-            for text in _texts(row):
+            for role, text in _texts(row):
+                out.sample[role].add(text)
                 if (number := key(text)) not in texts_seen:
                     texts_seen.add(number)
                     _line(texts, {"text": text})
                     out.texts += 1
         pairs.write(folder / PAIRS, out)
+        if kind == "labelled":
+            labelled.write(folder / LABELLED, out)
     if held:
         with (folder / HELD_OUT).open("w") as file:
             for row in held.values():
@@ -141,6 +148,10 @@ def _held_out(found: Sequence[Found], kind: str, on_bad_row: str) -> dict[int, d
     for each, row in _rows(found, on_bad_row, Skipped(), "choosing what is held out"):
         if each.kind == kind and (known := _key(row)) in chosen:
             _join(held.setdefault(known, row), row)
+    if kind == "labelled":
+        sizes = Counter(row["label"] for row in held.values())
+        held = {known: row for known, row in held.items() if sizes[row["label"]] > 1}
+        return held if len(held) >= FEWEST and len({row["label"] for row in held.values()}) > 1 else {}
     return held
 
 
@@ -182,6 +193,42 @@ class _Pairs:
         return row
 
 
+class _Labelled:
+    """Texts with labels on the way to `LABELLED`; memory has the labels' numbers of texts.
+
+    Args:
+        file: to keep them in.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.sizes = file, Counter[str]()
+
+    def add(self, row: dict[str, Any]) -> None:
+        """One more."""
+        self.sizes[row["label"]] += 1
+        self.file.write(json.dumps(row).encode() + b"\n")
+
+    def write(self, path: Path, out: Written) -> None:
+        """Those that are not alone with their label, in their order.
+
+        Raises:
+            BadRow: there are not two such labels.
+        """
+        shared = {label for label, size in self.sizes.items() if size > 1}
+        if len(shared) < 2:
+            raise BadRow(
+                "--fields must map label to a column in which at least two labels have two texts each; got "
+                f"{len(self.sizes)} labels, {len(shared)} of which have. Name another column, or map text alone."
+            )
+        self.file.seek(0)
+        with path.open("w") as labelled:
+            for row in map(json.loads, self.file):
+                if row["label"] in shared:
+                    _line(labelled, row)
+                    out.labelled += 1
+        out.alone = sum(self.sizes.values()) - out.labelled
+
+
 def _join(row: dict[str, Any], other: dict[str, Any]) -> bool:
     """Add the negatives of another row of the same query and positive; whether there are new ones."""
     known = row.get("negatives", [])
@@ -207,12 +254,15 @@ def _asked(row: dict[str, Any]) -> list[str]:
     return [row["text"]] if "text" in row else [row["query"], row["positive"]]
 
 
-def _texts(row: dict[str, Any]) -> list[str]:
-    return [*_asked(row), *row.get("negatives", ())]
+def _texts(row: dict[str, Any]) -> list[tuple[str, str]]:
+    """With their roles."""
+    asked = ((role, row[role]) for role in ("text", "query", "positive") if role in row)
+    return [*asked, *(("negatives", text) for text in row.get("negatives", ()))]
 
 
 def _key(row: dict[str, Any]) -> int:
-    return key("\0".join(_asked(row)))
+    """Of what makes it another row."""
+    return key("\0".join([*_asked(row), *([row["label"]] if "label" in row else [])]))
 
 
 def _line(file: IO[str], row: dict[str, Any]) -> None:

@@ -56,7 +56,7 @@ class Found:
 
     Args:
         source: with our names of its columns.
-        kind: "pair", or "blank_ok" for texts.
+        kind: "pair", "labelled", or "blank_ok" for texts.
         note: what else a user should know of it.
     """
 
@@ -66,7 +66,8 @@ class Found:
 
     def __str__(self) -> str:
         taken = ", ".join(f"{role} = {column}" for role, column in self.source.fields.items())
-        return f"{'pairs' if self.kind == 'pair' else 'texts'} ({taken})"
+        kinds = {"pair": "pairs", "labelled": "texts with labels"}
+        return f"{kinds.get(self.kind, 'texts')} ({taken})"
 
 
 def recognise(path: str, fields: dict[str, str] | None = None) -> list[Found]:
@@ -102,7 +103,8 @@ def recognise(path: str, fields: dict[str, str] | None = None) -> list[Found]:
         return [Found(Source(path, names), "pair", note.removeprefix("; "))]
     if text := next((name for name in TEXTS if name in columns), None):
         label = next((name for name in LABELS if name in columns), "")
-        note = f"; texts of one {columns[label]} are pairs in a YAML with labels: true" if label else ""
+        named = f"--fields '{{text: {columns[text]}, label: {columns[label]}}}'" if label else ""
+        note = f"; to train on texts of one {columns[label]} as pairs, pass {named}" if label else ""
         note += _not_read(columns, {text, label})
         return [Found(Source(path, {"text": columns[text]}), "blank_ok", note.removeprefix("; "))]
     if any(";" in column for column in columns):
@@ -148,13 +150,14 @@ def most_negatives(sources: Iterable[Mapping[str, Any]]) -> int | None:
 
 def _named(path: str, fields: dict[str, str]) -> Found:
     """With the columns that the user names."""
-    kind: Kind = "blank_ok" if "text" in fields else "pair"
-    needed = {"text"} if kind == "blank_ok" else {"query", "positive"}
+    kind: Kind = "labelled" if "label" in fields else "blank_ok" if "text" in fields else "pair"
+    needed = set(ROLES[kind]) - {"negatives"}
     if not needed <= set(fields) <= set(ROLES[kind]):
         raise ValueError(
-            f"--fields must map text, or query and positive (and negatives), to columns; got {', '.join(fields)}"
+            "--fields must map text, text and label, or query and positive (and negatives), to columns; got "
+            f"{', '.join(fields)}"
         )
-    return Found(Source(path, fields), kind)
+    return Found(Source(path, fields, labels=kind == "labelled"), kind)
 
 
 def _negatives(columns: Mapping[str, str]) -> tuple[list[str], str]:

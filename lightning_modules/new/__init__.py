@@ -19,16 +19,17 @@ def new(
 ) -> None:
     """Write a recipe for your data, and this machine or GPUs elsewhere: a folder with a YAML per stage.
 
-    Of texts it has the stages mntp and simcse, of pairs supervised too. Rows are copied into RECIPE/data, each once;
-    some that share no text with others are held out and validated on. Batches, lengths, chunks, steps and what GPUs
-    share follow from the data, the base's shape and the machine, by the arithmetic of `lightning size`.
+    Of texts it has the stages mntp and simcse, of pairs or labels supervised too. Rows are copied into RECIPE/data,
+    each once; some that share no text with others are held out and validated on. Batches, lengths, chunks, steps and
+    what GPUs share follow from the data, the base's shape and the machine, by the arithmetic of `lightning size`.
 
     Args:
         recipe: folder to write; the stages' runs will be there too.
         base: hub id, folder, .gguf file or pkg://PACKAGE/FILE of a Llama, or an encoder folder to go on from.
         data: CSV, TSV, JSONL, Parquet or plain text files, globs or hub datasets. Columns such as question and answer,
             anchor and positive, or text are known.
-        fields: columns where they have other names, such as '{query: Frage, positive: Antwort}' or '{text: body}'.
+        fields: columns where they have other names, such as '{query: Frage, positive: Antwort}' or '{text: body}'; with
+            '{text: body, label: topic}' texts of one topic are trained to be alike.
         hours: that all stages together shall take at most, as estimated.
         nodes: machines, like this one or with --gpus.
         gpus: of each node, where the recipe is not for this machine; the time is that of H100s.

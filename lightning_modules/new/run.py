@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_modules.hardware import Hardware
-from lightning_modules.new.stages import FEWEST, Data, HeldOut, Planned, plan
+from lightning_modules.new.stages import FEWEST, Data, Kind, Planned, plan
 from lightning_modules.new.write import about, command, stage_yaml
 from lightning_modules.sizing.command import needed
 from lightning_modules.sizing.job import Stage
@@ -73,13 +73,13 @@ def run_new(
 def _measured(written: Any, lengths: Mapping[str, NDArray[np.int64]], machine: Hardware, positions: int | None) -> Data:
     """What the arithmetic needs of the data that were written; `lengths` are those of some texts of each role."""
     rows: dict[Stage, int] = {"mntp": written.texts, "simcse": written.texts}
-    rows |= {"supervised": written.pairs} if written.pairs else {}
+    rows |= {"supervised": supervised} if (supervised := written.pairs or written.labelled) else {}
     most = max((int(np.quantile(tokens, USUAL)) for tokens in lengths.values()), default=0)
     longest = LONGEST[bool(machine.gpus)]
     length = min(max(32, -(-most // 32) * 32), longest, positions or longest)
-    held_out: HeldOut = ("pairs" if written.pairs else "texts") if written.held_out else None
+    kind: Kind = "pairs" if written.pairs else "labels" if written.labelled else "texts"
     negatives = min(written.negatives, 4)
-    return Data(rows, length, negatives, held_out, _mean(lengths, length, negatives))
+    return Data(kind, rows, length, negatives, bool(written.held_out), _mean(lengths, length, negatives))
 
 
 def _mean(lengths: Mapping[str, NDArray[np.int64]], most: int, negatives: int) -> int:
@@ -95,15 +95,17 @@ def _write(stages: Sequence[Planned], work: Path, recipe: Path, base: str, data:
     reads = positions if positions and card_of(base).max_length > positions else None  # later stages inherit it
     for planned in stages:
         stage = planned.job.stage
-        (work / f"{stage}.yaml").write_text(stage_yaml(planned, recipe, model, data.held_out, machine, reads))
+        (work / f"{stage}.yaml").write_text(stage_yaml(planned, recipe, model, data, machine, reads))
         model, reads = str(recipe / stage / "encoder"), None
 
 
 def _say(written: Any, stages: Sequence[Planned], recipe: Path, machine: Hardware) -> None:
-    counts = {"texts": written.texts, "pairs": written.pairs, "held out": written.held_out}
+    counts = {"texts": written.texts, "pairs": written.pairs, "with labels": written.labelled}
     counts |= {
+        "held out": written.held_out,
         "merged, as their pairs are the same": written.merged,
         "left out as repeated": written.repeated,
+        "alone with their label": written.alone,
         "left out as malformed": written.skipped.count,
     }
     print(f"{recipe}/data: {', '.join(f'{count:,} {name}' for name, count in counts.items() if count)}")

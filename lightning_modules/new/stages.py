@@ -13,7 +13,7 @@ from lightning_modules.sizing.job import STAGES, Job, Stage
 from lightning_modules.sizing.shape import Adapter, Shape
 from lightning_modules.sizing.speed import step_time
 
-HeldOut = Literal["pairs", "texts"] | None  # what rows are held out
+Kind = Literal["pairs", "labels", "texts"]
 NAMES = {stage: name for name, stage in STAGES.items()}
 ROWS: dict[Stage, int] = {"mntp": 32, "simcse": 128, "supervised": 256}  # of a batch on GPUs; on CPUs 32
 EPOCHS: dict[Stage, int] = {"mntp": 1, "simcse": 1, "supervised": 3}
@@ -32,17 +32,19 @@ class Data:
     """What there is to train on.
 
     Args:
+        kind: what its rows are: pairs, texts with labels, or texts.
         rows: of training, by stage; stages without any are left out.
         length: tokens of most of its texts.
         negatives: hard negatives of a pair.
-        held_out: what there is to validate on.
+        held_out: whether there are some to validate on.
         mean: tokens of a text, on average.
     """
 
+    kind: Kind
     rows: dict[Stage, int]
     length: int
     negatives: int
-    held_out: HeldOut
+    held_out: bool
     mean: int
 
 

@@ -12,19 +12,21 @@ import yaml
 
 from lightning_modules.hardware import Hardware
 from lightning_modules.includes import PACKAGED
-from lightning_modules.new.stages import NAMES, HeldOut, Planned
+from lightning_modules.new.stages import NAMES, Data, Kind, Planned
 from lightning_modules.sizing.command import needed
 
 PURPOSES = {
     "mntp": "the base learns to use both sides of the context, on your texts.",
     "simcse": "the mntp stage as a sentence encoder, without labels, on your texts.",
     "supervised": "the simcse stage as an encoder of your queries and what answers them, on your pairs.",
+    "labels": "the simcse stage as an encoder to which texts of one label are alike, on your labels.",
 }
+FILES: dict[Kind, str] = {"pairs": "pairs.jsonl", "labels": "labelled.jsonl", "texts": "texts.jsonl"}
 BLOCKS = ("model", "data", "trainer", "init_args")  # one setting a line; others stand in one
 
 
 def stage_yaml(
-    planned: Planned, recipe: Path, model: str, held_out: HeldOut, hardware: Hardware, reads: int | None = None
+    planned: Planned, recipe: Path, model: str, data: Data, hardware: Hardware, reads: int | None = None
 ) -> str:
     """The text of `recipe/STAGE.yaml`.
 
@@ -32,19 +34,19 @@ def stage_yaml(
         planned: what the stage is.
         recipe: its folder, which is the runs' too.
         model: the base, or the encoder folder it starts from.
-        held_out: the rows to validate on.
+        data: to train on.
         hardware: to train on.
         reads: tokens of the longest text that the encoder shall read; None: as the model.
     """
     job = planned.job
     file = recipe / f"{job.stage}.yaml"
     head = [
-        f"# Purpose:  {PURPOSES[job.stage]}",
+        f"# Purpose:  {PURPOSES['labels' if job.stage == 'supervised' and data.kind == 'labels' else job.stage]}",
         f"# Hardware: {hardware.name}; {needed(job, hardware.machine):.1f} GB needed.",
         f"# Expected: {about(planned)}, as estimated.",
         f"# Command:  {command(file, hardware)}",
     ]
-    return "\n".join([*head, *_lines(settings(planned, recipe, model, held_out, reads))]) + "\n"
+    return "\n".join([*head, *_lines(settings(planned, recipe, model, data, reads))]) + "\n"
 
 
 def command(what: Path, hardware: Hardware) -> str:
@@ -61,7 +63,7 @@ def about(planned: Planned) -> str:
     return f"{minutes} minute{'s' * (minutes > 1)}" if minutes < 100 else f"{minutes / 60:.1f} hours"
 
 
-def settings(planned: Planned, recipe: Path, model: str, held_out: HeldOut, reads: int | None = None) -> dict[str, Any]:
+def settings(planned: Planned, recipe: Path, model: str, data: Data, reads: int | None = None) -> dict[str, Any]:
     """All that the YAML says."""
     job, steps = planned.job, planned.steps
     every = max(1, steps // 2)
@@ -89,7 +91,7 @@ def settings(planned: Planned, recipe: Path, model: str, held_out: HeldOut, read
         "data": {
             "class_path": f"datamodules.{'Pairs' if job.stage == 'supervised' else 'Sentences'}",
             "init_args": {
-                **_sources(job.stage, recipe / "data", held_out),
+                **_sources(job.stage, recipe / "data", data),
                 "global_batch_size": job.global_batch,
                 "max_length": job.length,
                 **({"negatives": job.negatives} if job.stage == "supervised" else {}),
@@ -103,18 +105,19 @@ def settings(planned: Planned, recipe: Path, model: str, held_out: HeldOut, read
             "max_steps": steps,
             "gradient_clip_val": 1.0,
             "log_every_n_steps": max(1, steps // 20),
-            **({"val_check_interval": every, "check_val_every_n_epoch": None} if held_out else {}),
+            **({"val_check_interval": every, "check_val_every_n_epoch": None} if data.held_out else {}),
         },
     }
 
 
-def _sources(stage: str, data: Path, held_out: HeldOut) -> dict[str, Any]:
+def _sources(stage: str, folder: Path, data: Data) -> dict[str, Any]:
     """Which of the recipe's own files are read."""
-    file = "pairs.jsonl" if stage == "supervised" else "texts.jsonl"
-    found: dict[str, Any] = {"sources": [{"path": str(data / file)}]}
-    if held_out:
-        as_texts = {"fields": {"text": "positive"}} if stage != "supervised" and held_out == "pairs" else {}
-        found["val_sources"] = [{"path": str(data / "heldout.jsonl"), **as_texts}]
+    kind = data.kind if stage == "supervised" else "texts"
+    labels = {"labels": True} if kind == "labels" else {}
+    found = {"sources": [{"path": str(folder / FILES[kind]), **labels}]}
+    if data.held_out:
+        as_texts = {"fields": {"text": "positive"}} if kind == "texts" and data.kind == "pairs" else {}
+        found["val_sources"] = [{"path": str(folder / "heldout.jsonl"), **labels, **as_texts}]
     return found
 
 

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from datamodules.heldout import HELD_OUT, PAIRS, SAMPLE, TEXTS, Sample, Written, write
+from datamodules.heldout import HELD_OUT, LABELLED, PAIRS, SAMPLE, TEXTS, Sample, Written, write
+from datamodules.labels import LabelledTable
 from datamodules.recognise import recognise
 from datamodules.rows import BadRow
+from datamodules.sources import Source, open_table
 
 
 def rows(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def written(folder: Path, name: str, lines: list[dict[str, Any]], **options: str) -> Written:
+def written(
+    folder: Path, name: str, lines: list[dict[str, Any]], fields: dict[str, str] | None = None, **options: str
+) -> Written:
     (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "out").mkdir(exist_ok=True)
-    return write(recognise(str(folder / name)), folder / "out", **options)
+    return write(recognise(str(folder / name), fields), folder / "out", **options)
 
 
 def pairs(count: int) -> list[dict[str, Any]]:
@@ -111,6 +116,41 @@ def test_texts_alone(tmp_path: Path) -> None:
     assert not {row["text"] for row in rows(tmp_path / "out" / HELD_OUT)} & {
         row["text"] for row in rows(tmp_path / "out" / TEXTS)
     }
+
+
+LABELS = {"text": "text", "label": "topic"}
+
+
+def labelled(folder: Path, lines: list[dict[str, Any]]) -> Written:
+    return written(folder, "a.jsonl", lines, LABELS)
+
+
+def test_texts_with_labels(tmp_path: Path) -> None:
+    """All are texts; where no other has its label a text is no labelled row, neither to train on nor to validate on."""
+    lines = [{"text": f"text {i}", "topic": f"topic {i % 30}" if i % 8 else f"own {i}"} for i in range(800)]
+    made = labelled(tmp_path, [*lines, lines[1]])
+    trained, held, texts = (rows(tmp_path / "out" / name) for name in (LABELLED, HELD_OUT, TEXTS))
+    assert 10 <= made.held_out == len(held) < 40, "of 40, those whose label another has, too"
+    assert (made.repeated, made.alone, made.pairs) == (1, 100, 0)
+    assert len(trained) == made.labelled == 700 - len(held) and len(texts) == made.texts == 800 - len(held)
+    for file, each in ((LABELLED, trained), (HELD_OUT, held)):
+        assert min(Counter(row["label"] for row in each).values()) > 1
+        table = open_table(Source(str(tmp_path / "out" / file), labels=True), "pair")
+        assert len(LabelledTable.of(table, 0, 1)) == len(each), "as training reads them"
+    assert not {row["text"] for row in held} & {row["text"] for row in texts}
+    assert set(made.sample) == {"text"}
+
+
+def test_a_text_may_have_two_labels(tmp_path: Path) -> None:
+    made = labelled(tmp_path, [{"text": f"text {i}", "topic": topic} for i in range(5) for topic in "ab"])
+    assert (made.texts, made.labelled, made.repeated) == (5, 10, 0)
+
+
+@pytest.mark.parametrize("topics", [["a"] * 9, list("abcdefghi"), list("aabcdefgh")])
+def test_labels_must_tell_texts_apart(tmp_path: Path, topics: list[str]) -> None:
+    got = f"got {len(set(topics))} labels, {int(topics[0] == topics[1])} of which have"
+    with pytest.raises(BadRow, match=f"--fields must map label to a column in which at least two labels .* {got}"):
+        labelled(tmp_path, [{"text": f"text {i}", "topic": topic} for i, topic in enumerate(topics)])
 
 
 def test_malformed_rows(tmp_path: Path) -> None:

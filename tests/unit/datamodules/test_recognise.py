@@ -69,7 +69,7 @@ def test_what_is_not_read_is_told(tmp_path: Path) -> None:
     (alpaca,) = recognise(columns(tmp_path, "instruction", "input", "output"))
     assert alpaca.kind == "pair" and alpaca.note == "not read: input"
     (labelled,) = recognise(columns(tmp_path, "text", "Label"))
-    assert labelled.note == "texts of one Label are pairs in a YAML with labels: true"
+    assert labelled.note == "to train on texts of one Label as pairs, pass --fields '{text: text, label: Label}'"
 
 
 def test_graded_pairs_are_texts(tmp_path: Path) -> None:
@@ -83,8 +83,11 @@ def test_named_columns_win(tmp_path: Path) -> None:
     path = columns(tmp_path, "Frage", "Antwort", "text")
     (found,) = recognise(path, {"query": "Frage", "positive": "Antwort"})
     assert found.kind == "pair" and str(found) == "pairs (query = Frage, positive = Antwort)"
-    with pytest.raises(ValueError, match=r"--fields must map text, or query and positive .* got query"):
-        recognise(path, {"query": "Frage"})
+    (found,) = recognise(path, {"text": "text", "label": "Frage"})
+    assert found.source.labels and str(found) == "texts with labels (text = text, label = Frage)"
+    for wrong in ("query", "label"):
+        with pytest.raises(ValueError, match=rf"--fields must map text, text and label, or query .* got {wrong}"):
+            recognise(path, {wrong: "Frage"})
 
 
 def test_unknown_columns_are_named(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from lightning_modules.sizing.shape import Shape, read_shape
 from lightning_modules.sizing.speed import Machine, step_time
 
 SHAPES = Path(__file__).parents[4] / "benchmarks" / "shapes"
-DATA = Data({"mntp": 20_000, "simcse": 20_000, "supervised": 10_000}, 128, 1, "pairs", 128)
+DATA = Data("pairs", {"mntp": 20_000, "simcse": 20_000, "supervised": 10_000}, 128, 1, True, 128)
 CPU = Hardware("2 CPU cores, 16 GB", 0, "float32", Machine(16, 2, 5e10, 0.5))
 
 
@@ -60,6 +60,18 @@ def test_texts_alone_have_no_supervised_stage(tmp_path: Path, tiny_llama: Path) 
     runs.run("new", "mine", "--base", tiny_llama, "--data", "sentences.txt", cwd=tmp_path)
     assert sorted(file.name for file in (tmp_path / "mine").glob("*.yaml")) == ["mntp.yaml", "simcse.yaml"]
     assert [stage.root for stage in steps.stages(tmp_path / "mine")] == ["mine/mntp", "mine/simcse"]
+
+
+def test_texts_with_labels_have_a_supervised_stage(tmp_path: Path, tiny_llama: Path) -> None:
+    lines = [f"Please look at my {['parcel', 'card', 'door'][i % 3]} no. {i},{i % 3}" for i in range(400)]
+    (tmp_path / "tickets.csv").write_text("\n".join(["text,topic", *lines, "Hello?,other"]))
+    names = ["--fields", "{text: text, label: topic}"]
+    output = runs.run("new", "mine", "--base", tiny_llama, "--data", "tickets.csv", *names, cwd=tmp_path)
+    assert "tickets.csv: texts with labels (text = text, label = topic)" in output
+    assert "381 texts, 380 with labels, 20 held out, 1 alone with their label" in output
+    stage = [*("--config", "mine/supervised.yaml", "--model.backbone.model", tiny_llama), "--trainer.max_steps", "2"]
+    output = runs.run("fit", *stage, "--trainer.val_check_interval", "2", cwd=tmp_path)
+    assert "validated at step 2  val/loss" in output
 
 
 def test_several_files_and_names_of_columns(tmp_path: Path, tiny_llama: Path) -> None:
@@ -149,14 +161,14 @@ def test_a_failure_leaves_nothing(tmp_path: Path, tiny_llama: Path) -> None:
 @pytest.mark.parametrize(
     "machine", [CPU, gpus(1), gpus(8), gpus(1, 12), gpus(8, nodes=2)], ids=["cpu", "1", "8", "small", "2 x 8"]
 )
-@pytest.mark.parametrize("held_out", ["pairs", None])
-def test_what_is_written_is_what_was_sized(machine: Hardware, held_out: str | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("held_out", [True, False])
+def test_what_is_written_is_what_was_sized(machine: Hardware, held_out: bool, tmp_path: Path) -> None:
     """The YAML, read by `lightning size`, is the stage that was fitted; the type is the machine's."""
     data = replace(DATA, held_out=held_out)
     base = str(SHAPES / "sheared-llama-1.3b")
     stages = plan(read_shape(base), data, machine, 10)
     for planned in stages:
-        text = stage_yaml(planned, tmp_path, base, data.held_out, machine)
+        text = stage_yaml(planned, tmp_path, base, data, machine)
         (tmp_path / f"{planned.job.stage}.yaml").write_text(text)
     for planned in stages:
         job = read_job(tmp_path / f"{planned.job.stage}.yaml")
@@ -266,7 +278,7 @@ def test_all_pairs_are_read_where_time_allows() -> None:
 
 def test_yamls_are_short_and_have_a_header(tmp_path: Path) -> None:
     for planned in plan(Shape(576, 1536, 30, 9, 3, 64, 49152, tied=True), DATA, gpus(2), 1):
-        lines = stage_yaml(planned, tmp_path, "base", "pairs", gpus(2)).splitlines()
+        lines = stage_yaml(planned, tmp_path, "base", DATA, gpus(2)).splitlines()
         assert [line.split()[1] for line in lines[:4]] == ["Purpose:", "Hardware:", "Expected:", "Command:"]
         assert len(lines) <= 40 and yaml.safe_load("\n".join(lines))
 
