@@ -25,7 +25,7 @@ KNOWN = (
     "granite",
 )  # whose layers keep what Llama's do
 TIED = ("smollm3",)  # unless their config.json says otherwise
-REMEDY = "Name a folder that holds the base model's config.json."
+REMEDY = "Name a folder that holds the base model's config.json (lightning size: --model FOLDER)."
 
 
 @dataclass(frozen=True)

@@ -102,10 +102,10 @@ def test_e5_has_the_published_instructions() -> None:
     sides = {Path(s["path"]).stem: (s["instruction"], s.get("document_instruction", "")) for s in sources}
     assert all(side.endswith("; ") for both in sides.values() for side in both if side)
     sts = "Retrieve semantically similar text; "
-    assert sides["allnli_split1"] == ("Given a premise, retrieve a hypothesis that is entailed by the premise; ", "")
-    assert sides["allnli_split2"] == (sts, sts)
+    assert sides["allnli_odd"] == ("Given a premise, retrieve a hypothesis that is entailed by the premise; ", "")
+    assert sides["allnli_even"] == (sts, sts)
     symmetric = {name for name, (query, document) in sides.items() if document and query == document}
-    assert symmetric == {"allnli_split2", "quora_duplicates_split1", "quora_duplicates_split2"}
+    assert symmetric == {"allnli_even", "quora_duplicates_odd", "quora_duplicates_even"}
     used = yaml.safe_load((CONFIGS / "mteb" / "llm2vec-15.yaml").read_text())["mteb"]["instructions"]
     assert used["STS"] == sts  # in use as in training
     assert all(instruction.endswith("; ") for instruction in used.values())
