@@ -122,6 +122,14 @@ def test_mining_is_a_job_between_two_stages(mines: Path) -> None:
     assert swept.returncode == 1 and "--sweep must be of stages; recipe/negatives.yaml mines" in swept.stderr
 
 
+def test_a_stage_alone_may_wait_for_the_job_that_makes_its_start(recipe: Path) -> None:
+    """So that stages have different resources."""
+    alone = ("recipe/simcse.yaml", "--dry-run", "--nodes=2")
+    assert "--dependency=afterok:JOB." in submit(*alone, cwd=recipe.parent).stderr
+    [command] = commands(submit(*alone, "--dependency=afterok:5", cwd=recipe.parent).stdout)
+    assert {"--nodes=2", "--dependency=afterok:5,singleton"} <= {*command}
+
+
 def test_a_dependency_is_joined_with_ours() -> None:
     dependency = runpy.run_path(str(REPOSITORY / "slurm" / "submit"))["dependency"]
     assert dependency(["7", "8"], False, "afterok:5,singleton") == [
@@ -188,7 +196,7 @@ def test_outside_of_its_environment_it_says_so(recipe: Path) -> None:
             ["recipe"],
             "must run where SLURM's sbatch is; there is none. --dry-run",
         ),
-        (["recipe/simcse.yaml", "--dry-run"], "there is no runs/mntp/encoder. Submit the folder of the whole recipe."),
+        (["recipe/simcse.yaml", "--dry-run"], "there is no runs/mntp/encoder. Submit the folder of the whole recipe"),
         (["nowhere"], "a recipe must be a folder with a YAML per stage, or a stage's YAML; got nowhere"),
         (["recipe", "--sweep", "model.lora.r"], "--sweep must be SETTING=VALUE,VALUE; got 'model.lora.r'"),
     ],
