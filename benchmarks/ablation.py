@@ -101,7 +101,8 @@ def prepare(work: Path, teacher: Path | None) -> None:
     if not (work / DATA / "pairs.jsonl").is_file():
         run(work, "datamodules.wikipedia", "--out", DATA)
     for stage in ("mntp", "simcse"):
-        run(work, "lightning_modules.cli", "fit", "--config", RECIPE / f"{stage}.yaml")
+        if not (work / "runs" / "quickstart" / stage / "encoder").is_dir():  # so that several may be measured at once
+            run(work, "lightning_modules.cli", "fit", "--config", RECIPE / f"{stage}.yaml")
     for encoder, out in ((START, MINED), *([(teacher.resolve(), TAUGHT)] if teacher else [])):
         if not (work / out).is_file():
             run(work, "lightning_modules.cli", "mine", encoder, f"{DATA}/pairs.jsonl", "--out", out)
