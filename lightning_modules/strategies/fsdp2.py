@@ -61,7 +61,7 @@ class FSDP2(Sharded, ModelParallelStrategy):
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.lightning_module is not None
         for module in self.lightning_module.modules():
-            if isinstance(module, FSDPModule):  # where the head ran last, tied embeddings are whole, and what is set then
+            if isinstance(module, FSDPModule):  # behind the head, tied embeddings are whole until they run: what is set
                 module.reshard()  # would go with that copy
         super().load_model_state_dict(checkpoint, strict)
 
