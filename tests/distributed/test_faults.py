@@ -373,3 +373,16 @@ def test_a_step_that_is_no_number_ends_all_ranks(strategy: str, said: str, place
     for status, output in [rank.wait(60) for rank in ranks]:
         assert status == 1 and f"error: {said}" in output, output[-3000:]
     assert newest(place / root) == 1
+
+
+def test_ranks_do_not_validate_by_their_clocks(place: Path, tiny_llama: Path) -> None:
+    settings = {
+        "data.init_args.val_sources": [{"path": str(place / "pairs.jsonl")}],
+        "trainer.val_check_interval": "00:00:00:01",
+        "trainer.check_val_every_n_epoch": None,
+    }
+    fit = command(place, tiny_llama, "clocks", "ddp", 1, **settings)
+    for status, output in [rank.wait(60) for rank in runs.start_ranks(2, *fit, cwd=place)]:
+        assert status == 1
+        assert "trainer.val_check_interval must be a number of batches with several ranks" in output
+    runs.run(*fit, cwd=place)  # one clock is enough
