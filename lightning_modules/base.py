@@ -161,6 +161,12 @@ class EncoderModule(pl.LightningModule, ABC):
                 f"trainer.precision must be {' or '.join(PRECISIONS)}, as others round what is trained; got "
                 f"{self.trainer.precision}. Leave it out: the backbone computes in model.backbone.dtype."
             )
+        seconds = self.trainer._val_check_time_interval  # type: ignore[attr-defined]
+        if seconds is not None and self.trainer.world_size > 1:  # each would look at its own clock
+            raise ValueError(
+                "trainer.val_check_interval must be a number of batches with several ranks, or some validate while "
+                f"others train; got a time of {seconds:g} s. Set it to about as many steps."
+            )
 
     @override
     def configure_model(self) -> None:

@@ -299,7 +299,10 @@ def _meet_ranks() -> None:
 def _device(device: str) -> str:
     if device != "auto":
         return device
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available():
+        return "cpu"
+    # a launcher may show each rank its own GPU alone
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
 
 
 def _say(text: str) -> None:

@@ -153,7 +153,11 @@ class MTEB(pl.Callback):
         if self.settings.at_end:
             self._evaluate(trainer, pl_module, trainer.global_step)
 
-    on_fit_end = on_train_end  # alone where a run is resumed behind its last step, which Lightning does not train
+    @override  # alone where a run is resumed behind its last step, which Lightning does not train
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.settings.at_end and trainer.global_step != self._last["step"]:
+            pl_module.to(trainer.strategy.root_device)  # from the host, where Lightning has put it by now
+            self._evaluate(trainer, pl_module, trainer.global_step)
 
     @override
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from lightning_modules.base import EncoderModule
 from lightning_modules.callbacks.undisturbed import leave_out, undisturbed
+from otherside import distributed
 
 if TYPE_CHECKING:
     from otherside.encoder import Encoder
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from otherside.probing.tasks import Mention, Task
 
 CHOSEN = ["subject_animacy", "object_animacy"]
+FITTING = 6 * 3600.0  # seconds that ranks wait for rank 0, which fits the probes, longer than a step may take
 
 
 class Probing(pl.Callback):
@@ -116,6 +118,7 @@ class Probing(pl.Callback):
             if not trainer.is_global_zero:
                 raise  # the watchdog tells the others
             found = f"{type(error).__name__}: {error}"
+        distributed.meet(FITTING)
         found = trainer.strategy.broadcast(found)
         if isinstance(found, str):
             raise RuntimeError(

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -56,6 +56,14 @@ class FSDP2(Sharded, ModelParallelStrategy):
         if not self.is_global_zero:
             return None
         return whole.cpu() if torch.is_tensor(whole) else whole
+
+    @override
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        assert self.lightning_module is not None
+        for module in self.lightning_module.modules():
+            if isinstance(module, FSDPModule):  # behind the head, tied embeddings are whole until they run: what is set
+                module.reshard()  # would go with that copy
+        super().load_model_state_dict(checkpoint, strict)
 
     @override
     def set_whole(self, parameter: nn.Parameter, value: Tensor) -> None:

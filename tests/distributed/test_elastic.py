@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import runs
+from conftest import build_tiny_llama
 from strategies import ADAMW, FULL, STRATEGIES, assert_same_training, once, train
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -75,3 +76,15 @@ def test_goes_on_with_the_same_ranks_bit_for_bit(trained: str, strategy: str, pl
     cut = train(place, tiny_llama, f"{root}-cut", "Supervised", strategy, 2, 6, **settings)
     runs.assert_equal(runs.adapter(cut), runs.adapter(whole))
     assert runs.metrics(cut, "train/loss") == runs.metrics(whole, "train/loss")
+
+
+@pytest.mark.parametrize("strategy", ["zero3", "fsdp2"])
+def test_tied_embeddings_go_on_as_they_were_trained(strategy: str, place: Path) -> None:
+    """Though the test of the model's logits, before the checkpoint is read, leaves FSDP2 with a whole copy of them."""
+    llama, settings = place / f"tied-{strategy}", SETTINGS["full"]
+    build_tiny_llama(llama, tied=True)
+    whole = train(place, llama, f"tied-{strategy}-whole", "MNTP", strategy, 2, 4, **settings)
+    train(place, llama, f"tied-{strategy}-cut", "MNTP", strategy, 2, 2, **settings)
+    cut = train(place, llama, f"tied-{strategy}-cut", "MNTP", strategy, 2, 4, **settings)
+    assert "model.embed_tokens.weight" in runs.adapter(cut)
+    runs.assert_equal(runs.adapter(cut), runs.adapter(whole))

@@ -105,6 +105,26 @@ def test_a_checkpoint_may_take_longer_than_ranks_wait(place: Path, tiny_llama: P
     assert newest(place / "slow-ddp") == newest(place / "slow-zero2") == 2
 
 
+def fit_probes_slowly() -> None:
+    from lightning_modules.callbacks import Probing
+
+    fit = Probing._fit
+
+    def slowly(self: Any, vectors: Any) -> dict[str, float]:  # as thousands of items of a large model would take
+        time.sleep(SLOW)
+        return fit(self, vectors)
+
+    Probing._fit = slowly  # type: ignore[method-assign]
+
+
+def test_probes_may_take_longer_than_ranks_wait(place: Path, tiny_llama: Path) -> None:
+    settings = {"items": 20, "tasks": ["subject_animacy"], "words": [1]}
+    callbacks = {"trainer.callbacks": [{"class_path": "lightning_modules.callbacks.Probing", "init_args": settings}]}
+    fit = command(place, tiny_llama, "probed", waiting("ddp", WAIT), 1, **callbacks)
+    runs.wait_ranks(runs.start_ranks(2, *fit, cwd=place, before=fit_probes_slowly))
+    assert newest(place / "probed") == 1
+
+
 def read_slowly() -> None:
     from lightning_modules import checkpoints
 
@@ -353,3 +373,16 @@ def test_a_step_that_is_no_number_ends_all_ranks(strategy: str, said: str, place
     for status, output in [rank.wait(60) for rank in ranks]:
         assert status == 1 and f"error: {said}" in output, output[-3000:]
     assert newest(place / root) == 1
+
+
+def test_ranks_do_not_validate_by_their_clocks(place: Path, tiny_llama: Path) -> None:
+    settings = {
+        "data.init_args.val_sources": [{"path": str(place / "pairs.jsonl")}],
+        "trainer.val_check_interval": "00:00:00:01",
+        "trainer.check_val_every_n_epoch": None,
+    }
+    fit = command(place, tiny_llama, "clocks", "ddp", 1, **settings)
+    for status, output in [rank.wait(60) for rank in runs.start_ranks(2, *fit, cwd=place)]:
+        assert status == 1
+        assert "trainer.val_check_interval must be a number of batches with several ranks" in output
+    runs.run(*fit, cwd=place)  # one clock is enough

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from datamodules import Pairs, Source
 from datamodules.mining import mine, run
 from datamodules.mining.quality import Quality, told
-from datamodules.mining.run import Asked, run_mine
+from datamodules.mining.run import Asked, _device, run_mine
 from otherside.encoder import Encoder
 from otherside.lineage import Training
 
@@ -281,3 +281,12 @@ def test_the_command(tiny_llama: Path, pairs: Path) -> None:
     said = runs.run("mine", tiny_llama, pairs, "--out", "out.jsonl", "--negatives", "2", cwd=pairs.parent)
     assert f"{ROWS} rows are in out.jsonl" in said and "100%" in said
     assert "--ceiling" in runs.run("mine", "--help", cwd=pairs.parent)
+
+
+@pytest.mark.parametrize(("rank", "seen", "own"), [(0, 8, "cuda:0"), (3, 8, "cuda:3"), (3, 1, "cuda:0"), (3, 0, "cpu")])
+def test_a_rank_takes_a_gpu_that_it_sees(rank: int, seen: int, own: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of its node, or its own alone."""
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: seen > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: seen)
+    assert _device("auto") == own

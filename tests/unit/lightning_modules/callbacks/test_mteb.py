@@ -183,6 +183,28 @@ def test_an_evaluation_that_was_stopped_is_made_when_the_run_goes_on(
     assert list(said(output)) == list(range(2, last + 1, 2))
 
 
+def watch_where_the_model_is() -> None:
+    """For ranks whose device is the host: a model that Lightning has moved there would leave a GPU."""
+    from lightning_modules.base import EncoderModule
+
+    moved, placed, predict = EncoderModule.cpu, EncoderModule.to, EncoderModule.predict_step
+    at_home = [True]
+
+    def cpu(self: Any) -> Any:
+        at_home[0] = False
+        return moved(self)
+
+    def to(self: Any, *device: Any) -> Any:
+        at_home[0] = True
+        return placed(self, *device)
+
+    def look(self: Any, *batch: Any) -> Any:
+        assert at_home[0], "encodes on the host"
+        return predict(self, *batch)
+
+    EncoderModule.cpu, EncoderModule.to, EncoderModule.predict_step = cpu, to, look  # type: ignore[method-assign]
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_run_whose_last_evaluation_was_stopped_is_not_finished(ranks: int, place: Path, tiny_llama: Path) -> None:
     """Behind the last epoch, then where a run is resumed behind its last step."""
@@ -196,7 +218,8 @@ def test_a_run_whose_last_evaluation_was_stopped_is_not_finished(ranks: int, pla
             assert status == 128 + signal.SIGUSR1, output
         assert not [path for path in ("encoder", "finished.json") if (place / name / path).exists()]
     assert "mteb at step 6: stopped" in output and "stopped by SIGUSR1" in output
-    output = runs.run_ranks(ranks, *fit, "--trainer.callbacks", "[]", cwd=place)
+    last = runs.start_ranks(ranks, *fit, "--trainer.callbacks", "[]", cwd=place, before=watch_where_the_model_is)
+    output = runs.wait_ranks(last)[0][1]
     assert list(said(output)) == [6] and "finished: " in output
 
 
