@@ -102,7 +102,7 @@ def trained_weights(job: Job) -> float:
 
 
 def gradients(job: Job) -> float:
-    """Of what is trained, in float32, and the buffers that they are reduced in.
+    """Of what is trained, in float32, and the buffers that they are reduced in; DDP's gradients are parts of these.
 
     All chunks are one backward: a weight's gradient is the sum over them, and autograd hands it on, to be reduced, when
     the last chunk has added its part. Until then each rank holds all of them whole, under every strategy.
@@ -112,7 +112,7 @@ def gradients(job: Job) -> float:
         return FLOAT * weights
     buffers = {"ddp": weights, "fsdp2": 0, "zero3": job.bucket}.get(job.strategy, 2 * job.bucket)
     shards = weights / job.ranks if job.strategy not in WHOLE_GRADIENTS else 0
-    whole = weights if job.strategy in WHOLE_GRADIENTS or job.chunks > 1 else 0
+    whole = weights if job.strategy == "zero1" or job.chunks > 1 else 0
     return FLOAT * (shards + whole + buffers)
 
 

@@ -19,5 +19,6 @@ class DDP(Patient, DDPStrategy):
     """
 
     def __init__(self, timeout: float = TIMEOUT, **kwargs: Any) -> None:
+        kwargs = {"gradient_as_bucket_view": True, **kwargs}  # no second copy, to be reduced in
         super().__init__(timeout=self.START, **kwargs)
         self.timeout = timedelta(seconds=timeout)
