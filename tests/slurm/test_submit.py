@@ -122,6 +122,24 @@ def test_mining_is_a_job_between_two_stages(mines: Path) -> None:
     assert swept.returncode == 1 and "--sweep must be of stages; recipe/negatives.yaml mines" in swept.stderr
 
 
+def test_files_of_mining_may_be_globs_and_a_corpus(mines: Path) -> None:
+    settings, stage = mines / "negatives.yaml", mines / "supervised.yaml"
+    settings.write_text(settings.read_text().replace("pairs.jsonl", "pairs.jsonl, corpus: no.txt"))
+    stage.write_text(stage.read_text().replace("runs/mined.jsonl", f"{mines.parent}/runs/*.jsonl"))
+    said = submit("recipe", "--dry-run", cwd=mines.parent)
+    [note] = said.stderr.splitlines()
+    assert note.startswith("note: recipe/negatives.yaml: path 'no.txt' must name a file")
+    assert "--dependency=afterok:JOB1,afterok:JOB2,singleton" in commands(said.stdout)[2]
+
+
+def test_mining_that_a_job_would_not_know_is_refused(mines: Path) -> None:
+    """It looks for the line in the file itself."""
+    (mines / "negatives.yaml").rename(mines / "parts")
+    (mines / "negatives.yaml").write_text("include: parts\n")
+    ended = submit("recipe", "--dry-run", cwd=mines.parent)
+    assert ended.returncode == 1 and "recipe/negatives.yaml must have mine: at the start of a line" in ended.stderr
+
+
 def test_a_dependency_is_joined_with_ours() -> None:
     dependency = runpy.run_path(str(REPOSITORY / "slurm" / "submit"))["dependency"]
     assert dependency(["7", "8"], False, "afterok:5,singleton") == [
