@@ -35,13 +35,23 @@ def test_mining_comes_between_the_stages_that_it_joins(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "read", ["{here}/runs/mined.jsonl", "other/../runs/mined.jsonl", "runs/min*.jsonl", "link/mined.jsonl"]
+    "read",
+    [
+        "{here}/runs/mined.jsonl",
+        "a/../runs/mined.jsonl",
+        "a/../runs/min*.jsonl",
+        "link/mined.jsonl",
+        "~/runs/mined.jsonl",
+    ],
 )
-@pytest.mark.parametrize("sources", ["sources: [{path: %s}]", "sources: [{path: a}], val_sources: [{path: %s}]"])
+@pytest.mark.parametrize(
+    "sources", ["sources: [{path: %s}], val_sources: null", "sources: [{path: a}], val_sources: [{path: %s}]"]
+)
 def test_a_path_may_be_written_in_other_ways(
     read: str, sources: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     Path("runs").mkdir()
     Path("link").symlink_to("runs")
     write(tmp_path, "a-last", "base", "runs/l", f"data: {{init_args: {{{sources % read.format(here=tmp_path)}}}}}\n")
@@ -84,7 +94,7 @@ def test_a_stage_that_mines_is_two_steps(tmp_path: Path) -> None:
 def test_what_mining_does_not_know_is_an_error(settings: dict[str, object], said: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"negatives.yaml: mine must have arguments of `lightning mine`, {said}"):
         steps(mines(tmp_path, **settings).parent)
-    with pytest.raises(ValueError, match=r"under mine:; .*/other.yaml has none"):
+    with pytest.raises(ValueError, match=r"under mine:, encoder among them; .*/other.yaml has none"):
         write(tmp_path, "other", "base", "runs/other")
         with_settings("mine", ["encoder"], ["--config", str(tmp_path / "other.yaml")])
 
