@@ -73,7 +73,7 @@ def with_settings(command: str, positional: Collection[str], arguments: list[str
 
     Raises:
         FileNotFoundError: there is no such YAML.
-        ValueError: it has nothing for this command.
+        ValueError: it has nothing for this command, or lacks a positional argument: others would take its place.
     """
     parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", type=Path)
@@ -81,14 +81,14 @@ def with_settings(command: str, positional: Collection[str], arguments: list[str
     if not known.config:
         return arguments
     settings = merged(known.config).get(command)
-    if not isinstance(settings, dict):
+    if not isinstance(settings, dict) or not settings.keys() >= {*positional}:
         raise ValueError(
-            f"--config must name a YAML with arguments of `lightning {command}` under {command}:; "
-            f"{known.config} has {settings or 'none'}"
+            f"--config must name a YAML with arguments of `lightning {command}` under {command}:, "
+            f"{' and '.join(positional)} among them; {known.config} has {settings or 'none'}"
         )
     said = {name: value if isinstance(value, str) else json.dumps(value) for name, value in settings.items()}
-    first = [said.pop(name) for name in positional if name in said]
-    return [*first, *(word for name, value in said.items() for word in (f"--{name}", value)), *others]
+    first = [said.pop(name) for name in positional]
+    return [*first, *(f"--{name}={value}" for name, value in said.items()), *others]
 
 
 def lists(content: Any, key: str = "") -> list[str]:

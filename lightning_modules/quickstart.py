@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> None:
     parser.epilog = "Every other option goes to `lightning fit` of every stage, such as --trainer.max_steps 2."
     settings, overrides = parser.parse_known_args(arguments)
     order = steps(settings.recipe)
-    root = Path(order[0].makes[0]).parent
+    root = Path(next((step.root for step in order if isinstance(step, Stage)), order[0].makes[0])).parent
     all_together(planned(order, root, settings.data, overrides))
     print(root / "report" / "report.html")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from importlib import import_module
 from inspect import Parameter, signature
@@ -78,14 +78,14 @@ class Mining:
         model: the encoder that mines.
         pairs: what it mines negatives for.
         out: the file with them.
-        asked: which negatives, by the names of the report.
+        given: arguments of `lightning mine`, as its report has them.
     """
 
     file: Path
     model: str
     pairs: str
     out: str
-    asked: tuple[tuple[str, Any], ...]
+    given: Mapping[str, Any] = field(compare=False)  # may hold what has no hash
 
     @classmethod
     def of(cls, file: Path, settings: Mapping[str, Any]) -> Mining:
@@ -96,13 +96,14 @@ class Mining:
         """
         # By name, as a YAML has it: data modules and stages never import each other
         known = signature(import_module("datamodules.mining").mine).parameters
-        said = {name: settings.get(name, parameter.default) for name, parameter in known.items()}
         needed = [name for name, parameter in known.items() if parameter.default is Parameter.empty]
-        if (unknown := settings.keys() - known.keys()) or any(not settings.get(name) for name in needed):
+        unknown = [str(name) for name in settings if name not in known]
+        if unknown or not all(settings.get(name) for name in needed):
             wrong = f"has no {', '.join(unknown)}" if unknown else f"needs {', '.join(needed)}"
             raise ValueError(f"{file}: {MINE} must have arguments of `lightning {MINE}`, which {wrong}; got {settings}")
-        asked = tuple((name, said[name]) for name in ("negatives", "ceiling", "first_rank", "last_rank"))
-        return cls(file, str(said["encoder"]), str(said["pairs"]), str(said["out"]), asked)
+        model, pairs, out = (str(settings[name]) for name in ("encoder", "pairs", "out"))
+        defaults = {name: parameter.default for name, parameter in known.items()}
+        return cls(file, model, pairs, out, {**defaults, **settings})
 
     @property
     def name(self) -> str:
@@ -124,13 +125,15 @@ class Mining:
         return [*CLI, MINE, "--config", str(self.file)]
 
     def is_finished(self, overrides: Sequence[str] = ()) -> bool:
-        """Whether these negatives were mined by this encoder. Of what it is in doubt, `lightning mine` finds out."""
+        """Whether this was mined by this encoder, as asked. Where it is in doubt, `lightning mine` finds out."""
         report = Path(f"{self.out}.report.json")
         if not Path(self.out).is_file() or not report.is_file():
             return False
-        made = json.loads(report.read_text())["settings"]
-        used = [f"{each['name']} {each['sha256']}" for each in made["encoder"]["lineage"]["adapters"]]
-        return used == adapters(self.model) and all(made[name] == value for name, value in self.asked)
+        made = json.loads(report.read_text())
+        used = [f"{each['name']} {each['sha256']}" for each in made["settings"]["encoder"]["lineage"]["adapters"]]
+        before = made.get("given") or {}  # of older versions
+        same = all(self.given.get(name) == value for name, value in before.items())
+        return bool(before) and same and used == adapters(self.model)
 
 
 Step = Stage | Mining
@@ -161,34 +164,48 @@ def steps(folder: Path) -> list[Step]:
     found = [step for file in sorted(folder.glob("*.yaml")) if (step := read(file))]
     if not found:
         raise FileNotFoundError(f"a recipe must be a folder with a YAML per stage; {folder} has none")
-    by_place = {Path(step.makes[0]): step for step in found}
+    by_place = {resolved(step.makes[0]): step for step in found}
     for step in found:
-        if (other := by_place[Path(step.makes[0])]) is not step:
+        if (other := by_place[resolved(step.makes[0])]) is not step:
             raise ValueError(
-                f"each stage of {folder} must have a trainer.default_root_dir of its own; {step.file.name} and "
-                f"{other.file.name} share {step.makes[0]}"
+                f"each stage of {folder} must have a trainer.default_root_dir of its own, and each {MINE} an out; "
+                f"{step.file.name} and {other.file.name} share {step.makes[0]}"
             )
     try:
         return list(TopologicalSorter({step: behind(step, found) for step in found}).static_order())
     except CycleError as error:
-        names = " and ".join(step.file.name for step in error.args[1][:2])
-        raise ValueError(f"stages of {folder} wait for each other: {names}. See their backbone.model.") from error
+        names = " and ".join(dict.fromkeys(step.file.name for step in error.args[1][:2]))
+        raise ValueError(
+            f"steps of {folder} wait for each other: {names}. See what they read: backbone.model and data.sources, or "
+            f"encoder and pairs of {MINE}."
+        ) from error
 
 
 def behind(step: Step, among: Iterable[Step]) -> list[Step]:
     """The steps that make what this one reads."""
-    reads = {Path(path) for path in step.reads}
-    return [other for other in among if reads & {Path(path) for path in other.makes}]
+    return [other for other in among if any(names(path, made) for path in step.reads for made in other.makes)]
+
+
+def names(path: str, made: str) -> bool:
+    """Whether a path or glob that a step reads names what another makes, however the two are written."""
+    return resolved(made) == resolved(path) or resolved(made).match(str(resolved(path)))
+
+
+def resolved(path: str) -> Path:
+    """The same for all ways to write it."""
+    return Path(path).expanduser().resolve()
 
 
 def read(file: Path) -> Step | None:
     """The step in a YAML; None if it only holds settings that others include.
 
     Raises:
-        ValueError: it mines, and lacks what to mine, or has what mining does not know.
+        ValueError: it mines, and lacks what to mine, has what mining does not know, or is a stage, too.
     """
     content = merged(file)
     if MINE in content:
+        if "model" in content:
+            raise ValueError(f"{file} must be a stage or mine; it has model: and {MINE}:. Make two files of it.")
         return Mining.of(file, content[MINE] if isinstance(content[MINE], dict) else {})
     try:
         model = content["model"]["init_args"]["backbone"]["model"]
@@ -199,9 +216,10 @@ def read(file: Path) -> Step | None:
 
 
 def _rows(content: dict[str, Any]) -> tuple[str, ...]:
-    """Paths of what a stage trains on; `lightning fit` says what is wrong with them."""
+    """Paths of what a stage trains on and is validated with; `lightning fit` says what is wrong with them."""
     try:
-        paths = [row["path"] for row in content["data"]["init_args"]["sources"]]
-    except (KeyError, TypeError):
+        data = content["data"]["init_args"]
+        paths = [row["path"] for row in [*data["sources"], *(data.get("val_sources") or [])]]
+    except (AttributeError, KeyError, TypeError):
         return ()
     return tuple(str(one) for path in paths for one in (path if isinstance(path, list) else [path]))

@@ -16,11 +16,11 @@ def write(folder: Path, name: str, model: str, root: str, extra: str = "") -> No
     )
 
 
-def end(file: Path, root: Path, model: str = "base") -> None:
+def end(file: Path, root: Path, model: str = "base", steps: int = 2) -> None:
     """As if `lightning fit --config FILE` had ended there."""
     (root / finished.ENCODER).mkdir(parents=True, exist_ok=True)
     said = given(["--config", str(file)])
-    finished.write(root, 2, 1, 2, -1, given=said, identity={"adapters": adapters(model)}, changes=[])
+    finished.write(root, steps, 1, steps, -1, given=said, identity={"adapters": adapters(model)}, changes=[])
 
 
 def mines(folder: Path, **settings: object) -> Path:

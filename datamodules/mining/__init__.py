@@ -50,9 +50,10 @@ def mine(
         device: auto (a GPU if there is one, of several ranks each its own), cpu, cuda, cuda:1, …
         on_bad_row: raise stops at the first malformed row; skip leaves such rows out and counts them.
     """
+    given = {name: value for name, value in locals().items() if name not in ("out", "device")}
     from datamodules.mining.run import Asked, run_mine
     from datamodules.recognise import pairs_of
 
     source = replace(pairs_of(pairs, fields), instruction=instruction, document_instruction=document_instruction)
     asked = Asked(negatives, ceiling, first_rank, last_rank)
-    run_mine(encoder, source, out, asked, corpus=corpus, dtype=dtype, device=device, on_bad_row=on_bad_row)
+    run_mine(encoder, source, out, asked, given, corpus=corpus, dtype=dtype, device=device, on_bad_row=on_bad_row)

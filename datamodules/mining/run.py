@@ -162,8 +162,14 @@ class Mining:
         texts = iter(self.documents.rows[[number for row in numbers for number in row]]["text"])
         return [[next(texts) for _ in row] for row in numbers]
 
-    def join(self, out: Path, report: Path, settings: dict[str, Any]) -> dict[str, Any]:
-        """Make `out` of all parts, and before it is there the report, by which it is known; its numbers."""
+    def join(self, out: Path, report: Path, notes: dict[str, Any]) -> dict[str, Any]:
+        """Make `out` of all parts, and before it is there the report, by which it is known; its numbers.
+
+        Args:
+            out: the file.
+            report: beside it.
+            notes: for the report, beside the numbers.
+        """
         quality = Quality(self.asked.negatives)
         with atomic(out) as temporary:
             with Writer(temporary, out.suffix) as write:
@@ -173,7 +179,7 @@ class Mining:
                     write(table.select(list(COLUMNS)))
             numbers = quality.numbers()
             with atomic(report) as file:
-                file.write_text(json.dumps({"settings": settings, **numbers}, indent=1) + "\n")
+                file.write_text(json.dumps({**notes, **numbers}, indent=1) + "\n")
         return numbers
 
 
@@ -182,6 +188,7 @@ def run_mine(
     source: Source,
     out: Path,
     asked: Asked,
+    given: dict[str, Any] | None = None,
     *,
     corpus: str | None = None,
     dtype: AnyDType = "auto",
@@ -189,6 +196,8 @@ def run_mine(
     on_bad_row: str = "raise",
 ) -> None:
     """Mine negatives and write them; what `datamodules.mining.mine` does, see there.
+
+    `given` is noted in the report: what was asked for, by the names of its arguments.
 
     Raises:
         FileNotFoundError: no such encoder.
@@ -236,7 +245,7 @@ def run_mine(
     mining = Mining(loaded, documents, asked, work)
     mining.run()
     if distributed.rank() == 0:
-        numbers = mining.join(out, report, settings)
+        numbers = mining.join(out, report, {"given": given, "settings": settings})
         shutil.rmtree(work)
         print(f"\n{told(numbers)}\n{numbers['rows']:,} rows are in {out}, these numbers in {report.name}")
     distributed.meet(PATIENCE)

@@ -16,9 +16,8 @@ from pathlib import Path
 import pytest
 import runs
 from jobs import REPOSITORY, Jobs
+from recipes import end
 
-from lightning_modules import finished
-from lightning_modules.identity import given
 from lightning_modules.steps import Stage
 
 on_the_cluster = pytest.mark.xdist_group("slurm")  # one for all
@@ -130,6 +129,24 @@ def test_a_stage_alone_may_wait_for_the_job_that_makes_its_start(recipe: Path) -
     assert {"--nodes=2", "--dependency=afterok:5,singleton"} <= {*command}
 
 
+def test_files_of_mining_may_be_globs_and_a_corpus(mines: Path) -> None:
+    settings, stage = mines / "negatives.yaml", mines / "supervised.yaml"
+    settings.write_text(settings.read_text().replace("pairs.jsonl", "pairs.jsonl, corpus: no.txt"))
+    stage.write_text(stage.read_text().replace("runs/mined.jsonl", f"{mines.parent}/runs/*.jsonl"))
+    said = submit("recipe", "--dry-run", cwd=mines.parent)
+    [note] = said.stderr.splitlines()
+    assert note.startswith("note: recipe/negatives.yaml: path 'no.txt' must name a file")
+    assert "--dependency=afterok:JOB1,afterok:JOB2,singleton" in commands(said.stdout)[2]
+
+
+def test_mining_that_a_job_would_not_know_is_refused(mines: Path) -> None:
+    """It looks for the line in the file itself."""
+    (mines / "negatives.yaml").rename(mines / "parts")
+    (mines / "negatives.yaml").write_text("include: parts\n")
+    ended = submit("recipe", "--dry-run", cwd=mines.parent)
+    assert ended.returncode == 1 and "recipe/negatives.yaml must have mine: at the start of a line" in ended.stderr
+
+
 def test_a_dependency_is_joined_with_ours() -> None:
     dependency = runpy.run_path(str(REPOSITORY / "slurm" / "submit"))["dependency"]
     assert dependency(["7", "8"], False, "afterok:5,singleton") == [
@@ -141,15 +158,21 @@ def test_a_dependency_is_joined_with_ours() -> None:
 
 
 def test_finished_stages_stay_finished(recipe: Path) -> None:
-    root = recipe.parent / "runs" / "mntp"
-    (root / finished.ENCODER).mkdir(parents=True)
-    said = given(["--config", str(recipe / "mntp.yaml")])
-    finished.write(root, 20, 1, 20, -1, given=said, identity={"adapters": []}, changes=[])
+    end(recipe / "mntp.yaml", recipe.parent / "runs" / "mntp", steps=20)
     printed = submit("recipe", "--dry-run", cwd=recipe.parent).stdout
     assert printed.splitlines()[1] == "  is finished"
     assert ["--dependency=singleton" in command for command in commands(printed)] == [True, True]
     printed = submit("recipe", "--dry-run", "--", "--model.lora.r", "2", cwd=recipe.parent).stdout
     assert "is finished" not in printed  # the job says what was changed
+
+
+def test_a_finished_stage_is_submitted_behind_one_that_runs(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its encoder will be another, which only its own job will see."""
+    monkeypatch.chdir(recipe.parent)
+    end(Path("recipe/simcse.yaml"), Path("runs/simcse"), steps=20)
+    assert Stage(Path("recipe/simcse.yaml"), "runs/mntp/encoder", "runs/simcse").is_finished()
+    printed = submit("recipe", "--dry-run", cwd=recipe.parent).stdout
+    assert len(commands(printed)) == 3 and "is finished" not in printed
 
 
 def test_a_sweep_is_an_array_and_each_task_waits_for_its_own(recipe: Path) -> None:

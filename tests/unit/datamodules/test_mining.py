@@ -188,6 +188,16 @@ def test_tasks_of_a_slurm_job_share_it(tiny_llama: Path, pairs: Path, mined: Cal
     assert (pairs.parent / "slurm.jsonl").read_bytes() == mined("one.jsonl").read_bytes()
 
 
+def test_a_task_knows_its_place_on_its_node(mined: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm = {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "3"}
+    monkeypatch.setattr(os, "environ", {**os.environ, **slurm})
+    run._meet_ranks()
+    assert (os.environ["RANK"], os.environ["LOCAL_RANK"], os.environ["WORLD_SIZE"]) == ("0", "3", "1")
+    monkeypatch.setattr(os, "environ", {**os.environ, **slurm, "WORLD_SIZE": "2"})  # torchrun's, in a job
+    with pytest.raises(ValueError, match="2 processes that mine together"):
+        mined()
+
+
 def test_tasks_that_do_not_know_each_other_are_refused(tiny_llama: Path, pairs: Path) -> None:
     step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
     alone = runs.start("mine", tiny_llama, pairs, "--out", "out.jsonl", cwd=pairs.parent, environment=step)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_modules.includes import includes, merged, with_includes
+from lightning_modules.includes import includes, merged, with_includes, with_settings
 
 
 def write(folder: Path, **files: str) -> None:
@@ -73,3 +73,13 @@ def test_a_list_is_emptied_before_it_is_set_again(tmp_path: Path, monkeypatch: p
 def test_other_options_are_left_alone(option: str) -> None:
     arguments = option.split(" ", 1)
     assert with_includes(arguments) == arguments
+
+
+def test_arguments_of_another_command_come_before_those_that_are_typed(tmp_path: Path) -> None:
+    arguments = "out: c, b: file, corpus: null, fields: {query: Frage}, instruction: '-x', a: folder"
+    write(tmp_path, a=f"mine: {{{arguments}}}", b="mine: {b: file}")
+    found = with_settings("mine", ["a", "b"], ["--out", "d", f"--config={tmp_path}/a.yaml", "--x"])
+    options = ["--out=c", "--corpus=null", '--fields={"query": "Frage"}', "--instruction=-x"]
+    assert found == ["folder", "file", *options, "--out", "d", "--x"]
+    with pytest.raises(ValueError, match=r"under mine:, a and b among them; .*/b.yaml has {'b': 'file'}"):
+        with_settings("mine", ["a", "b"], ["folder", "--config", f"{tmp_path}/b.yaml"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from recipes import mines, write
 
 from lightning_modules import quickstart
 from lightning_modules.quickstart import Part, all_together, planned
@@ -43,6 +44,20 @@ def test_a_finished_stage_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(Stage, "is_finished", lambda stage, overrides: stage.name == "mntp")
     quickstart.main(["--recipe", str(CONFIGS / "quickstart"), "--trainer.max_steps", "2"])
     assert [command[2] for command in ran] == ["--out", "fit", "fit", "probe", "report"]
+
+
+def test_all_lies_beside_the_runs_of_stages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(quickstart, "run", lambda command: None)  # hours of work otherwise
+    mines(tmp_path, encoder="base", out="elsewhere/mined.jsonl")
+    data = (
+        "class_path: Pairs, init_args: {global_batch_size: 8, max_length: 32, sources: [{path: elsewhere/mined.jsonl}]}"
+    )
+    write(tmp_path, "supervised", "base", "runs/s", f"data: {{{data}}}\nmodel.class_path: Supervised\n")
+    quickstart.main(["--recipe", "."])
+    assert capsys.readouterr().out == "runs/report/report.html\n"
 
 
 def test_time_left_is_that_of_this_machine(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,6 +48,15 @@ def test_what_was_mined_is_not_mined_again(
     runs.run("recipe", ".", cwd=tmp_path)
     assert len(json.loads((tmp_path / "runs/mined.jsonl").read_text().splitlines()[0])["negatives"]) == 2
     assert step.is_finished() and needs_nothing(step, ["--trainer.max_steps", "2"])
+    for other in (
+        {"encoder": "base"},
+        {"pairs": "./pairs.jsonl"},
+        {"instruction": "Ask:"},
+        {"corpus": "sentences.txt"},
+    ):
+        asked = {"encoder": str(tiny_llama), "negatives": 2, "dtype": "float32", **other}
+        assert not read(mines(tmp_path, **asked)).is_finished()
+    mines(tmp_path, encoder=str(tiny_llama), negatives=2, dtype="float32", device="cpu")
     assert "  is finished" in runs.run("recipe", ".", cwd=tmp_path)
     assert not read(mines(tmp_path, encoder=str(tiny_llama), dtype="float32")).is_finished()
     status, said = runs.start("recipe", ".", cwd=tmp_path).wait()

@@ -35,13 +35,66 @@ def test_mining_comes_between_the_stages_that_it_joins(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "read",
+    [
+        "{here}/runs/mined.jsonl",
+        "a/../runs/mined.jsonl",
+        "a/../runs/min*.jsonl",
+        "link/mined.jsonl",
+        "~/runs/mined.jsonl",
+    ],
+)
+@pytest.mark.parametrize(
+    "sources", ["sources: [{path: %s}], val_sources: null", "sources: [{path: a}], val_sources: [{path: %s}]"]
+)
+def test_a_path_may_be_written_in_other_ways(
+    read: str, sources: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Path("runs").mkdir()
+    Path("link").symlink_to("runs")
+    write(tmp_path, "a-last", "base", "runs/l", f"data: {{init_args: {{{sources % read.format(here=tmp_path)}}}}}\n")
+    mines(tmp_path, encoder=f"{tmp_path}/runs/f")
+    write(tmp_path, "z-first", "base", "runs/f")
+    assert [step.name for step in steps(tmp_path)] == ["z-first", "negatives", "a-last"]
+
+
+def test_a_glob_names_what_is_in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    [step] = steps(mines(tmp_path, pairs="data/*.jsonl", out="data/mined/a.jsonl").parent)
+    assert not behind(step, [step])
+
+
+def test_two_steps_never_write_to_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "again.yaml").write_text(mines(tmp_path, out=f"{tmp_path}/runs/mined.jsonl").read_text())
+    mines(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"and each mine an out; again.yaml and negatives.yaml share .*runs/mined.jsonl"
+    ):
+        steps(tmp_path)
+
+
+def test_mining_from_what_it_makes_is_a_circle(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"wait for each other: negatives.yaml. See .* encoder and pairs of mine"):
+        steps(mines(tmp_path, pairs="runs/mined.jsonl").parent)
+
+
+def test_a_stage_that_mines_is_two_steps(tmp_path: Path) -> None:
+    write(tmp_path, "a", "base", "runs/f", mines(tmp_path).read_text().removeprefix("{").removesuffix("}"))
+    with pytest.raises(ValueError, match=r"a.yaml must be a stage or mine; it has model: and mine:"):
+        steps(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("settings", "said"),
-    [({"pairs": ""}, "which needs encoder, pairs, out"), ({"negative": 2}, "which has no negative")],
+    [({"pairs": ""}, "which needs encoder, pairs, out"), ({"negative": 2, "1": 3}, "which has no negative, 1")],
 )
 def test_what_mining_does_not_know_is_an_error(settings: dict[str, object], said: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"negatives.yaml: mine must have arguments of `lightning mine`, {said}"):
         steps(mines(tmp_path, **settings).parent)
-    with pytest.raises(ValueError, match=r"under mine:; .*/other.yaml has none"):
+    with pytest.raises(ValueError, match=r"under mine:, encoder among them; .*/other.yaml has none"):
         write(tmp_path, "other", "base", "runs/other")
         with_settings("mine", ["encoder"], ["--config", str(tmp_path / "other.yaml")])
 
@@ -95,13 +148,17 @@ def test_a_stage_on_an_encoder_that_was_trained_again_is_in_doubt(tmp_path: Path
 
 
 def test_negatives_of_an_encoder_that_was_trained_again_are_in_doubt(tmp_path: Path) -> None:
-    out = tmp_path / "mined.jsonl"
-    [step] = steps(mines(tmp_path, encoder=encoder(tmp_path / "encoder", "a" * 64), out=str(out), last_rank=50).parent)
-    made = {"encoder": {"lineage": {"adapters": [{"name": "mntp", "sha256": "a" * 64}]}}}
-    made |= {"negatives": 4, "ceiling": 0.95, "first_rank": 1, "last_rank": 50}
-    out.with_name("mined.jsonl.report.json").write_text(json.dumps({"settings": made}))
+    out, report = tmp_path / "mined.jsonl", tmp_path / "mined.jsonl.report.json"
+    [step] = steps(mines(tmp_path, encoder=encoder(tmp_path / "encoder", "a" * 64), out=str(out), negatives=[2]).parent)
+    made = {"settings": {"encoder": {"lineage": {"adapters": [{"name": "mntp", "sha256": "a" * 64}]}}}}
+    given = {"encoder": step.model, "negatives": [2], "last_rank": 100}
+    report.write_text(json.dumps({**made, "given": given}))
     assert not step.is_finished()
     out.write_text("{}")
     assert step.is_finished()
+    for other in (None, {**given, "last_rank": 50}):  # an older version's
+        report.write_text(json.dumps({**made, "given": other}))
+        assert not step.is_finished()
+    report.write_text(json.dumps({**made, "given": given}))
     encoder(tmp_path / "encoder", "b" * 64)
     assert not step.is_finished()
