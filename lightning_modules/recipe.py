@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
+from lightning_modules import signals
+from lightning_modules.functions import parsed
 from lightning_modules.identity import given
-from lightning_modules.steps import Step, behind, steps, told
+from lightning_modules.steps import MINE, Stage, Step, behind, steps, told
+from otherside.waits import saying
 
+STOPPED = "\nlightning was stopped by Ctrl-C; the same command begins again"
 DESCRIPTION = "Train all stages of a recipe; skip those that are finished, resume those that were cut."
 
 
@@ -28,6 +35,7 @@ def main(arguments: list[str]) -> None:
 
     Raises:
         SystemExit: with a stage's exit status, if it fails; the stages behind it are not started.
+        ValueError: a setting of any step is wrong; nothing is started.
     """
     parser = Parser("lightning recipe", "lightning recipe FOLDER [--dry-run]", DESCRIPTION, allow_abbrev=False)
     parser.add_argument("folder", type=Path, help="holds one YAML per stage; otherside:quickstart is ours")
@@ -37,12 +45,50 @@ def main(arguments: list[str]) -> None:
     check_overrides(overrides)
     order = steps(settings.folder)
     asked = unfinished(order, overrides)
+    if not settings.dry_run:
+        check(asked[1:], overrides)  # the first says itself, at once, what is wrong with it
     for number, step in enumerate(order, 1):
         print(f"stage {number}/{len(order)}: {told(step)}", file=sys.stderr, flush=True)
         if step not in asked:
             print("  is finished", file=sys.stderr)
         elif not settings.dry_run:
             run(step.command(overrides))
+
+
+def check(asked: Sequence[Step], overrides: Sequence[str]) -> None:
+    """Read the steps' settings before hours of those in front.
+
+    Raises:
+        ValueError: one of them is wrong.
+    """
+    sys.path += [str(Path.cwd()), *{str(step.file.absolute().parent) for step in asked}]  # one's own stages, callbacks
+    with saying("reading all settings"), signals.at_once(STOPPED):
+        for step in asked:
+            check_step(step, overrides)
+
+
+def check_step(step: Step, overrides: Sequence[str]) -> None:
+    """Read a step's settings as its process will.
+
+    Raises:
+        ValueError: one is not there, or of another type; of mining also where its value is none that it may have.
+    """
+    from lightning_modules.errors import message  # imports take seconds
+    from lightning_modules.training import check_settings
+
+    try:
+        if isinstance(step, Stage):
+            check_settings(["--config", str(step.file), *overrides])
+        else:
+            mine, run = import_module("datamodules.mining").mine, import_module("datamodules.mining.run")
+            settings = parsed(MINE, mine, ["--config", str(step.file)])
+            run.check_out(settings["out"])
+            run.Asked(**{asked.name: settings[asked.name] for asked in fields(run.Asked)})
+    except Exception as error:
+        if not (said := message(error, step.command([])[2], isinstance(step, Stage))):
+            raise
+        given = f" with {shlex.join(overrides)}" if overrides and isinstance(step, Stage) else ""
+        raise ValueError(f"{step.file}{given}: {said}") from error
 
 
 def check_overrides(overrides: list[str]) -> None:

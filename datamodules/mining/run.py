@@ -183,6 +183,12 @@ class Mining:
         return numbers
 
 
+def check_out(out: Path) -> None:
+    """Raise a ValueError for a file that cannot be written."""
+    if out.suffix not in (".jsonl", ".parquet"):
+        raise ValueError(f"--out must be a file that ends in .jsonl or .parquet; got {out}")
+
+
 def run_mine(
     encoder: str,
     source: Source,
@@ -204,8 +210,7 @@ def run_mine(
         ValueError: a setting is wrong; `out` is there already, with other settings.
         BadRow: a row is malformed.
     """
-    if out.suffix not in (".jsonl", ".parquet"):
-        raise ValueError(f"--out must be a file that ends in .jsonl or .parquet; got {out}")
+    check_out(out)
     card = card_of(encoder)
     for name, used in (("query", source.instruction), ("document", source.document_instruction)):
         if card.history and not card.history[-1].had(name, used):

@@ -101,6 +101,36 @@ def test_a_finished_stage_hides_no_misspelled_option(
     assert needs_nothing(stage, options) is answer
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (
+            {"model.init_args.lora.alhpa": 8},
+            "recipe/b.yaml: model.lora (otherside.adapters.Lora): has no setting 'alhpa'",
+        ),
+        ({"trainer.max_steps": "many"}, "recipe/b.yaml: trainer.max_steps"),
+        ({"mine.negatives": "many"}, "recipe/b.yaml: negatives: must be int; got many"),
+        ({"mine.ceiling": 2}, "recipe/b.yaml: --ceiling must be a share of the positive's score"),
+        ({"mine.out": "mined.txt"}, "recipe/b.yaml: --out must be a file that ends in .jsonl or .parquet"),
+    ],
+)
+def test_all_settings_are_read_before_the_first_step(
+    wrong: dict[str, object], said: str, tmp_path: Path, tiny_llama: Path
+) -> None:
+    runs.write_data(tmp_path, rows=16)
+    (tmp_path / "recipe").mkdir()
+    runs.write_stage(tmp_path, "MNTP", tiny_llama, root="runs/f", steps=2).rename(tmp_path / "recipe" / "a.yaml")
+    [name] = wrong
+    if name.startswith("mine."):
+        mines(tmp_path, **{name.removeprefix("mine."): wrong[name]}).rename(tmp_path / "recipe" / "b.yaml")
+    else:
+        file = runs.write_stage(tmp_path, "SimCSE", "runs/f/encoder", root="runs/b", steps=2, **wrong)
+        file.rename(tmp_path / "recipe" / "b.yaml")
+    status, output = runs.start("recipe", "recipe", cwd=tmp_path).wait()
+    assert status == 1 and said in output and "stage 1/2" not in output
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.slow
 def test_stages_train_in_order_until_one_fails(tmp_path: Path, tiny_llama: Path) -> None:
     runs.write_data(tmp_path, rows=16)
