@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_modules.hardware import Hardware
-from lightning_modules.new.stages import FEWEST, Data, Kind, Planned, plan
-from lightning_modules.new.write import about, command, stage_yaml
+from lightning_modules.new.stages import FEWEST, Data, Kind, Planned, forward_time, plan
+from lightning_modules.new.write import about, command, mining_yaml, stage_yaml
 from lightning_modules.sizing.command import needed
 from lightning_modules.sizing.job import Stage
-from lightning_modules.sizing.shape import read_shape
+from lightning_modules.sizing.shape import Shape, read_shape
 from otherside.batching import tokenise
 from otherside.files import made_once, make_folder
 from otherside.tokenizer import load_tokenizer
@@ -24,6 +24,7 @@ from otherside.weights import card_of
 
 LONGEST = {True: 512, False: 128}  # tokens of a text, on GPUs and on CPUs
 PLURAL = {"text": "texts", "query": "queries", "positive": "positives"}
+MINING = 0.25  # share of the hours that finding hard negatives may take
 USUAL = 0.95  # share of the texts of each role that shall not be cut
 
 
@@ -56,11 +57,12 @@ def run_new(
             role: np.array([len(tokens.ids) for tokens in tokenise(tokenizer, sample.texts, max(LONGEST.values()) + 1)])
             for role, sample in written.sample.items()
         }
-        measured = _measured(written, lengths, machine, shape.positions)
+        measured = _measured(written, lengths, machine, shape, hours)
         stages = plan(shape, measured, machine, hours)
         _write(stages, work, recipe, base, measured, machine)
-        _say(written, stages, recipe, machine)
-        if (least := sum(planned.steps * planned.seconds for planned in stages) / 3600) > 1.01 * hours:
+        _say(written, stages, recipe, measured, machine)
+        least = (measured.mining + sum(planned.steps * planned.seconds for planned in stages)) / 3600
+        if least > 1.01 * hours:
             print(f"  note: {least:.2g} hours are the least, with {FEWEST} steps a stage; --hours {hours:g} is shorter")
         for role, tokens in lengths.items():
             if (cut := (tokens > measured.length).mean()) > 1 - USUAL:
@@ -70,16 +72,25 @@ def run_new(
     print(f"\nnext: {command(recipe, machine)}")
 
 
-def _measured(written: Any, lengths: Mapping[str, NDArray[np.int64]], machine: Hardware, positions: int | None) -> Data:
+def _measured(
+    written: Any, lengths: dict[str, NDArray[np.int64]], machine: Hardware, shape: Shape, hours: float
+) -> Data:
     """What the arithmetic needs of the data that were written; `lengths` are those of some texts of each role."""
     rows: dict[Stage, int] = {"mntp": written.texts, "simcse": written.texts}
     rows |= {"supervised": supervised} if (supervised := written.pairs or written.labelled) else {}
     most = max((int(np.quantile(tokens, USUAL)) for tokens in lengths.values()), default=0)
     longest = LONGEST[bool(machine.gpus)]
-    length = min(max(32, -(-most // 32) * 32), longest, positions or longest)
+    length = min(max(32, -(-most // 32) * 32), longest, shape.positions or longest)
     kind: Kind = "pairs" if written.pairs else "labels" if written.labelled else "texts"
-    negatives = min(written.negatives, 4)
-    return Data(kind, rows, length, negatives, bool(written.held_out), _mean(lengths, length, negatives))
+    negatives, mining = min(written.negatives, 4), 0.0
+    if written.pairs and not negatives:
+        mining = forward_time(shape, written.pairs * sum(tokens.mean() for tokens in lengths.values()), machine)
+        if mining <= MINING * 3600 * hours:
+            negatives, lengths = 1, {**lengths, "negatives": lengths["positive"]}
+        else:
+            mining = 0.0
+    mean = _mean(lengths, length, negatives)
+    return Data(kind, rows, length, negatives, bool(written.held_out), mean, mining)
 
 
 def _mean(lengths: Mapping[str, NDArray[np.int64]], most: int, negatives: int) -> int:
@@ -93,13 +104,15 @@ def _write(stages: Sequence[Planned], work: Path, recipe: Path, base: str, data:
     """A YAML for each stage, which starts from the one before."""
     model, positions = base, stages[0].job.shape.positions
     reads = positions if positions and card_of(base).max_length > positions else None  # later stages inherit it
+    if data.mining:
+        (work / "negatives.yaml").write_text(mining_yaml(recipe, data, machine))
     for planned in stages:
         stage = planned.job.stage
         (work / f"{stage}.yaml").write_text(stage_yaml(planned, recipe, model, data, machine, reads))
         model, reads = str(recipe / stage / "encoder"), None
 
 
-def _say(written: Any, stages: Sequence[Planned], recipe: Path, machine: Hardware) -> None:
+def _say(written: Any, stages: Sequence[Planned], recipe: Path, data: Data, machine: Hardware) -> None:
     counts = {"texts": written.texts, "pairs": written.pairs, "with labels": written.labelled}
     counts |= {
         "held out": written.held_out,
@@ -116,8 +129,10 @@ def _say(written: Any, stages: Sequence[Planned], recipe: Path, machine: Hardwar
     print(f"for {machine.name}:")
     for planned in stages:
         job = planned.job
+        if job.stage == "supervised" and data.mining:
+            print(f"  {recipe / 'negatives.yaml'}  hard negatives of each pair: {about(data.mining)}")
         print(
             f"  {recipe / job.stage}.yaml  {planned.steps} steps of {job.global_batch}, texts of up to {job.length} "
-            f"tokens: {about(planned)}, {needed(job, machine.machine):.1f} GB"
+            f"tokens: {about(planned.steps * planned.seconds)}, {needed(job, machine.machine):.1f} GB"
             + (f"; it reads {planned.passes:.0%} of the rows" if planned.passes < 0.995 else "")
         )

@@ -38,6 +38,7 @@ class Data:
         negatives: hard negatives of a pair.
         held_out: whether there are some to validate on.
         mean: tokens of a text, on average.
+        mining: seconds that finding hard negatives by the stage simcse takes; 0: none are mined.
     """
 
     kind: Kind
@@ -46,6 +47,7 @@ class Data:
     negatives: int
     held_out: bool
     mean: int
+    mining: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def plan(shape: Shape, data: Data, hardware: Hardware, hours: float) -> list[Pla
         shape: of the base.
         data: to train on.
         hardware: to train on.
-        hours: of all stages together, as estimated; see `shares`.
+        hours: of all stages and mining together, as estimated; see `shares`.
 
     Raises:
         ValueError: there are too few rows, or a stage does not fit the machine in any way.
@@ -84,7 +86,7 @@ def plan(shape: Shape, data: Data, hardware: Hardware, hours: float) -> list[Pla
     fitted = {stage: _fitted(stage, shape, data, hardware) for stage in data.rows}
     each = {stage: _seconds(job, data, hardware) for stage, job in fitted.items()}
     enough = {stage: _enough(stage, data.rows[stage] / job.global_batch) for stage, job in fitted.items()}
-    share = shares({stage: enough[stage] * each[stage] for stage in fitted}, hours * 3600)
+    share = shares({stage: enough[stage] * each[stage] for stage in fitted}, hours * 3600 - data.mining)
     found = []
     for stage, job in fitted.items():
         steps = max(FEWEST, min(enough[stage], int(share[stage] / each[stage] + 1e-6)))
@@ -92,6 +94,12 @@ def plan(shape: Shape, data: Data, hardware: Hardware, hours: float) -> list[Pla
         passes = steps * job.global_batch / data.rows[stage]
         found.append(Planned(job, steps, each[stage], _rate(stage, shape, steps), trainer, passes))
     return found
+
+
+def forward_time(shape: Shape, tokens: float, hardware: Hardware) -> float:
+    """Seconds in which so many tokens go through the model once, on all ranks together."""
+    machine = hardware.machine
+    return tokens * 2 * shape.matrices / (machine.flops * machine.utilisation * hardware.ranks)
 
 
 def shares(wanted: Mapping[Stage, float], seconds: float) -> dict[Stage, float]:

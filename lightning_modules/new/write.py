@@ -22,7 +22,8 @@ PURPOSES = {
     "labels": "the simcse stage as an encoder to which texts of one label are alike, on your labels.",
 }
 FILES: dict[Kind, str] = {"pairs": "pairs.jsonl", "labels": "labelled.jsonl", "texts": "texts.jsonl"}
-BLOCKS = ("model", "data", "trainer", "init_args")  # one setting a line; others stand in one
+MINED = "mined.jsonl"  # `FILES["pairs"]` with hard negatives
+BLOCKS = ("model", "data", "trainer", "init_args", "mine")  # one setting a line; others stand in one
 
 
 def stage_yaml(
@@ -43,23 +44,36 @@ def stage_yaml(
     head = [
         f"# Purpose:  {PURPOSES['labels' if job.stage == 'supervised' and data.kind == 'labels' else job.stage]}",
         f"# Hardware: {hardware.name}; {needed(job, hardware.machine):.1f} GB needed.",
-        f"# Expected: {about(planned)}, as estimated.",
+        f"# Expected: {about(planned.steps * planned.seconds)}, as estimated.",
         f"# Command:  {command(file, hardware)}",
     ]
     return "\n".join([*head, *_lines(settings(planned, recipe, model, data, reads))]) + "\n"
 
 
-def command(what: Path, hardware: Hardware) -> str:
-    """That trains a recipe, or a stage of it."""
+def mining_yaml(recipe: Path, data: Data, hardware: Hardware) -> str:
+    """The text of `recipe/negatives.yaml`, a step between the stages simcse and supervised."""
+    file, texts = recipe / "negatives.yaml", recipe / "data"
+    rows = {"encoder": recipe / "simcse" / "encoder", "pairs": texts / FILES["pairs"], "out": texts / MINED}
+    head = [
+        "# Purpose:  hard negatives of each pair, found by the simcse stage among the answers to all others.",
+        f"# Hardware: {hardware.name}.",
+        f"# Expected: {about(data.mining)}, as estimated.",
+        f"# Command:  {command(file, hardware, 'mine')}",
+    ]
+    return "\n".join([*head, *_lines({"mine": {name: str(path) for name, path in rows.items()}})]) + "\n"
+
+
+def command(what: Path, hardware: Hardware, does: str = "fit") -> str:
+    """That runs a recipe, or a step of it."""
     if hardware.nodes > 1:
         gpus = f"--ntasks-per-node={hardware.gpus} --gpus-per-node={hardware.gpus}"
         return f"slurm/submit {shlex.quote(str(what))} --nodes={hardware.nodes} {gpus} --time=12:00:00"
-    return f"lightning {'fit --config' if what.suffix == '.yaml' else 'recipe'} {shlex.quote(str(what))}"
+    return f"lightning {f'{does} --config' if what.suffix == '.yaml' else 'recipe'} {shlex.quote(str(what))}"
 
 
-def about(planned: Planned) -> str:
-    """Its time, for people."""
-    minutes = math.ceil(planned.steps * planned.seconds / 60)
+def about(seconds: float) -> str:
+    """For people."""
+    minutes = math.ceil(seconds / 60)
     return f"{minutes} minute{'s' * (minutes > 1)}" if minutes < 100 else f"{minutes / 60:.1f} hours"
 
 
@@ -114,7 +128,8 @@ def _sources(stage: str, folder: Path, data: Data) -> dict[str, Any]:
     """Which of the recipe's own files are read."""
     kind = data.kind if stage == "supervised" else "texts"
     labels = {"labels": True} if kind == "labels" else {}
-    found = {"sources": [{"path": str(folder / FILES[kind]), **labels}]}
+    file = MINED if kind == "pairs" and data.mining else FILES[kind]
+    found = {"sources": [{"path": str(folder / file), **labels}]}
     if data.held_out:
         as_texts = {"fields": {"text": "positive"}} if kind == "texts" and data.kind == "pairs" else {}
         found["val_sources"] = [{"path": str(folder / "heldout.jsonl"), **labels, **as_texts}]

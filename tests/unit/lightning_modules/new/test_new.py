@@ -16,7 +16,7 @@ import yaml
 from lightning_modules import steps
 from lightning_modules.hardware import Hardware, hardware, here
 from lightning_modules.new.run import _mean
-from lightning_modules.new.stages import Data, plan, shares
+from lightning_modules.new.stages import Data, forward_time, plan, shares
 from lightning_modules.new.write import stage_yaml
 from lightning_modules.sizing.command import as_trained, needed
 from lightning_modules.sizing.job import read_job
@@ -53,6 +53,22 @@ def test_a_recipe_from_a_csv_trains(tmp_path: Path, tiny_llama: Path) -> None:
     runs.run("recipe", "runs/mine", *short, "--trainer.val_check_interval", "2", cwd=tmp_path, timeout=280)
     for stage in ("mntp", "simcse", "supervised"):
         assert (tmp_path / "runs/mine" / stage / "encoder" / "encoder.json").is_file()
+    assert "runs/mine/negatives.yaml  hard negatives of each pair: 1 minute\n" in output
+    mined = [json.loads(line) for line in (tmp_path / "runs/mine/data/mined.jsonl").open()]
+    assert len(mined) == 228 and any(row["negatives"] for row in mined)
+
+
+def test_negatives_are_mined_where_there_are_none_and_there_is_time(tmp_path: Path, tiny_llama: Path) -> None:
+    lines = [{"question": f"what is {i}", "answer": f"it is {i}", "negative": "nothing"} for i in range(40)]
+    (tmp_path / "with.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    faq(tmp_path)
+    for name, *arguments in (("given", "with.jsonl"), ("hurry", "faq.csv", "--hours", "1e-9"), ("mined", "faq.csv")):
+        output = runs.run("new", name, "--base", tiny_llama, "--data", *arguments, cwd=tmp_path)
+        [source] = yaml.safe_load((tmp_path / name / "supervised.yaml").read_text())["data"]["init_args"]["sources"]
+        is_mined = name == "mined"
+        assert source["path"] == f"{name}/data/{'mined' if is_mined else 'pairs'}.jsonl"
+        assert ("negatives.yaml" in output) == (tmp_path / name / "negatives.yaml").is_file() == is_mined
+    assert [type(step).__name__ for step in steps.steps(tmp_path / "mined")] == ["Stage", "Stage", "Mining", "Stage"]
 
 
 def test_texts_alone_have_no_supervised_stage(tmp_path: Path, tiny_llama: Path) -> None:
@@ -214,6 +230,17 @@ def test_time_that_a_stage_does_not_need_goes_to_the_others() -> None:
     found = plan(shape, few, gpus(1), 1)
     spent = [stage.steps * stage.seconds for stage in found]
     assert spent[0] < 100 and sum(spent) == pytest.approx(3600, rel=0.01)
+
+
+def test_mining_takes_of_the_hours() -> None:
+    shape, many = read_shape(str(SHAPES / "sheared-llama-1.3b")), replace(DATA, rows={"supervised": 10**7})
+    whole, rest = (
+        sum(stage.steps * stage.seconds for stage in plan(shape, replace(many, mining=seconds), gpus(1), 1))
+        for seconds in (0, 600)
+    )
+    assert whole - rest == pytest.approx(600, rel=0.02)
+    eight = forward_time(shape, 1e6, gpus(8))
+    assert forward_time(shape, 1e6, gpus(1)) == pytest.approx(8 * eight) and 0.5 < eight < 1.5
 
 
 def test_time_is_that_of_usual_texts_and_of_what_memory_allows() -> None:
