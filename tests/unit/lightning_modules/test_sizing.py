@@ -371,7 +371,7 @@ class TestMemory:
         frozen = memory(a_job(adapter=Full(frozen_layers=16), strategy="fsdp2"))
         assert frozen["optimizer"] < 0.51 * whole["optimizer"]
 
-    @pytest.mark.parametrize("strategy", ["zero2", "zero3", "fsdp2"])
+    @pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3", "fsdp2"])
     def test_gradients_of_several_chunks_are_whole_on_every_rank(self, strategy: str) -> None:
         chunks, one = (
             memory(a_job(adapter=Full(), strategy=strategy, chunk_tokens=tokens))["gradients"]

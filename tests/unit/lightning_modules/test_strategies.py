@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_modules.strategies import DDP
 from lightning_modules.strategies.zero import of_shard
 
 
@@ -27,3 +28,9 @@ def test_counters_of_a_checkpoint_are_where_torch_wants_them(settings: dict[str,
     state = of_shard(torch.ones(2, 5), shard, settings)
     assert state.device.type == "meta" and state.shape == (6,)
     assert of_shard(None, shard, settings) is None
+
+
+def test_gradients_under_ddp_are_no_second_copy() -> None:
+    """`lightning size` counts them once."""
+    assert DDP()._ddp_kwargs["gradient_as_bucket_view"]
+    assert not DDP(gradient_as_bucket_view=False)._ddp_kwargs["gradient_as_bucket_view"]
