@@ -724,7 +724,14 @@ case(
     "--fields '{query: COLUMN, positive: COLUMN}'",
 )
 case("new: no such column", new("unknown.csv", "--fields", "{text: Satz}"), "field 'Satz' is missing", "'Antwort'")
-case("new: no such field", new("unknown.csv", "--fields", "{question: Frage}"), "--fields must map text, or query and")
+case(
+    "new: no such field", new("unknown.csv", "--fields", "{question: Frage}"), "--fields must map text, text and label,"
+)
+case(
+    "new: labels that tell nothing apart",
+    new("unknown.csv", "--fields", "{text: Frage, label: Antwort}"),
+    "--fields must map label to a column in which at least two labels have two texts each; got",
+)
 case("new: broken row", new("broken.csv"), "broken.csv, line 3: the header has 2 columns; got 1", "on_bad_row to skip")
 case("new: too few rows", new("short.csv"), "--data must have at least 4 rows for a mntp stage on ", "; got 2")
 case("new: no time", new("pairs.jsonl", "--hours", "0"), "--hours must be positive; got 0")
