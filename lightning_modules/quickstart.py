@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lightning_modules.identity import given
 from lightning_modules.includes import with_includes
-from lightning_modules.recipe import Parser, check, check_overrides, run, unfinished
+from lightning_modules.recipe import Parser, check_first, check_overrides, run, unfinished
 from lightning_modules.steps import Mining, Stage, Step, steps
 
 DESCRIPTION = (
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> None:
     order = steps(settings.recipe)
     root = Path(next((step.root for step in order if isinstance(step, Stage)), order[0].makes[0])).parent
     parts = planned(order, root, settings.data, overrides)
-    check(unfinished(order, overrides)[1:], overrides)
+    check_first(settings.recipe, unfinished(order, overrides), overrides)
     all_together(parts)
     print(root / "report" / "report.html")
 

@@ -16,7 +16,7 @@ from typing import NoReturn
 from lightning_modules import signals
 from lightning_modules.functions import parsed
 from lightning_modules.identity import given
-from lightning_modules.steps import MINE, Stage, Step, behind, steps, told
+from lightning_modules.steps import CLI, MINE, Stage, Step, behind, steps, told
 from otherside.waits import saying
 
 STOPPED = "\nlightning was stopped by Ctrl-C; the same command begins again"
@@ -37,16 +37,21 @@ def main(arguments: list[str]) -> None:
         SystemExit: with a stage's exit status, if it fails; the stages behind it are not started.
         ValueError: a setting of any step is wrong; nothing is started.
     """
-    parser = Parser("lightning recipe", "lightning recipe FOLDER [--dry-run]", DESCRIPTION, allow_abbrev=False)
+    parser = Parser(
+        "lightning recipe", "lightning recipe FOLDER [--dry-run] [--check]", DESCRIPTION, allow_abbrev=False
+    )
     parser.add_argument("folder", type=Path, help="holds one YAML per stage; otherside:quickstart is ours")
     parser.add_argument("--dry-run", action="store_true", help="only print the stages in order")
+    parser.add_argument("--check", action="store_true", help="only read all settings, as is done before a stage begins")
     parser.epilog = "Every other option goes to `lightning fit` of every stage, such as --trainer.max_steps 10."
     settings, overrides = parser.parse_known_args(arguments)
     check_overrides(overrides)
     order = steps(settings.folder)
     asked = unfinished(order, overrides)
+    if settings.check:
+        return check(asked, overrides)
     if not settings.dry_run:
-        check(asked[1:], overrides)  # the first says itself, at once, what is wrong with it
+        check_first(settings.folder, asked, overrides)
     for number, step in enumerate(order, 1):
         print(f"stage {number}/{len(order)}: {told(step)}", file=sys.stderr, flush=True)
         if step not in asked:
@@ -55,8 +60,18 @@ def main(arguments: list[str]) -> None:
             run(step.command(overrides))
 
 
+def check_first(recipe: Path, asked: Sequence[Step], overrides: Sequence[str]) -> None:
+    """Read all settings before hours of the steps in front, in a process of its own, as it imports what takes memory.
+
+    Raises:
+        SystemExit: one of them is wrong, as that process has said.
+    """
+    if len(asked) > 1:  # one alone says it itself
+        run([*CLI, "recipe", str(recipe), "--check", *overrides])
+
+
 def check(asked: Sequence[Step], overrides: Sequence[str]) -> None:
-    """Read the steps' settings before hours of those in front.
+    """Read the steps' settings.
 
     Raises:
         ValueError: one of them is wrong.
