@@ -37,9 +37,8 @@ def main(arguments: list[str]) -> None:
         SystemExit: with a stage's exit status, if it fails; the stages behind it are not started.
         ValueError: a setting of any step is wrong; nothing is started.
     """
-    parser = Parser(
-        "lightning recipe", "lightning recipe FOLDER [--dry-run] [--check]", DESCRIPTION, allow_abbrev=False
-    )
+    usage = "lightning recipe FOLDER [--dry-run | --check]"
+    parser = Parser("lightning recipe", usage, DESCRIPTION, allow_abbrev=False)
     parser.add_argument("folder", type=Path, help="holds one YAML per stage; otherside:quickstart is ours")
     parser.add_argument("--dry-run", action="store_true", help="only print the stages in order")
     parser.add_argument("--check", action="store_true", help="only read all settings, as is done before a stage begins")
