@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from math import ceil
 from pathlib import Path
@@ -24,7 +25,6 @@ from otherside.weights import card_of
 
 LONGEST = {True: 512, False: 128}  # tokens of a text, on GPUs and on CPUs
 PLURAL = {"text": "texts", "query": "queries", "positive": "positives"}
-MINING = 0.25  # share of the hours that finding hard negatives may take
 USUAL = 0.95  # share of the texts of each role that shall not be cut
 
 
@@ -57,8 +57,13 @@ def run_new(
             role: np.array([len(tokens.ids) for tokens in tokenise(tokenizer, sample.texts, max(LONGEST.values()) + 1)])
             for role, sample in written.sample.items()
         }
-        measured = _measured(written, lengths, machine, shape, hours)
+        measured = _measured(written, lengths, machine, shape)
         stages = plan(shape, measured, machine, hours)
+        if measured.kind == "pairs" and not measured.negatives:
+            mined = _mined(measured, lengths, machine, shape)
+            longer = plan(shape, mined, machine, hours)
+            if longer[-1].whole:  # in less time more steps without them teach as much (docs/results.md)
+                measured, stages = mined, longer
         _write(stages, work, recipe, base, measured, machine)
         _say(written, stages, recipe, measured, machine)
         least = (measured.mining + sum(planned.steps * planned.seconds for planned in stages)) / 3600
@@ -72,9 +77,7 @@ def run_new(
     print(f"\nnext: {command(recipe, machine)}")
 
 
-def _measured(
-    written: Any, lengths: dict[str, NDArray[np.int64]], machine: Hardware, shape: Shape, hours: float
-) -> Data:
+def _measured(written: Any, lengths: Mapping[str, NDArray[np.int64]], machine: Hardware, shape: Shape) -> Data:
     """What the arithmetic needs of the data that were written; `lengths` are those of some texts of each role."""
     rows: dict[Stage, int] = {"mntp": written.texts, "simcse": written.texts}
     rows |= {"supervised": supervised} if (supervised := written.pairs or written.labelled) else {}
@@ -82,15 +85,15 @@ def _measured(
     longest = LONGEST[bool(machine.gpus)]
     length = min(max(32, -(-most // 32) * 32), longest, shape.positions or longest)
     kind: Kind = "pairs" if written.pairs else "labels" if written.labelled else "texts"
-    negatives, mining = min(written.negatives, 4), 0.0
-    if written.pairs and not negatives:
-        mining = forward_time(shape, written.pairs * sum(tokens.mean() for tokens in lengths.values()), machine)
-        if mining <= MINING * 3600 * hours:
-            negatives, lengths = 1, {**lengths, "negatives": lengths["positive"]}
-        else:
-            mining = 0.0
-    mean = _mean(lengths, length, negatives)
-    return Data(kind, rows, length, negatives, bool(written.held_out), mean, mining)
+    negatives = min(written.negatives, 4)
+    return Data(kind, rows, length, negatives, bool(written.held_out), _mean(lengths, length, negatives))
+
+
+def _mined(data: Data, lengths: Mapping[str, NDArray[np.int64]], machine: Hardware, shape: Shape) -> Data:
+    """The same pairs with a hard negative each, which is another pair's positive."""
+    seconds = forward_time(shape, data.rows["supervised"] * sum(each.mean() for each in lengths.values()), machine)
+    mean = _mean({**lengths, "negatives": lengths["positive"]}, data.length, 1)
+    return replace(data, negatives=1, mean=mean, mining=seconds)
 
 
 def _mean(lengths: Mapping[str, NDArray[np.int64]], most: int, negatives: int) -> int:

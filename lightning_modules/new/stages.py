@@ -61,6 +61,7 @@ class Planned:
         rate: of learning, at its highest.
         trainer: name of its preset in configs/trainer/.
         passes: how often it reads each row.
+        whole: whether there is time for all the steps that its rows are good for.
     """
 
     job: Job
@@ -69,6 +70,7 @@ class Planned:
     rate: float
     trainer: str
     passes: float
+    whole: bool
 
 
 def plan(shape: Shape, data: Data, hardware: Hardware, hours: float) -> list[Planned]:
@@ -92,7 +94,9 @@ def plan(shape: Shape, data: Data, hardware: Hardware, hours: float) -> list[Pla
         steps = max(FEWEST, min(enough[stage], int(share[stage] / each[stage] + 1e-6)))
         trainer = "cpu" if not hardware.gpus else "one-gpu" if hardware.ranks == 1 else job.strategy
         passes = steps * job.global_batch / data.rows[stage]
-        found.append(Planned(job, steps, each[stage], _rate(stage, shape, steps), trainer, passes))
+        found.append(
+            Planned(job, steps, each[stage], _rate(stage, shape, steps), trainer, passes, steps >= enough[stage])
+        )
     return found
 
 
