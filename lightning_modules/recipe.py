@@ -101,8 +101,8 @@ def check_step(step: Step, overrides: Sequence[str]) -> None:
     except Exception as error:
         if not (said := message(error, step.command([])[2], isinstance(step, Stage))):
             raise
-        given = f" with {shlex.join(overrides)}" if overrides and isinstance(step, Stage) else ""
-        raise ValueError(f"{step.file}{given}: {said}") from error
+        beside = f" with {shlex.join(overrides)}" if overrides and isinstance(step, Stage) else ""
+        raise ValueError(f"{step.file}{beside}: {said}") from error
 
 
 def check_overrides(overrides: list[str]) -> None:

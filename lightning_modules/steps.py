@@ -126,14 +126,13 @@ class Mining:
 
     def is_finished(self, overrides: Sequence[str] = ()) -> bool:
         """Whether this was mined by this encoder, as asked. Where it is in doubt, `lightning mine` finds out."""
-        report = Path(f"{self.out}.report.json")
-        if not Path(self.out).is_file() or not report.is_file():
+        try:
+            made = json.loads(Path(f"{self.out}.report.json").read_text())
+            used = [f"{each['name']} {each['sha256']}" for each in made["settings"]["encoder"]["lineage"]["adapters"]]
+            same = all(self.given.get(name) == value for name, value in made["given"].items())
+        except (AttributeError, KeyError, OSError, TypeError, ValueError):  # not there, torn, or of an older version
             return False
-        made = json.loads(report.read_text())
-        used = [f"{each['name']} {each['sha256']}" for each in made["settings"]["encoder"]["lineage"]["adapters"]]
-        before = made.get("given") or {}  # of older versions
-        same = all(self.given.get(name) == value for name, value in before.items())
-        return bool(before) and same and used == adapters(self.model)
+        return Path(self.out).is_file() and same and used == adapters(self.model)
 
 
 Step = Stage | Mining

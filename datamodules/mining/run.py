@@ -274,7 +274,7 @@ def _finished(out: Path, report: Path, settings: dict[str, Any]) -> str:
     Raises:
         ValueError: it is of something else.
     """
-    known = json.loads(report.read_text())["settings"] if report.is_file() else {}
+    known = _noted(report).get("settings", {})
     if changed := [name for name in settings if known.get(name) != settings[name]]:
         raise ValueError(
             f"--out must be a new file, or the same command's; {out} was made with other settings "
@@ -283,10 +283,19 @@ def _finished(out: Path, report: Path, settings: dict[str, Any]) -> str:
     return f"{out} is finished. Nothing to do."
 
 
+def _noted(file: Path) -> dict[str, Any]:
+    """What it says; nothing if it is not there, or torn."""
+    try:
+        noted = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return noted if isinstance(noted, dict) else {}
+
+
 def _prepare(work: Path, settings: dict[str, Any]) -> None:
     """Keep the parts of a run that was cut, if they are of the same settings."""
     note = work / "settings.json"
-    if note.is_file() and json.loads(note.read_text()) == settings:
+    if _noted(note) == settings:
         _say("goes on with the parts of a run that was cut")
         return
     shutil.rmtree(work, ignore_errors=True)

@@ -56,6 +56,15 @@ def test_what_was_mined_is_not_mined_again(
     ):
         asked = {"encoder": str(tiny_llama), "negatives": 2, "dtype": "float32", **other}
         assert not read(mines(tmp_path, **asked)).is_finished()
+    mines(tmp_path, encoder=str(tiny_llama), negatives=2, dtype="float32")
+    report = tmp_path / "runs/mined.jsonl.report.json"
+    whole = report.read_text()
+    for torn in ("[]", "{}", "5", whole[:100]):
+        report.write_text(torn)
+        assert not step.is_finished()
+    status, said = runs.start("recipe", ".", cwd=tmp_path).wait()
+    assert status == 1 and "runs/mined.jsonl was made with other settings (unknown). Move it away" in said
+    report.write_text(whole)
     mines(tmp_path, encoder=str(tiny_llama), negatives=2, dtype="float32", device="cpu")
     assert "  is finished" in runs.run("recipe", ".", cwd=tmp_path)
     assert not read(mines(tmp_path, encoder=str(tiny_llama), dtype="float32")).is_finished()
