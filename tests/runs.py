@@ -28,18 +28,18 @@ import torch
 import torch.utils.tensorboard
 import yaml
 from lightning_utilities.core.rank_zero import rank_zero_only
+from pytest import MonkeyPatch
 from ranks import free_port
 
-import lightning_modules.contrastive
-import lightning_modules.mntp
-import lightning_modules.training  # noqa: F401
-from lightning_modules import hardware
+from lightning_modules import hardware, recipe, training
 from lightning_modules.callbacks import throughput
-from lightning_modules.cli import main
+from lightning_modules.cli import TRAINING, main
+from lightning_modules.steps import CLI
 from otherside.lineage import Card
 
-PEAK = functools.cache(lambda dtype: hardware.peak(torch.device("cpu"), dtype))
-PEAK(torch.float32)  # measured once, for all forks, as the imports are
+PEAK = functools.cache(hardware.peak)
+for dtype in (torch.float32, torch.bfloat16):  # measured once, for all forks, as the imports are
+    PEAK(torch.device("cpu"), dtype)
 OUTPUTS = tempfile.TemporaryDirectory(prefix="otherside-outputs-")  # goes with this process; forks end without it
 
 SUBJECTS = ["the cat", "a dog", "my neighbour", "the old teacher", "a committee", "the sea", "rain", "her brother"]
@@ -88,6 +88,8 @@ def start(
 ) -> Run:
     """Start `lightning ARGUMENTS` in `cwd`; `before` is called in its process first."""
     handle, name = tempfile.mkstemp(suffix=".out", dir=OUTPUTS.name)
+    if arguments[0] in TRAINING:
+        parser(str(arguments[0]))
     pid = os.fork()
     if pid:
         os.close(handle)
@@ -108,11 +110,46 @@ def start(
         rank_zero_only.rank = int(os.environ.get("RANK", 0))  # Lightning looks once, when it is imported
         if before:
             before()
-        throughput.peak = lambda device, dtype: PEAK(dtype)
+        throughput.peak = hardware.peak = PEAK
+        os.fsync = lambda handle: None  # no machine loses its power here
+        training.TrainingCLI.setup_parser = lambda cli, *_: vars(cli).update(parser(cli.command))  # type: ignore[method-assign, attr-defined]
+        recipe.run = _fork
         gc.freeze()  # or DeepSpeed's collections go through all that was imported
         status = _status(lambda: main([str(argument) for argument in arguments]))
     finally:
         os._exit(status)
+
+
+class Parsers(training.TrainingCLI):
+    """Makes what Lightning parses settings with, and ends there."""
+
+    setup_parser = training.TrainingCLI.setup_parser  # which forks do without
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        raise training.ParsedError(
+            {name: getattr(self, name) for name in ("parser", "_subcommand_parsers", "_subcommand_method_arguments")}
+        )
+
+
+@functools.cache
+def parser(command: str) -> dict[str, Any]:
+    """Made of the settings of all classes, before any argument is looked at; once, for all forks."""
+    with MonkeyPatch.context() as patch:
+        patch.setattr(training, "_quieten", lambda: None)  # that is for a process of its own
+        try:
+            Parsers(command, [])
+        except training.ParsedError as made:
+            return made.args[0]
+    raise AssertionError
+
+
+def _fork(command: list[str]) -> None:
+    """As `recipe.run` does, without the imports of a process of its own."""
+    pid = os.fork()
+    if not pid:
+        os._exit(_status(lambda: main(command[len(CLI) :])))
+    if status := os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
+        sys.exit(status)
 
 
 def _status(run: Any) -> int:

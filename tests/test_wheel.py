@@ -22,6 +22,9 @@ def run(*command: str | Path, cwd: Path) -> str:
     return done.stdout + done.stderr
 
 
+pytestmark = pytest.mark.xdist_group("wheel")  # which is built once
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A virtual environment with our wheel; dependencies are those of the tests' own."""

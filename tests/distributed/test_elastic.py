@@ -4,6 +4,7 @@ nothing had happened.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import pytest
 import runs
 from conftest import build_tiny_llama
 from strategies import ADAMW, FULL, STRATEGIES, assert_same_training, once, train
+
+from lightning_modules.finished import NOTE
+from otherside.lineage import ENCODER
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "lora": {"model.init_args.optimizer": ADAMW},
@@ -70,21 +74,31 @@ def test_what_has_ended_on_two_ranks_is_told_on_two_ranks(place: Path, tiny_llam
     ("trained", "strategy"), [(trained, strategy) for trained in SAME for strategy in SAME[trained]]
 )
 def test_goes_on_with_the_same_ranks_bit_for_bit(trained: str, strategy: str, place: Path, tiny_llama: Path) -> None:
-    root, settings = f"{trained}-{strategy}", {**SETTINGS[trained], **DROPOUT[trained]}
-    whole = train(place, tiny_llama, f"{root}-whole", "Supervised", strategy, 2, 6, **settings)
-    train(place, tiny_llama, f"{root}-cut", "Supervised", strategy, 2, 4, **settings)
-    cut = train(place, tiny_llama, f"{root}-cut", "Supervised", strategy, 2, 6, **settings)
-    runs.assert_equal(runs.adapter(cut), runs.adapter(whole))
-    assert runs.metrics(cut, "train/loss") == runs.metrics(whole, "train/loss")
+    how = (place, tiny_llama, f"{trained}-{strategy}", "Supervised", strategy, 2, 6)
+    assert_goes_on_bit_for_bit(*how, **SETTINGS[trained], **DROPOUT[trained])
 
 
 @pytest.mark.parametrize("strategy", ["zero3", "fsdp2"])
 def test_tied_embeddings_go_on_as_they_were_trained(strategy: str, place: Path) -> None:
     """Though the test of the model's logits, before the checkpoint is read, leaves FSDP2 with a whole copy of them."""
-    llama, settings = place / f"tied-{strategy}", SETTINGS["full"]
+    llama = place / f"tied-{strategy}"
     build_tiny_llama(llama, tied=True)
-    whole = train(place, llama, f"tied-{strategy}-whole", "MNTP", strategy, 2, 4, **settings)
-    train(place, llama, f"tied-{strategy}-cut", "MNTP", strategy, 2, 2, **settings)
-    cut = train(place, llama, f"tied-{strategy}-cut", "MNTP", strategy, 2, 4, **settings)
-    assert "model.embed_tokens.weight" in runs.adapter(cut)
-    runs.assert_equal(runs.adapter(cut), runs.adapter(whole))
+    root = assert_goes_on_bit_for_bit(place, llama, f"tied-{strategy}-run", "MNTP", strategy, 2, 4, **SETTINGS["full"])
+    assert "model.embed_tokens.weight" in runs.adapter(root)
+
+
+def assert_goes_on_bit_for_bit(
+    place: Path, llama: Path, root: str, stage: str, strategy: str, ranks: int, last: int, **settings: Any
+) -> Path:
+    """A whole run; then again from its checkpoint before the last one, as if it had been killed behind that."""
+    how = (place, llama, root, stage, strategy, ranks, last)
+    run = train(*how, **settings)
+    weights, losses = runs.adapter(run), runs.metrics(run, "train/loss")
+    for left in (run / "checkpoints" / f"step={last}.ckpt", run / ENCODER):
+        shutil.rmtree(left)
+    (run / NOTE).unlink()
+    train(*how, **settings)
+    runs.assert_equal(runs.adapter(run), weights)
+    again = runs.metrics(run, "train/loss")
+    assert again == losses and len(list(run.glob("csv/version_*"))) == 2
+    return run

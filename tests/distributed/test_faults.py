@@ -20,6 +20,7 @@ KILLS = int(os.environ.get("OTHERSIDE_KILLS", "3"))  # per strategy
 STEPS = 200
 WAIT = 6  # seconds that ranks wait for each other where something takes longer
 SLOW = WAIT + 2
+in_turn = pytest.mark.xdist_group("waits")  # these mostly wait, while another process works
 EVERY_STEP = {"checkpoints.every_n_steps": 1, "model.init_args.schedule.total_steps": STEPS}
 
 
@@ -90,12 +91,13 @@ def write_slowly() -> None:
     write = checkpoints.write_manifest
 
     def slowly(folder: Path, step: int) -> None:  # as a hundred gigabytes would take
-        time.sleep(SLOW)
+        time.sleep(SLOW if step == 1 else 0)
         write(folder, step)
 
     checkpoints.write_manifest = slowly
 
 
+@in_turn
 def test_a_checkpoint_may_take_longer_than_ranks_wait(place: Path, tiny_llama: Path) -> None:
     ranks = []
     for strategy in ("ddp", "zero2"):  # both at once: they sleep most of the time
@@ -111,12 +113,13 @@ def fit_probes_slowly() -> None:
     fit = Probing._fit
 
     def slowly(self: Any, vectors: Any) -> dict[str, float]:  # as thousands of items of a large model would take
-        time.sleep(SLOW)
+        time.sleep(0 if self._measured else SLOW)
         return fit(self, vectors)
 
     Probing._fit = slowly  # type: ignore[method-assign]
 
 
+@in_turn
 def test_probes_may_take_longer_than_ranks_wait(place: Path, tiny_llama: Path) -> None:
     settings = {"items": 20, "tasks": ["subject_animacy"], "words": [1]}
     callbacks = {"trainer.callbacks": [{"class_path": "lightning_modules.callbacks.Probing", "init_args": settings}]}
@@ -131,12 +134,13 @@ def read_slowly() -> None:
     check = checkpoints.check
 
     def slowly(folder: Path) -> int:  # as a slower disk would take
-        time.sleep(SLOW if os.environ["RANK"] == "1" else 0)
+        time.sleep(SLOW if dist.is_initialized() and dist.get_rank() == 1 else 0)
         return check(folder)
 
     checkpoints.FolderCheckpointIO.load_checkpoint.__globals__["check"] = slowly
 
 
+@in_turn
 @pytest.mark.slow
 def test_a_checkpoint_may_take_longer_to_read_than_ranks_wait(place: Path, tiny_llama: Path) -> None:
     for stop, before in ((1, None), (2, read_slowly)):
@@ -160,6 +164,7 @@ def embed_at_their_own_pace() -> None:
     EncoderModule.predict_step = slowly  # type: ignore[method-assign]
 
 
+@in_turn
 def test_ranks_of_a_prediction_may_drift_apart(place: Path, tiny_llama: Path) -> None:
     few = (place / "sentences.txt").read_text().splitlines(keepends=True)[:12]  # two batches for each rank
     (place / "few.txt").write_text("".join(few))
@@ -221,6 +226,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_all_ranks(place: Path, tiny_ll
     assert "No space left on device" in output and not list((place / "full" / "checkpoints").glob("*.ckpt"))
 
 
+@in_turn
 def test_a_stopped_rank_is_named(place: Path, tiny_llama: Path) -> None:
     strategy = {"class_path": "lightning_modules.strategies.DDP", "init_args": {"timeout": 12}}
     ranks = runs.start_ranks(2, *command(place, tiny_llama, "stopped", strategy, STEPS), cwd=place)
@@ -252,6 +258,7 @@ def hang_in_rank_1() -> None:
     Supervised.loss = wait  # type: ignore[method-assign]
 
 
+@in_turn
 def test_a_hanging_rank_is_named(place: Path, tiny_llama: Path) -> None:
     strategy = {"class_path": "lightning_modules.strategies.DDP", "init_args": {"timeout": 8}}
     fit = command(place, tiny_llama, "hanging", strategy, STEPS)
@@ -276,6 +283,7 @@ def hang_behind_the_loss_in_rank_1() -> None:
     MNTP.on_before_backward = wait  # type: ignore[method-assign]
 
 
+@in_turn
 def test_the_time_out_holds_in_a_strategys_own_groups(place: Path, tiny_llama: Path) -> None:
     """MNTP's backward has no collective but the strategy's. torch gives DeepSpeed's groups half an hour on gloo."""
     root = "zero2-hanging"
@@ -316,6 +324,7 @@ def start_slowly() -> None:
     MNTP.on_before_backward = say  # type: ignore[method-assign]
 
 
+@in_turn
 @pytest.mark.slow
 def test_a_slow_start_is_waited_for(place: Path, tiny_llama: Path) -> None:
     """Longer than a hang; in training every group has the time-out."""

@@ -105,7 +105,7 @@ def test_an_earlier_stage_is_merged_into_shards(
     strategy: str, place: Path, tiny_llama: Path, one_process: Callable[[str], Path]
 ) -> None:
     earlier = one_process("mntp-cut") / "encoder"
-    one = train(place, earlier, f"later-{strategy}-one", "Supervised", "auto", 1)
+    one = once(place, earlier, "later-one", "Supervised", "auto", 1)
     assert_same_training(train(place, earlier, f"later-{strategy}", "Supervised", strategy, 2), one)
 
 

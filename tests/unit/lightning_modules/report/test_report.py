@@ -71,6 +71,9 @@ def check(text: str) -> Page:
     return page
 
 
+pytestmark = pytest.mark.xdist_group("report")  # its runs are made once
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
     """A folder with two runs, `mntp` with MTEB and `supervised` from it, and `probe`."""
