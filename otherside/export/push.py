@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
@@ -40,7 +41,7 @@ def push(export: Path, repo: str, private: bool = False, dry_run: bool = False) 
     if dry_run:
         print(f"{repo}: nothing was sent")
         return
-    said = opened_there((export / FILE).read_text(), export.name, repo)
+    said = opened_there((export / FILE).read_text(), repo)
     parts = {file.relative_to(export).as_posix(): said.encode() if file == export / FILE else file for file in files}
     operations = [CommitOperationAdd(name, content) for name, content in parts.items()]
     try:
@@ -53,11 +54,13 @@ def push(export: Path, repo: str, private: bool = False, dry_run: bool = False) 
     print(done.commit_url)
 
 
-def opened_there(said: str, name: str, repo: str) -> str:
+def opened_there(said: str, repo: str) -> str:
     """A README whose code opens the export on the hub: what takes no repository's name, from a copy of it."""
     before, fence, code = said.partition("```python\n")
     code, end, behind = code.partition("```")
+    name = re.search('".*?"', code)  # the folder's, as it was exported; it may have been moved since
+    there = f'"{repo}"'
     if "{folder}" in code:
         fence += "from huggingface_hub import snapshot_download\n"
-        code = code.replace(f'"{name}"', f'snapshot_download("{repo}")')
-    return before + fence + code.replace(f'"{name}"', f'"{repo}"') + end + behind
+        there = f"snapshot_download({there})"
+    return before + fence + (code.replace(name[0], there) if name else code) + end + behind

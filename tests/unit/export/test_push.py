@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -102,8 +103,9 @@ def command(endpoint: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_one_commit_has_all_files(hub: tuple[type[Hub], str], exported: Path) -> None:
+def test_one_commit_has_all_files(hub: tuple[type[Hub], str], exported: Path, tmp_path: Path) -> None:
     received, endpoint = hub
+    exported = shutil.copytree(exported, tmp_path / "renamed since")
     ran = command(endpoint, str(exported), REPO, "--private")
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.endswith(f"{REPO}/commit/abc\n")
@@ -118,7 +120,7 @@ def test_one_commit_has_all_files(hub: tuple[type[Hub], str], exported: Path) ->
 
 @pytest.mark.parametrize("kind", readme.USE)
 def test_what_the_readme_says_there(kind: str) -> None:
-    said = opened_there(f"```python\n{readme.USE[kind].format(folder='out', length=64)}\n```", "out", REPO)
+    said = opened_there(f"```python\n{readme.USE[kind].format(folder='out', length=64)}\n```", REPO)
     assert REPO in said and '"out' not in said
     assert ("snapshot_download" in said) == (kind in ("onnx", "gguf"))
     compile(said.split("```python\n")[1].split("```")[0], "README.md", "exec")
