@@ -24,10 +24,15 @@ def fused(targets: Iterable[str], names: Collection[str]) -> list[str]:
     return found
 
 
-def check_decoder(config: PreTrainedConfig) -> None:
-    """Raise a ValueError where what a model is made of cannot be turned; its attention itself is asked when it runs."""
+def fills_in(model_type: str | None) -> bool:
+    """Whether models of this type were trained to fill in masked words, bidirectional from the start, as BERT."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+    return model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def check_decoder(config: PreTrainedConfig) -> None:
+    """Raise a ValueError where what a model is made of cannot be turned; its attention itself is asked when it runs."""
     why = ""
     if config.get_text_config() is not config:
         why = "reads more than texts. Use the family's text-only model (of Gemma 3: gemma-3-270m or gemma-3-1b)"
@@ -35,7 +40,7 @@ def check_decoder(config: PreTrainedConfig) -> None:
         why = f"has layers of {', '.join(others)}, which cannot be turned. Use another backbone.model"
     elif getattr(config, "use_bidirectional_attention", None) and getattr(config, "is_causal", None) is not False:
         why = "with use_bidirectional_attention is an encoder already, with windows of its own. Use its decoder"
-    elif config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+    elif fills_in(config.model_type):
         why = "is an encoder, bidirectional from the start (`lightning probe` compares it). Use a Llama"
     if why:
         raise ValueError(

@@ -10,6 +10,7 @@ from typing import Any
 
 from otherside.hub import read_json, snapshot
 from otherside.lineage import OWN
+from otherside.llama import fills_in
 
 MODULES, CONFIG, TOKENIZER = "modules.json", "config.json", "tokenizer_config.json"
 READING, USE = "sentence_bert_config.json", "config_sentence_transformers.json"
@@ -35,7 +36,7 @@ def downloaded(model: str, revision: str | None = None) -> Path | None:
 
 
 def settings(folder: Path) -> dict[str, Any]:
-    """What an encoder's folder says of itself, by the names of `Card`; of a base model nothing.
+    """What an encoder's folder says of itself, by the names of `Card`; of a base model, and of a BERT, nothing.
 
     Texts are read as its tokenizer reads them, with an end-of-text token if it puts one. Prompts are `encode`'s
     `instruction`, and vectors are normalised where `encode` is told to.
@@ -51,6 +52,8 @@ def settings(folder: Path) -> dict[str, Any]:
     attention = "causal" if config.get("is_causal", True) else "bidirectional"
     if not modules:
         return {"attention": attention}
+    if fills_in(config.get("model_type")):  # no decoder: `lightning probe` has its own way to open them
+        return {}
     own = {_kind(module["type"]): read_json(folder / module["path"] / CONFIG) for module in modules}
     tokenizer, reading = read_json(folder / TOKENIZER), read_json(folder / READING)
     modes = _modes(own.get("Pooling", {}))

@@ -11,12 +11,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from otherside import weights
 from otherside.backbone import Backbone, DTypes
 from otherside.batching import Packed
 from otherside.encoder import Encoder
+from otherside.llama import fills_in
 from otherside.tokenizer import load_tokenizer
 
 
@@ -64,7 +64,7 @@ def is_bert(model: str) -> bool:
             f"every ENCODER must be an encoder folder, a base model or a BERT; nothing is at {model}, here or on "
             f"the hub, that transformers knows without code of its own ({reason}). Train it first."
         ) from error
-    return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder
+    return fills_in(config.model_type) and not config.is_encoder_decoder
 
 
 def load_bert(model: str, dtype: DTypes) -> Encoder:

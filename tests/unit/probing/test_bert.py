@@ -74,6 +74,20 @@ def test_a_row_of_its_own(bert: Path, tiny_llama: Path) -> None:
     assert alone.settings()["fingerprint"] and alone.settings()["attention"] == "bidirectional"
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_one_for_sentence_transformers_is_a_bert_all_the_same(bert: Path, tmp_path: Path, pooling: str) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling, Transformer
+
+    model = Transformer(str(bert))
+    pool = Pooling(model.get_embedding_dimension(), pooling)
+    SentenceTransformer(modules=[model, pool], device="cpu").save(str(tmp_path / "minilm"))
+    [row] = find_variants([str(tmp_path / "minilm")], baselines=True)
+    assert (row.name, row.kind) == ("minilm", "bert")
+    vectors = [encoder.encode(SENTENCES) for encoder in (row.open("float32", "cpu"), load_bert(str(bert), "float32"))]
+    np.testing.assert_array_equal(*vectors)
+
+
 def test_pickled_weights_are_refused(bert: Path, tmp_path: Path) -> None:
     import shutil
 
