@@ -23,7 +23,7 @@ from otherside.batching import Packed, tokenise, tokens_at_once
 from otherside.evaluation.model import Cosine, MTEBModel, model_meta
 from otherside.files import atomic_folder
 from otherside.lineage import AUTO, CARD, Card, Lineage, Training, instructions_of
-from otherside.llama import check_length, positions
+from otherside.llama import check_length, within
 from otherside.modes import evaluating
 from otherside.pooling import Pooling
 from otherside.template import template_of
@@ -122,9 +122,8 @@ class Encoder(Cosine, nn.Module):
         dtype = fast_dtype(device) if dtype == "auto" else dtype
         config = BackboneConfig(str(model), revision, dtype=dtype, kernel=kernel, **read)  # type: ignore[arg-type]
         backbone = Backbone.load(config, start=start_id(tokenizer), merge=merge)
-        limit = positions(backbone.lm.config)
         if max_length is None:
-            max_length = min(card.max_length, limit[0]) if limit else card.max_length
+            max_length = within(card.max_length, backbone.lm.config)
         pooling = pooling or card.pooling  # type: ignore[assignment]
         encoder = cls(backbone, tokenizer, pooling, max_length, pool_start, card.history)  # type: ignore[arg-type]
         encoder.to(device).eval()

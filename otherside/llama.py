@@ -75,6 +75,12 @@ def positions(config: PreTrainedConfig | SimpleNamespace) -> tuple[int, str] | N
     return min(limits, key=lambda limit: limit[0], default=None)
 
 
+def within(length: int, config: PreTrainedConfig) -> int:
+    """At most `length` tokens, and no more than the model can read."""
+    limit = positions(config)
+    return min(length, limit[0]) if limit else length
+
+
 def check_length(what: str, length: int, config: PreTrainedConfig, remedy: str = "") -> None:
     """Raise a ValueError where texts of so many tokens are too long for a model; `what` names the requirement."""
     limit = positions(config)

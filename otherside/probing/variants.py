@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from otherside import adapters, weights
-from otherside.backbone import Attention, Backbone, BackboneConfig, DTypes
+from otherside.backbone import DTypes
 from otherside.encoder import Encoder
 from otherside.lineage import BASE, ENCODER, OWN, Card, Lineage
+from otherside.llama import within
 from otherside.probing.bert import is_bert, load_bert
-from otherside.tokenizer import load_tokenizer, start_id
+from otherside.template import template_of
+from otherside.tokenizer import load_tokenizer
 
 Kind = Literal["encoder", "bert", "published"]
 
@@ -39,15 +41,23 @@ class Variant:
         if self.kind == "bert":
             return load_bert(self.model, dtype).to(device).eval()
         card = self.card
-        attention: Attention = "causal" if card.attention == "causal" else "bidirectional"
         revision = None if card.lineage.adapters else card.lineage.revision  # the base's
-        config = BackboneConfig(self.model, revision, attention, dtype, keep_sink=card.keep_sink)
-        tokenizer = load_tokenizer(self.model, revision, card.start_token, card.template)
-        read = (card.pooling, card.max_length, card.pool_start)
-        backbone = Backbone.load(config, start=start_id(tokenizer), merge=merge)
-        encoder = Encoder(backbone, tokenizer, *read).to(device).eval()  # type: ignore[arg-type]
-        if card.rescaled:
-            encoder.rescale(self.model, card)
+        encoder = Encoder.load(
+            self.model,
+            revision=revision,
+            attention=card.attention,  # type: ignore[arg-type]
+            pooling=card.pooling,  # type: ignore[arg-type]
+            start_token=card.start_token,
+            pool_start=card.pool_start,
+            keep_sink=card.keep_sink,
+            rescaled=card.rescaled,
+            merge=merge,
+            dtype=dtype,
+            device=device,
+        )
+        encoder.max_length = within(card.max_length, encoder.backbone.lm.config)
+        if card.template != template_of(encoder.tokenizer):  # of an encoder's base
+            encoder.tokenizer = load_tokenizer(self.model, revision, card.start_token, card.template)
         return encoder
 
     def settings(self) -> dict[str, Any]:

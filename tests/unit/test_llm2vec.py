@@ -26,7 +26,7 @@ from otherside.encoder import Encoder
 from otherside.export import export
 from otherside.lineage import ADAPTER_WEIGHTS, Card
 from otherside.probing.variants import find_variants
-from otherside.template import Template
+from otherside.template import Template, template_of
 from otherside.tokenizer import load_tokenizer
 
 LONGER = {"data.init_args.max_length": 64}  # the header alone has 36 tokens here
@@ -326,5 +326,6 @@ class TestUse:
     def test_probing_and_size(self, supervised, tiny_llama_bos):
         found = find_variants([str(supervised)], baselines=True)
         assert [variant.name for variant in found] == ["uni", "bi", "supervised"]
+        assert all(template_of(base.open("float32", "cpu").tokenizer) == found[2].card.template for base in found[:2])
         assert close(found[2].open("float32", "cpu").encode(TEXTS), Encoder.load(supervised).encode(TEXTS))
         assert read_shape(str(supervised)) == read_shape(str(tiny_llama_bos))

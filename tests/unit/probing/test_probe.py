@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from otherside.probing.measure import Protocol
 from otherside.probing.results import Result
 from otherside.probing.run import run_probe
 from otherside.probing.variants import find_variants
-from otherside.tokenizer import load_tokenizer
+from otherside.tokenizer import load_tokenizer, start_name
 
 
 def trained(base: Path, folder: Path, stage: str, seed: int = 0) -> str:
@@ -222,6 +223,30 @@ def test_encoders_of_one_stage_are_named_by_their_runs(encoders: list[str], tiny
     ]
     named = [variant.name for variant in find_variants([*models, encoders[1]], baselines=True)]
     assert named == ["uni", "bi", "mntp", "other", "simcse"]
+
+
+def test_a_base_with_fewer_positions_than_the_default(tiny_llama: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(tiny_llama, tmp_path / "short")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 20}))
+    lengths = [variant.open("float32", "cpu").max_length for variant in find_variants([str(base)], baselines=True)]
+    assert lengths == [20, 20]
+
+
+def test_untrained_bases_are_read_as_their_encoder(tiny_llama: Path, tmp_path: Path) -> None:
+    encoder = Encoder.load(tiny_llama, pooling="last_token", max_length=33, start_token="<s>", pool_start=False)
+    variants = find_variants([str(encoder.save(tmp_path / "encoder", "average"))], baselines=True)
+    for variant, attention in zip(variants, ["causal", "bidirectional", "bidirectional"], strict=True):
+        opened = variant.open("float32", "cpu")
+        assert (opened.backbone.attention, opened.pooling, opened.max_length) == (attention, "last_token", 33)
+        assert (start_name(opened.tokenizer), opened.pool_start) == ("<s>", False)
+
+
+def test_attention_is_asked_as_it_is_opened(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Backbone] = []
+    monkeypatch.setattr(Backbone, "self_test", lambda backbone: asked.append(backbone))
+    opened = [variant.open("float32", "cpu") for variant in find_variants([str(tiny_llama)], baselines=True)]
+    assert asked == [encoder.backbone for encoder in opened]
 
 
 def test_what_it_refuses(encoders: list[str], tiny_llama: Path, tiny_llama_bos: Path, tmp_path: Path) -> None:
