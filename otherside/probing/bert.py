@@ -16,7 +16,7 @@ from otherside import weights
 from otherside.backbone import Backbone, DTypes
 from otherside.batching import Packed
 from otherside.encoder import Encoder
-from otherside.llama import fills_in
+from otherside.llama import fills_in, within
 from otherside.tokenizer import load_tokenizer
 
 
@@ -71,7 +71,8 @@ def load_bert(model: str, dtype: DTypes) -> Encoder:
     """An encoder of transformers, mean-pooled where whole texts are asked for. Safetensors only, no remote code.
 
     Raises:
-        FileNotFoundError: it has no weights in safetensors, or no fast tokenizer.
+        FileNotFoundError: it has no weights in safetensors, or no tokenizer.
+        ValueError: it has no fast tokenizer, which knows where words are.
     """
     place = weights.locate(model)
     try:
@@ -80,8 +81,9 @@ def load_bert(model: str, dtype: DTypes) -> Encoder:
         raise FileNotFoundError(
             f"{model} must have weights in safetensors; they could not be loaded: {error}"
         ) from error
-    tokenizer = load_tokenizer(model)
-    if not tokenizer.is_fast:
-        raise FileNotFoundError(f"{model} must have a fast tokenizer, which knows where words are; it has none")
-    backbone = cast(Backbone, BertBackbone(lm.requires_grad_(False)))
-    return Encoder(backbone, tokenizer, max_length=min(tokenizer.model_max_length, lm.config.max_position_embeddings))
+    for name, module in lm.named_modules():
+        # RoBERTa and its relatives number a text's tokens from behind the padding's number
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            lm.config.max_position_embeddings -= module.padding_idx + 1
+    backbone, tokenizer = cast(Backbone, BertBackbone(lm.requires_grad_(False))), load_tokenizer(model)
+    return Encoder(backbone, tokenizer, max_length=within(tokenizer.model_max_length, lm.config))

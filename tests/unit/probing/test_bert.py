@@ -1,5 +1,6 @@
 """A BERT of transformers as a row beside ours."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -88,9 +89,21 @@ def test_one_for_sentence_transformers_is_a_bert_all_the_same(bert: Path, tmp_pa
     np.testing.assert_array_equal(*vectors)
 
 
-def test_pickled_weights_are_refused(bert: Path, tmp_path: Path) -> None:
-    import shutil
+def test_a_roberta_has_fewer_positions_than_its_config_says(bert: Path, tmp_path: Path) -> None:
+    from transformers import RobertaConfig, RobertaModel
 
+    roberta = shutil.copytree(bert, tmp_path / "roberta")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    RobertaModel(RobertaConfig(vocab_size=120, max_position_embeddings=16, **sizes)).save_pretrained(roberta)
+    encoder = load_bert(str(roberta), "float32")
+    text = " ".join(["a"] * 12)  # and two special tokens
+    assert encoder.max_length == 14
+    assert encoder.encode([text * 2]).shape == encoder.word_vectors([text], [[(0, 1)]])[0].shape == (1, 32)
+    with pytest.raises(ValueError, match=r"the model's 14 positions; .* has 15 tokens"):
+        encoder.word_vectors([f"{text} a"], [[(0, 1)]])
+
+
+def test_pickled_weights_are_refused(bert: Path, tmp_path: Path) -> None:
     pickled = shutil.copytree(bert, tmp_path / "pickled")
     (pickled / "model.safetensors").unlink()
     torch.save({}, pickled / "pytorch_model.bin")
