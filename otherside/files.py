@@ -133,9 +133,13 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _finish(work: Path) -> None:
-    """Make a temporary folder readable for others, as safetensors' files are not, and bring it to the disk."""
+    """Give a temporary folder the rights that the umask leaves, as safetensors' files are without them, and bring it to
+    the disk.
+    """
+    umask = os.umask(0o077)  # it can be read only by setting it
+    os.umask(umask)
     for path in [*work.rglob("*"), work]:
-        path.chmod(0o755 if path.is_dir() else 0o644)
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
         _to_disk(path)
 
 
