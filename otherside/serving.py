@@ -71,7 +71,7 @@ class Serving:
             RuntimeError: a rank could not prepare its texts.
         """
         blocks = []
-        for first in range(0, len(texts), size := BLOCK * world_size()):
+        for first in range(0, max(len(texts), 1), size := BLOCK * world_size()):  # without texts one, which knows D
             check()
             blocks.append(self._encode_block(texts[first : first + size], instruction))
         return torch.cat(blocks).numpy()

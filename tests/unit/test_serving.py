@@ -56,6 +56,15 @@ def test_vectors_come_in_the_order_of_the_texts(ranks: int, monkeypatch: pytest.
     assert all(right) and len(set(forwards)) == 1  # also a rank without texts takes part
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_no_texts_are_no_vectors(ranks: int) -> None:
+    def on_rank() -> tuple[int, ...]:
+        service = Serving(prepare, forward)
+        return service.run(lambda: service.encode([]).shape)
+
+    assert run_ranks(ranks, on_rank) == [(0, 2)] * ranks
+
+
 def test_what_rank_0_raises_ends_all() -> None:
     def on_rank() -> None:
         service = Serving(prepare, forward)
