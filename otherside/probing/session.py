@@ -66,7 +66,8 @@ class Session:
         """Number of the last layer."""
         path = self.path("layers")
         if not path.exists():
-            path.write_text(str(self.encoder.backbone.layers))
+            with atomic(path) as temporary:
+                temporary.write_text(str(self.encoder.backbone.layers))
         return int(path.read_text())
 
     def chosen(self, layers: Layers) -> list[int]:

@@ -18,6 +18,7 @@ from otherside.probing import probe, probes
 from otherside.probing.measure import Protocol
 from otherside.probing.results import Result
 from otherside.probing.run import run_probe
+from otherside.probing.session import VARIANTS, Session
 from otherside.probing.variants import find_variants
 from otherside.tokenizer import load_tokenizer, start_name
 
@@ -247,6 +248,22 @@ def test_attention_is_asked_as_it_is_opened(tiny_llama: Path, monkeypatch: pytes
     monkeypatch.setattr(Backbone, "self_test", lambda backbone: asked.append(backbone))
     opened = [variant.open("float32", "cpu") for variant in find_variants([str(tiny_llama)], baselines=True)]
     assert asked == [encoder.backbone for encoder in opened]
+
+
+def test_the_number_of_layers_is_kept_whole_or_not_at_all(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session(find_variants([str(tiny_llama)], baselines=True)[0], "float32", "cpu", tmp_path)
+    (tmp_path / VARIANTS).mkdir()
+
+    def stopped(path: Path, _: str) -> None:
+        path.touch()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "write_text", stopped)
+        session.last  # noqa: B018
+    assert session.last == 2
 
 
 def test_what_it_refuses(encoders: list[str], tiny_llama: Path, tiny_llama_bos: Path, tmp_path: Path) -> None:
