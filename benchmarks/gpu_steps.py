@@ -43,7 +43,7 @@ class Steps(pl.LightningDataModule):
         self.max_length = max(job.lengths)
 
     def train_dataloader(self) -> torch.utils.data.DataLoader[Any]:
-        return torch.utils.data.DataLoader(self.batches, batch_size=None, pin_memory=torch.cuda.is_available())  # type: ignore[arg-type]
+        return torch.utils.data.DataLoader(self.batches, batch_size=None)  # type: ignore[arg-type]
 
 
 class Watch(pl.Callback):

@@ -280,10 +280,8 @@ class EncoderModule(pl.LightningModule, ABC):
 
     @override
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Without waiting for a GPU, which is busy with the step before."""
-        if self.trainer.testing:
-            return batch
-        return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
+        """See `devices.moved`."""
+        return batch if self.trainer.testing else batch.to(device)
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:

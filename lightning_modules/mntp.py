@@ -12,6 +12,7 @@ from typing_extensions import override
 from lightning_modules.base import EncoderModule
 from otherside import mntp
 from otherside.batching import Batch, Chunks, Packed, TextBatch
+from otherside.devices import moved
 from otherside.mntp import Masking
 from otherside.tokenizer import special_ids
 
@@ -41,15 +42,9 @@ class MaskedBatch(Batch):
         return replace(super().cut(budget, padded=padded), predicting=where, targets=together[together != -100])
 
     @override
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> MaskedBatch:
-        where = [part.to(device, non_blocking=non_blocking) for part in self.predicting]
-        targets = self.targets.to(device, non_blocking=non_blocking)
-        return replace(super().to(device, non_blocking), predicting=where, targets=targets)
-
-    @override
-    def pin_memory(self) -> MaskedBatch:
-        where = [part.pin_memory() for part in self.predicting]
-        return replace(super().pin_memory(), predicting=where, targets=self.targets.pin_memory())
+    def to(self, device: torch.device | str) -> MaskedBatch:
+        where = [moved(part, device) for part in self.predicting]
+        return replace(super().to(device), predicting=where, targets=moved(self.targets, device))
 
 
 class MNTP(EncoderModule):

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from otherside.candidates import Marks
+from otherside.devices import moved
 from otherside.template import template_of
 from otherside.tokenizer import start_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
 
 SPACE = regex.compile(r"(?<=\S)\s")
 
@@ -64,8 +64,7 @@ class Packed:
 
     def __post_init__(self) -> None:
         if self.sizes is None:
-            table = torch.stack([self.lengths, self.skip, self.start])
-            self.sizes = table.to(self.input_ids.device, non_blocking=True)
+            self.sizes = moved(torch.stack([self.lengths, self.skip, self.start]), self.input_ids.device)
 
     @classmethod
     def from_tokens(cls, texts: Sequence[Tokens]) -> Packed:
@@ -132,14 +131,9 @@ class Packed:
             left -= needed
         return [torch.tensor(chunk) for chunk in chunks]
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Packed:
+    def to(self, device: torch.device | str) -> Packed:
         """Token ids and sizes on `device`; lengths stay on the CPU, where chunks are planned."""
-        ids, sizes = (x.to(device, non_blocking=non_blocking) for x in (self.input_ids, self.sizes))
-        return replace(self, input_ids=ids, sizes=sizes)
-
-    def pin_memory(self) -> Packed:
-        """Where copies to a GPU need no waiting."""
-        return replace(self, input_ids=self.input_ids.pin_memory(), sizes=self.sizes.pin_memory())
+        return replace(self, input_ids=moved(self.input_ids, device), sizes=moved(self.sizes, device))
 
 
 @dataclass
@@ -159,16 +153,11 @@ class Chunks:
         """See `Packed.chunks`."""
         chunks = texts.chunks(budget, padded)
         places = torch.cat(chunks).argsort()
-        return cls([texts.select(chunk) for chunk in chunks], places.to(texts.input_ids.device, non_blocking=True))
+        return cls([texts.select(chunk) for chunk in chunks], moved(places, texts.input_ids.device))
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Chunks:
+    def to(self, device: torch.device | str) -> Chunks:
         """See `Packed.to`."""
-        places = self.places.to(device, non_blocking=non_blocking)
-        return Chunks([part.to(device, non_blocking) for part in self.parts], places)
-
-    def pin_memory(self) -> Chunks:
-        """See `Packed.pin_memory`."""
-        return Chunks([part.pin_memory() for part in self.parts], self.places.pin_memory())
+        return Chunks([part.to(device) for part in self.parts], moved(self.places, device))
 
 
 def tokens_at_once(device: torch.device) -> int:
@@ -321,15 +310,10 @@ class Batch:
             return self
         return replace(self, chunks=Chunks.of(Packed.cat([self.texts] * views), budget, padded))
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+    def to(self, device: torch.device | str) -> Self:
         """Chunks, or texts that are not cut, on `device`."""
         name = "texts" if self.chunks is None else "chunks"
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking)})
-
-    def pin_memory(self) -> Self:
-        """See `Packed.pin_memory`."""
-        name = "texts" if self.chunks is None else "chunks"
-        return replace(self, **{name: getattr(self, name).pin_memory()})
+        return replace(self, **{name: getattr(self, name).to(device)})
 
 
 @dataclass
@@ -356,10 +340,6 @@ class PairBatch(Batch):
     pairs: int
     marks: Marks
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+    def to(self, device: torch.device | str) -> Self:
         """Also the marks."""
-        return replace(super().to(device, non_blocking), marks=self.marks.to(device, non_blocking))
-
-    def pin_memory(self) -> Self:
-        """Also the marks."""
-        return replace(super().pin_memory(), marks=self.marks.pin_memory())
+        return replace(super().to(device), marks=self.marks.to(device))

@@ -6,13 +6,14 @@ Shapes: Q queries of this rank, K hard negatives of this rank, C candidates, D h
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from otherside import distributed
+from otherside.devices import moved
 
 
 def key(text: str) -> int:
@@ -63,16 +64,9 @@ class Marks:
             marks.labels = torch.tensor([*own, *own, *(label for row in labels for label in row[1:])])
         return marks
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Marks:
+    def to(self, device: torch.device | str) -> Marks:
         """On another device."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> Marks:
-        """Where copies to a GPU need no waiting."""
-        return self._each(Tensor.pin_memory)
-
-    def _each(self, moved: Callable[[Tensor], Tensor]) -> Marks:
-        tensors = {name: moved(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        tensors = {name: moved(value, device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **tensors)  # type: ignore[arg-type]
 
 
