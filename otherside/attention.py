@@ -15,11 +15,10 @@ Shapes: T tokens of N packed texts, L the longest of them, H query heads, G key/
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,12 +29,11 @@ from otherside.batching import Packed
 from otherside.dropout import dropout as drop
 
 ATTENTION = "otherside_packed"
-Kernel = Literal["auto", "sdpa", "eager", "varlen", "flash_attention_2"]
+Kernel = Literal["auto", "sdpa", "eager", "varlen"]
 HALF = (torch.float16, torch.bfloat16)
 # What a forward also hands down: of no effect on attention, or, as the direction, told by `causal`
 HARMLESS = ("is_causal", "position_ids", "cache_position", "use_cache", "output_hidden_states", "output_attentions")
 CAPLESS = ("sdpa", "varlen")  # kernels that know no soft cap
-UNPADDED = ("varlen", "flash_attention_2")  # kernels that read the borders between texts themselves
 EAGER_UP_TO = 128  # tokens; for short texts in half precision the backward of torch's CPU kernel is far slower
 
 
@@ -204,7 +202,7 @@ def packed_attention(
     check_asked(module, others)
     if softcap is not None and kernel in CAPLESS:
         raise ValueError(
-            f"backbone.kernel must be auto, eager or flash_attention_2 for a {type(module).__name__}, which caps "
+            f"backbone.kernel must be auto or eager for a {type(module).__name__}, which caps "
             f"scores (softcap={softcap:g}); got {kernel}. Use kernel: auto."
         )
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
@@ -212,8 +210,10 @@ def packed_attention(
     if kernel == "auto":
         best = best_kernel(q.device, q.dtype, borders.longest, dropout, module.training)
         kernel = "eager" if softcap is not None else best
-    attend = _unpadded if kernel in UNPADDED else _repadded
-    return attend(q, k, v, borders, kernel, Rule(causal, scaling, dropout, window, softcap))[None], None
+    rule = Rule(causal, scaling, dropout, window, softcap)
+    if kernel == "varlen":
+        return _unpadded(q, k, v, borders, rule)[None], None
+    return _repadded(q, k, v, borders, kernel, rule)[None], None
 
 
 def check_asked(module: nn.Module, others: dict[str, Any]) -> None:
@@ -237,9 +237,8 @@ def best_kernel(device: torch.device, dtype: torch.dtype, longest: int, dropout:
         return "sdpa"
     if device.type != "cuda":
         return "eager" if longest <= EAGER_UP_TO and training else "sdpa"
-    has_varlen = importlib.util.find_spec("torch.nn.attention.varlen") is not None
     ampere = torch.cuda.get_device_capability(device) >= (8, 0)  # what flash attention needs
-    return "varlen" if has_varlen and ampere and not dropout else "sdpa"
+    return "varlen" if ampere and not dropout else "sdpa"
 
 
 def _repadded(q: Tensor, k: Tensor, v: Tensor, borders: Borders, kernel: Kernel, rule: Rule) -> Tensor:
@@ -279,36 +278,16 @@ def _explicit(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rule: Rule) 
     return (shares.view(n, groups, -1, length) @ v).view(n, heads, length, size)
 
 
-def _unpadded(q: Tensor, k: Tensor, v: Tensor, borders: Borders, kernel: Kernel, rule: Rule) -> Tensor:
-    """Kernels that read the borders themselves; CUDA and half precision only."""
-    b, n = borders.starts, borders.longest
-    if kernel == "flash_attention_2":
-        from flash_attn import flash_attn_varlen_func
-
-        asked: dict[str, Any] = {"dropout_p": rule.dropout, "softmax_scale": rule.scaling, "causal": rule.causal}
-        if rule.window is not None:
-            asked["window_size"] = rule.reach
-        if rule.softcap is not None:  # known to it since 2.6
-            asked["softcap"] = rule.softcap
-        return flash_attn_varlen_func(q, k, v, b, b, n, n, **asked)
+def _unpadded(q: Tensor, k: Tensor, v: Tensor, borders: Borders, rule: Rule) -> Tensor:
+    """The kernel that reads the borders itself; CUDA and half precision only."""
     from torch.nn.attention.varlen import varlen_attn
 
+    b, n = borders.starts, borders.longest
     grouped: dict[str, Any] = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}
     if "enable_gqa" not in inspect.signature(varlen_attn).parameters:  # torch 2.11 groups without being asked
         grouped = {}
     out: Any = varlen_attn(q, k, v, b, b, n, n, scale=rule.scaling, window_size=rule.reach, **grouped)
     return out
-
-
-def check_kernel(kernel: Kernel) -> None:
-    """Raise if `kernel` is unknown or its package is not installed."""
-    if kernel not in get_args(Kernel):
-        raise ValueError(f"backbone.kernel must be one of {', '.join(get_args(Kernel))}; got {kernel!r}")
-    if kernel == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
-        raise ValueError(
-            "backbone.kernel: flash_attention_2 needs the package flash-attn, which is not installed. "
-            "Install it or use kernel: auto."
-        )
 
 
 AttentionInterface.register(ATTENTION, packed_attention)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from otherside import adapters, distributed, full, loading, norms, quantized, sharding, weights
 from otherside.adapters import Lora
-from otherside.attention import ATTENTION, HALF, UNPADDED, Borders, Kernel, best_kernel, check_kernel
+from otherside.attention import ATTENTION, HALF, Borders, Kernel, best_kernel
 from otherside.batching import Packed, rounded
 from otherside.full import Full
 from otherside.lineage import AUTO, Card, Lineage
@@ -81,7 +81,8 @@ class BackboneConfig:
     quantized: Quantized | None = None
 
     def __post_init__(self) -> None:
-        check_kernel(self.kernel)
+        if self.kernel not in get_args(Kernel):
+            raise ValueError(f"backbone.kernel must be one of {', '.join(get_args(Kernel))}; got {self.kernel!r}")
         if self.attention not in (None, *get_args(Attention)):
             raise ValueError(f"backbone.attention must be bidirectional or causal; got {self.attention!r}")
         if self.dtype not in get_args(AnyDType):
@@ -289,12 +290,12 @@ class Backbone(nn.Module):
     def pads(self, device: torch.device) -> bool:
         """Whether attention pads texts to the longest that they are run with; all else of a layer never does."""
         if self.kernel != "auto":
-            return self.kernel not in UNPADDED
+            return self.kernel != "varlen"
         if getattr(self.lm.config, "attn_logit_softcapping", None) is not None:
             return True
         layer: Any = next((module for module in self.lm.modules() if hasattr(module, "attention_dropout")), None)
         dropout = layer.attention_dropout if layer is not None else 0.0
-        return best_kernel(device, self.dtype, 0, dropout, self.training) not in UNPADDED
+        return best_kernel(device, self.dtype, 0, dropout, self.training) != "varlen"
 
     @property
     def own_kernel(self) -> Literal["eager", "sdpa"]:

@@ -425,7 +425,7 @@ case(
 case(
     "model: a kernel without soft caps",
     with_gemma("gemma2", kernel="sdpa"),
-    "backbone.kernel must be auto, eager or flash_attention_2 for a Gemma2Attention, which caps scores (softcap=50)",
+    "backbone.kernel must be auto or eager for a Gemma2Attention, which caps scores (softcap=50)",
     "got sdpa. Use kernel: auto.",
 )
 case(

@@ -176,7 +176,7 @@ class Job:
     @property
     def attention(self) -> Literal["fused", "eager", "math"]:
         """Which kernel runs; `math` and `eager` keep the attention scores for backward."""
-        if self.kernel in ("eager", "varlen", "flash_attention_2"):
+        if self.kernel in ("eager", "varlen"):
             return "eager" if self.kernel == "eager" else "fused"
         half, dropout, grouped = self.element == 2, self.attention_dropout > 0, self.shape.groups != self.shape.heads
         if not self.cuda:
@@ -190,7 +190,7 @@ class Job:
     @property
     def unpadded(self) -> bool:
         """Whether attention writes its result where the next projection reads it."""
-        return self.even or self.kernel in ("varlen", "flash_attention_2") or (self.cuda and not self.attention_dropout)
+        return self.even or self.kernel == "varlen" or (self.cuda and not self.attention_dropout)
 
 
 @dataclass(frozen=True)

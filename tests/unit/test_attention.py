@@ -5,7 +5,7 @@ import torch
 from tiny import distance, random_texts
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from otherside.attention import Borders, Rule, best_kernel, check_kernel, packed_attention
+from otherside.attention import Borders, Rule, best_kernel, packed_attention
 
 UNEVEN, EVEN = [5, 1, 9, 3], [4, 4, 4]
 HEADS, GROUPS, SIZE = 4, 2, 8
@@ -149,10 +149,7 @@ class TestAskedFor:
         ("asked", "message"),
         [
             ({"s_aux": torch.ones(4)}, r"Module asks for s_aux\. Use another backbone\.model\.$"),
-            (
-                {"softcap": 50.0, "kernel": "sdpa"},
-                r"auto, eager or flash_attention_2 for a Module.*50\); got sdpa\. Use",
-            ),
+            ({"softcap": 50.0, "kernel": "sdpa"}, r"auto or eager for a Module.*50\); got sdpa\. Use"),
             ({"new": False}, "asks for new=False"),
         ],
     )
@@ -213,23 +210,3 @@ class TestBorders:
         starts = Borders.of(random_texts(UNEVEN)).starts
         assert starts.dtype == torch.int32
         assert starts.tolist() == [0, 5, 6, 15, 18]
-
-
-def test_unknown_kernel():
-    with pytest.raises(ValueError, match=r"backbone.kernel must be one of auto, sdpa.*got 'flash'"):
-        check_kernel("flash")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("kernel", ["auto", "sdpa", "eager", "varlen"])
-def test_the_other_kernels_need_no_package(kernel):
-    check_kernel(kernel)
-
-
-def test_flash_attention_needs_its_package():
-    try:
-        import flash_attn  # noqa: F401
-    except ImportError:
-        with pytest.raises(ValueError, match=r"needs the package flash-attn.*kernel: auto"):
-            check_kernel("flash_attention_2")
-    else:
-        check_kernel("flash_attention_2")

@@ -213,6 +213,6 @@ def test_what_a_start_token_enters_with_is_exported(saved: Saved, tmp_path: Path
 @pytest.mark.parametrize("kernel", ["sdpa", "varlen"])
 def test_a_kernel_without_soft_caps_is_refused(kernel: str, tmp_path: Path, tiny_llama: Path) -> None:
     backbone = load(FAMILIES["gemma2"].save(tmp_path, tiny_llama), kernel=kernel)
-    message = rf"auto, eager or flash_attention_2 for a Gemma2Attention, .*softcap=5\); got {kernel}\. Use kernel: auto"
+    message = rf"auto or eager for a Gemma2Attention, .*softcap=5\); got {kernel}\. Use kernel: auto"
     with pytest.raises(ValueError, match=message):
         backbone(random_texts([3]))
