@@ -1,15 +1,16 @@
-"""Fetches published data: checked by SHA-256, resumed where a download was cut."""
+"""Fetches published data, checked by SHA-256."""
 
 from __future__ import annotations
 
+import hashlib
 import http.client
-import urllib.error
 import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
 from otherside import weights
+from otherside.files import atomic
 from otherside.lineage import sha256
 
 GITHUB = "https://raw.githubusercontent.com"
@@ -104,7 +105,7 @@ def fetch(published: Published, folder: Path | None = None) -> Path:
         folder: where they go; None: the user's cache ($OTHERSIDE_CACHE).
 
     Raises:
-        ConnectionError: a file cannot be had, or was cut; what came is kept, and the next call goes on behind it.
+        ConnectionError: a file cannot be had, or was cut; the next call goes on with it.
         ValueError: a file is not what was published.
     """
     folder = folder or weights.cache_folder() / published.place
@@ -118,28 +119,15 @@ def fetch(published: Published, folder: Path | None = None) -> Path:
 
 def _fetch(published: Published, url: str, path: Path, digest: str) -> None:
     asked, by_hand = f"{published.option}=published", published.by_hand
-    part = path.with_name(f".{path.name}.part")
-    have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-            goes_on = answer.status == http.client.PARTIAL_CONTENT
-            with part.open("ab" if goes_on else "wb") as file:
-                while block := answer.read1(1 << 16):
-                    file.write(block)
-                come, due = file.tell(), (have if goes_on else 0) + int(answer.headers.get("Content-Length", 0))
-    except urllib.error.HTTPError as error:
-        if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-            part.unlink()  # longer than the file
-        raise ConnectionError(f"{asked}: {url} answers {error.code} {error.reason}. {by_hand}") from error
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
+            content = answer.read()
     except (OSError, http.client.HTTPException) as error:
         raise ConnectionError(f"{asked}: {url} cannot be fetched: {error}. {by_hand}") from error
-    if come < due:
-        raise ConnectionError(f"{asked}: {url} was cut after {come} of {due} bytes. {by_hand}")
-    if (found := sha256(part)) != digest:
-        part.unlink()
+    if (found := hashlib.sha256(content).hexdigest()) != digest:
         raise ValueError(
             f"{asked}: {url} must have SHA-256 {digest[:12]}…; got {found[:12]}…: it is not what the authors "
             f"published, or was changed on the way. {by_hand}"
         )
-    part.replace(path)
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)
