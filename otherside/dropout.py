@@ -65,10 +65,6 @@ class SharedDropout(nn.Module):
             self._input = self._dropped = None
         return dropped
 
-    def extra_repr(self) -> str:
-        """For `print(model)`."""
-        return f"p={self.p}, users={self.users}"
-
 
 def same(x: Tensor, other: Tensor | None) -> bool:
     """Whether two tensors are one in memory: ZeRO-3 hands each layer a wrapper of its own around the same input."""

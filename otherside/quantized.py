@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from otherside.full import Full
 
@@ -82,9 +82,3 @@ def quantize(layer: nn.Module, dtype: torch.dtype) -> None:
 def is_quantized(lm: nn.Module) -> bool:
     """Whether some of its weights have four bits."""
     return any(hasattr(parameter, "quant_state") for parameter in lm.parameters())
-
-
-def matrix_shape(weight: Tensor) -> torch.Size:
-    """Of a weight, also one that is kept in four bits."""
-    state: Any = getattr(weight, "quant_state", None)
-    return weight.shape if state is None else torch.Size(state.shape)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -57,7 +58,8 @@ class Tensors:
 
 def whole_shape(parameter: nn.Parameter) -> torch.Size:
     """Of all shards together, and as if it had not been rounded."""
-    return getattr(parameter, "ds_shape", quantized.matrix_shape(parameter))  # ZeRO-3's own attribute
+    rounded: Any = getattr(parameter, "quant_state", None) or parameter
+    return getattr(parameter, "ds_shape", torch.Size(rounded.shape))  # ZeRO-3's own attribute
 
 
 def empty(place: str | Path, revision: str | None, dtype: torch.dtype) -> PreTrainedModel:

@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers import Tokenizer, models
+from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from otherside import weights
@@ -166,9 +166,9 @@ def set_start(tokenizer: PreTrainedTokenizerBase, token: str | None) -> None:
             step["single"], step["pair"] = _without_start(step["single"]), _without_start(step["pair"])
     if token is not None:
         steps.append(_template(token, known[token]))
-    blank = json.loads(Tokenizer(models.WordLevel()).to_str())  # the library reads a step only as part of a tokenizer
-    blank["post_processor"] = {"type": "Sequence", "processors": steps}
-    backend.post_processor = Tokenizer.from_str(json.dumps(blank)).post_processor
+    new = processors.Sequence([])
+    new.__setstate__(json.dumps({"type": "Sequence", "processors": steps}).encode())
+    backend.post_processor = new
     if (found := start_name(tokenizer)) != token:
         raise ValueError(
             f"backbone.start_token cannot be {token!r} here: the tokenizer puts {found!r} first by itself. Use auto."

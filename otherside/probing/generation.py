@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from otherside.batching import Packed, tokenise
-from otherside.llama import positions
+from otherside.llama import within
 from otherside.probing.results import OFF, ON, Row
 from otherside.probing.scores import Score, count
 
@@ -83,8 +83,7 @@ def _read(encoder: Encoder, texts: Sequence[str]) -> Packed:
     Raises:
         ValueError: none has.
     """
-    limit = positions(encoder.backbone.lm.config)
-    longest = min(LONGEST, limit[0]) if limit else LONGEST
+    longest = within(LONGEST, encoder.backbone.lm.config)
     read = tokenise(encoder.tokenizer, list(texts), longest, in_template=False)
     if not (predicted := [text for text in read if len(text.ids) > 1]):
         raise ValueError("generation needs texts of two tokens or more; none has")
@@ -111,9 +110,7 @@ def surprisals(encoder: Encoder, texts: Packed) -> np.ndarray:
     backbone, found = encoder.backbone, np.zeros(len(texts))
     for chunk in texts.chunks(TOKENS_AT_ONCE):
         part = texts.select(chunk).to(encoder.device)
-        states_TD = backbone(part)
-        with backbone.base_type(encoder.device):
-            logits_TV = backbone.logits(states_TD)[:-1].float()
+        logits_TV = backbone.logits(backbone(part))[:-1].float()
         losses = F.cross_entropy(logits_TV, part.input_ids[1:], reduction="none").double().cpu()
         ends = part.lengths.cumsum(0)
         for text, start, end in zip(chunk.tolist(), (ends - part.lengths).tolist(), ends.tolist(), strict=True):

@@ -101,7 +101,8 @@ def lexical_aspect(folder: Path, name: str) -> Task:
     if verbless:
         notes += (f"left out, their verb is no word: line {', '.join(verbless)}",)
     mentions, labels, _ = zip(*items, strict=True)
-    return Task(name, mentions, np.array(labels), verbs(mentions), the_word(SMALL), notes=notes)
+    verbs = np.array([spelled(item[0]) for item in mentions])
+    return Task(name, mentions, np.array(labels), verbs, the_word(SMALL), notes=notes)
 
 
 def concreteness(folder: Path, name: str) -> Task:
@@ -278,11 +279,6 @@ def inflected(target: str, text: str) -> Mention:
 def spelled(mention: Mention) -> str:
     """The word itself, in lower case."""
     return mention.text[mention.start : mention.end].lower()
-
-
-def verbs(mentions: tuple[tuple[Mention, ...], ...]) -> np.ndarray:
-    """(N,) the word that each item is about."""
-    return np.array([spelled(item[0]) for item in mentions])
 
 
 def the_word(mlp: Mlp) -> dict[str, Input]:
