@@ -31,18 +31,20 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def checked(folder: Path, file: str, digest: str) -> Path:
-    """Where a file of an encoder folder is.
+def checked(path: Path, digest: str, what: str) -> Path:
+    """`path`, of a file of an encoder folder, which holds `what`.
 
     Raises:
-        FileNotFoundError: it has none.
-        ValueError: it has another than its card says.
+        FileNotFoundError: it is not there.
+        ValueError: it has another SHA-256 than its card says.
     """
-    path = folder / file
     if not path.is_file():
-        raise FileNotFoundError(f"the encoder {folder} must have {file}; there is no such file. Restore it.")
+        raise FileNotFoundError(f"{what} must be at {path}; there is no such file. Restore it.")
     if (found := sha256(path)) != digest:
-        raise ValueError(f"{path} must have SHA-256 {digest[:12]}…; got {found[:12]}…. Restore it.")
+        raise ValueError(
+            f"{what} in {path} must have SHA-256 {digest[:12]}…; got {found[:12]}…. "
+            "The file was changed after its stage ended: restore it, or train the stage again."
+        )
     return path
 
 
@@ -70,14 +72,7 @@ class Merged:
 
     def check(self) -> None:
         """Raise unless the weights file is there and has the recorded SHA-256."""
-        path = self.path
-        if not path.is_file():
-            raise FileNotFoundError(f"{self.kind} {self.name!r} must be at {path}; there is no such file. Restore it.")
-        if (found := sha256(path)) != self.sha256:
-            raise ValueError(
-                f"{self.kind} {self.name!r} in {path} must have SHA-256 {self.sha256[:12]}…; got {found[:12]}…. "
-                "The file was changed after its stage ended: restore it, or train the stage again."
-            )
+        checked(self.path, self.sha256, f"{self.kind} {self.name!r}")
 
 
 @dataclass(frozen=True)
@@ -225,11 +220,6 @@ class Card:
     def rescaled(self) -> bool:
         """Whether the dimensions of its vectors are rescaled."""
         return self.rescale is not None
-
-    @property
-    def has_own_sink(self) -> bool:
-        """Whether its folder holds one; False where one is yet to be found in the base model."""
-        return self.sink not in (None, AUTO)
 
     @staticmethod
     def is_at(folder: Path) -> bool:

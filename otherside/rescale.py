@@ -61,4 +61,4 @@ def write(factors_D: Tensor, folder: Path) -> str:
 
 def read(folder: Path, digest: str) -> Tensor:
     """Of an encoder folder; raises as `lineage.checked`."""
-    return load_file(checked(folder, RESCALE, digest))["factors"]
+    return load_file(checked(folder / RESCALE, digest, "factors"))["factors"]

@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 from otherside import weights
 from otherside.conversion import fetch
-from otherside.lineage import SINK, Card, Lineage, checked, sha256
+from otherside.lineage import AUTO, SINK, Card, Lineage, checked, sha256
 from otherside.waits import quiet_libraries
 
 LAYERS = 8  # that are looked at; published Llamas, Mistrals and Qwens have a sink behind their fourth
@@ -53,7 +53,7 @@ class Sink:
     @classmethod
     def read(cls, folder: Path, digest: str) -> Sink:
         """Of an encoder folder; raises as `lineage.checked`."""
-        content = load_file(checked(folder, SINK, digest))
+        content = load_file(checked(folder / SINK, digest, "the start token's state"))
         return cls(int(content["token"]), content["state"])
 
 
@@ -65,7 +65,7 @@ def sink_of(model: str, card: Card, token: int) -> Sink | None:
         card: of `model`.
         token: id of the start token.
     """
-    if card.has_own_sink:
+    if card.sink not in (None, AUTO):  # AUTO: yet to be found in the base
         place = weights.locate(model)
         assert isinstance(place, Path) and card.sink
         if (kept := Sink.read(place, card.sink)).token == token:
