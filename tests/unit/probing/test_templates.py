@@ -7,8 +7,8 @@ from otherside.probing.tasks import word_spans
 from otherside.probing.templates import ANIMATE, INANIMATE, TASKS, VERBS, template_tasks
 
 
-def texts(seed: int = 0) -> list[str]:
-    return [words[0].text for words in template_tasks(seed=seed)[0].mentions]
+def texts() -> list[str]:
+    return [words[0].text for words in template_tasks()[0].mentions]
 
 
 def test_word_lists_are_large_and_do_not_overlap() -> None:
@@ -18,9 +18,8 @@ def test_word_lists_are_large_and_do_not_overlap() -> None:
     assert all(words == sorted(set(words)) for words in (ANIMATE, INANIMATE, VERBS))
 
 
-def test_same_seed_same_sentences() -> None:
-    assert texts(seed=3) == texts(seed=3)
-    assert texts(seed=3) != texts(seed=4)
+def test_sentences_are_always_the_same() -> None:
+    assert texts() == texts()
 
 
 @pytest.mark.parametrize("test", [False, True])
@@ -64,12 +63,6 @@ def test_test_sentences_have_new_nouns_and_verbs() -> None:
     found = np.array(texts())
     seen, new = ({word for text in found[part] for word in text.split()} for part in (~task.test, task.test))
     assert seen & new == {"the"}
-
-
-@pytest.mark.parametrize("sizes", [(10, 40), (40, 0), (-4, 4)])
-def test_sizes_that_cannot_be_balanced(sizes: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match="multiple of 4"):
-        template_tasks(*sizes)
 
 
 def test_word_spans() -> None:
