@@ -63,12 +63,9 @@ def check_numbers(what: str, values: np.ndarray) -> None:
         )
 
 
-def bootstrap(
-    values: np.ndarray, groups: np.ndarray | None = None, strata: np.ndarray | None = None, seed: int = 0
-) -> Score:
-    """Mean of `values` (n,) and its interval; see `count` and `resample`."""
-    drawn = resample(count(len(values), groups, strata, seed), strata, seed)
-    return Score.of(values.mean(), values.astype(float)[drawn].mean(1))
+def bootstrap(values: np.ndarray) -> Score:
+    """Mean of `values` (n,) and its interval, for items that do not depend on each other."""
+    return Score.of(values.mean(), values.astype(float)[resample(count(len(values)))].mean(1))
 
 
 def count(n: int, groups: np.ndarray | None = None, strata: np.ndarray | None = None, seed: int = 0) -> np.ndarray:
@@ -82,7 +79,8 @@ def count(n: int, groups: np.ndarray | None = None, strata: np.ndarray | None = 
             of these; all sets that few groups have are one. None: one stratum.
         seed: of the draws.
     """
-    groups, strata = _groups(n, groups), _strata(n, strata)
+    groups = np.arange(n) if groups is None else groups
+    strata = np.zeros(n) if strata is None else strata
     rng = np.random.default_rng(seed)
     owner = np.unique(groups, return_inverse=True)[1]
     owner = owner if owner.any() else np.arange(n)
@@ -108,7 +106,7 @@ def resample(times: np.ndarray, strata: np.ndarray | None = None, seed: int = 0)
         strata: (n,) each stratum keeps its share of the items, as a test of fixed proportions has; None: one stratum.
         seed: of the order in which a draw that came out too long is cut, and one too short begins again.
     """
-    strata = _strata(times.shape[1], strata)
+    strata = np.zeros(times.shape[1]) if strata is None else strata
     rng = np.random.default_rng(seed)
     parts = []
     for stratum in np.unique(strata):
@@ -126,14 +124,6 @@ def common(groups: np.ndarray, classes: np.ndarray) -> np.ndarray:
     owner = np.unique(groups, return_inverse=True)[1]
     known, counts = np.unique(np.unique(np.stack([classes, owner]), axis=1)[0], return_counts=True)
     return np.where(np.isin(classes, known[counts < FEW]), -1, classes)
-
-
-def _groups(n: int, groups: np.ndarray | None) -> np.ndarray:
-    return np.arange(n) if groups is None else groups
-
-
-def _strata(n: int, strata: np.ndarray | None) -> np.ndarray:
-    return np.zeros(n) if strata is None else strata
 
 
 def accuracy(predicted: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
