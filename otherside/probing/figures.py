@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from otherside.files import atomic
-from otherside.probing.results import Result, Row
-from otherside.probing.tasks import Shape
+from otherside.probing.results import Measured, Result, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +31,7 @@ BY_LAYER = {  # metric, target, title, label
 Draw = Callable[["Axes"], None]
 
 
-def write_figures(results: Sequence[Result], tasks: Sequence[Shape], out: Path) -> None:
+def write_figures(results: Sequence[Result], tasks: Sequence[Measured], out: Path) -> None:
     """Retrieval, every task, anisotropy and words, as far as measured; each file appears whole or not at all."""
     panels: list[Draw] = []
     panels += [partial(draw_texts, results=results, task=task) for task in TEXTS if results[0].find(task=task)]
@@ -45,7 +44,7 @@ def write_figures(results: Sequence[Result], tasks: Sequence[Shape], out: Path) 
         save([partial(draw_layers, results=results, task=task) for task in tasks], out / "layers")
 
 
-def best_probe(results: Sequence[Result], task: Shape) -> str:
+def best_probe(results: Sequence[Result], task: Measured) -> str:
     """The MLP, as in the paper's figures, where there is one."""
     return "mlp" if results[0].find(task=task.name, probe="mlp") else "linear"
 
@@ -108,14 +107,14 @@ def draw_texts(panel: Axes, results: Sequence[Result], task: str) -> None:
     panel.set_ylabel(label)
 
 
-def shown(result: Result, task: Shape, probe: str, metric: str) -> list[Row]:
+def shown(result: Result, task: Measured, probe: str, metric: str) -> list[Row]:
     """A task's rows in context, at the layer that is shown."""
     target = "mean" if len(task.aspects) > 1 else ""
     wanted = {"task": task.name, "probe": probe, "metric": metric, "target": target}
     return result.find(condition="context", layer=result.settings["probed"], **wanted)
 
 
-def draw_words(panel: Axes, results: Sequence[Result], task: Shape, probe: str) -> None:
+def draw_words(panel: Axes, results: Sequence[Result], task: Measured, probe: str) -> None:
     """Accuracy by word, a line per variant; points stand side by side so that intervals stay visible."""
     for i, result in enumerate(results):
         rows = shown(result, task, probe, "accuracy")
@@ -136,7 +135,7 @@ def draw_words(panel: Axes, results: Sequence[Result], task: Shape, probe: str) 
     panel.set_ylabel(f"accuracy ({probe})")
 
 
-def draw_inputs(panel: Axes, results: Sequence[Result], task: Shape, probe: str) -> None:
+def draw_inputs(panel: Axes, results: Sequence[Result], task: Measured, probe: str) -> None:
     """A point per variant and input: accuracy, or Pearson's correlation."""
     metric = "pearson" if task.regression else "accuracy"
     for i, result in enumerate(results):
@@ -180,7 +179,7 @@ def draw_by_layer(panel: Axes, results: Sequence[Result], task: str, name: str) 
     panel.set_ylabel(label)
 
 
-def draw_layers(panel: Axes, results: Sequence[Result], task: Shape) -> None:
+def draw_layers(panel: Axes, results: Sequence[Result], task: Measured) -> None:
     """A linear probe's score by layer, the mean over inputs."""
     metric = "pearson" if task.regression else "accuracy"
     target = "mean" if len(task.aspects) > 1 else ""

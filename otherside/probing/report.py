@@ -9,7 +9,7 @@ from pathlib import Path
 from otherside.files import atomic
 from otherside.probing.anisotropy import INSIDE, RANDOM
 from otherside.probing.figures import write_figures
-from otherside.probing.results import OFF, ON, Result
+from otherside.probing.results import OFF, ON, Measured, Result
 from otherside.probing.scores import Score
 from otherside.probing.tasks import Task
 
@@ -21,7 +21,7 @@ def write_report(results: Sequence[Result], tasks: Sequence[Task], out: Path) ->
     """table.md and the figures; each appears whole or not at all."""
     with atomic(out / "table.md") as path:
         path.write_text(tables(results, tasks))
-    write_figures(results, tasks, out)
+    write_figures(results, [Measured.of(task.name, results) for task in tasks], out)
 
 
 def tables(results: Sequence[Result], tasks: Sequence[Task]) -> str:

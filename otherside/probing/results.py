@@ -135,12 +135,20 @@ def settings_of(value: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Measured:
-    """A task as its rows show it; a `tasks.Shape`."""
+    """A task as its rows show it: what tables and figures need to know of it."""
 
     name: str
     inputs: tuple[str, ...]
     regression: bool
     aspects: tuple[str, ...]
+
+    @classmethod
+    def of(cls, name: str, results: Sequence[Result]) -> Measured:
+        """The task of this name."""
+        rows = [row for result in results for row in result.find(task=name, condition="context")]
+        inputs, targets = (tuple(dict.fromkeys(getattr(row, key) for row in rows)) for key in ("input", "target"))
+        aspects = tuple(target for target in targets if target != "mean")
+        return cls(name, inputs, any(row.metric == "pearson" for row in rows), aspects)
 
 
 def read_results(folder: Path) -> tuple[dict[str, Any], list[Result], list[Measured]]:
@@ -164,11 +172,4 @@ def read_results(folder: Path) -> tuple[dict[str, Any], list[Result], list[Measu
         ]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} must hold results of lightning probe, and cannot be read: {error!r}") from error
-    return about, results, [_shape(task["name"], results) for task in about["tasks"]]
-
-
-def _shape(name: str, results: Sequence[Result]) -> Measured:
-    rows = [row for result in results for row in result.find(task=name, condition="context")]
-    inputs, targets = (tuple(dict.fromkeys(getattr(row, key) for row in rows)) for key in ("input", "target"))
-    aspects = tuple(target for target in targets if target != "mean")
-    return Measured(name, inputs, any(row.metric == "pearson" for row in rows), aspects)
+    return about, results, [Measured.of(task["name"], results) for task in about["tasks"]]

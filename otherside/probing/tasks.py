@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -48,19 +48,6 @@ class Input:
 
     read: Callable[[np.ndarray], np.ndarray]
     mlp: Mlp | None = None
-
-
-class Shape(Protocol):
-    """What tables and figures need to know of a task."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def inputs(self) -> Collection[str]: ...  # noqa: D102
-    @property
-    def regression(self) -> bool: ...  # noqa: D102
-    @property
-    def aspects(self) -> Collection[str]: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
