@@ -69,8 +69,8 @@ def set_types(lm: nn.Module, trained: Collection[str], dtype: torch.dtype) -> No
 
 
 def train(piece: nn.Module, trained: Collection[str], prefix: str = "") -> None:
-    """Let weights of a frozen model be trained, or of the part of it whose names begin with `prefix`; one of two names
-    is enough.
+    """Let weights of a frozen model be trained, or of the part of it whose names begin with `prefix`; of tied
+    weights either name will do.
     """
     for name, parameter in piece.named_parameters():
         if f"{prefix}{name}" in trained:

@@ -63,9 +63,9 @@ def _read(file: Path) -> WordList:
             continue
         try:
             one, other, rating = line.split("\t") if "\t" in line else line.split()
-            if not math.isfinite(number_of := float(rating)):
+            if not math.isfinite(value := float(rating)):
                 raise ValueError(f"a rating of {rating}")
-            ratings.append(number_of)
+            ratings.append(value)
         except ValueError as error:
             raise ValueError(
                 f"--words: every line must be two words and a rating; {file}, line {number}, is {line[:80]!r}"
