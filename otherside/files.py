@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-DATA = {".jsonl", ".ndjson", ".json", ".txt", ".csv", ".tsv", ".parquet"}  # that are read as training data
 
 
 @contextmanager
@@ -149,12 +146,3 @@ def _to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def data_set(source: str) -> str | None:
-    """The hub's name of a data set that a stage read, `org/name` of `org/name:configuration`; None: a file, wherever
-    it is. All that can be read from files says so by its suffix.
-    """
-    name = source.partition(":")[0]
-    suffixes = {suffix.lower() for suffix in Path(name).suffixes}
-    return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not suffixes & DATA else None

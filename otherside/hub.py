@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+DATA = {".jsonl", ".ndjson", ".json", ".txt", ".csv", ".tsv", ".parquet"}  # that are read as training data
 
 
 def snapshot(model: str, revision: str | None, mark: str, files: Sequence[str]) -> Path | None:
@@ -58,6 +61,15 @@ def downloaded(name: str, revision: str | None) -> str | None:
     with suppress(LocalEntryNotFoundError):
         return snapshot_download(name, repo_type="dataset", revision=revision, local_files_only=True)
     return None
+
+
+def data_set(source: str) -> str | None:
+    """The hub's name of a data set that a stage read, `org/name` of `org/name:configuration`; None: a file, wherever
+    it is. All that can be read from files says so by its suffix.
+    """
+    name = source.partition(":")[0]
+    suffixes = {suffix.lower() for suffix in Path(name).suffixes}
+    return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not suffixes & DATA else None
 
 
 def read_json(path: Path) -> Any:

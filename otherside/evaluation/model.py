@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from otherside import adapters
 from otherside.backbone import Backbone
-from otherside.files import data_set
+from otherside.hub import data_set
 from otherside.measured import model_name
 from otherside.pooling import Pooling
 from otherside.quantized import is_quantized

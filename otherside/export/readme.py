@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from otherside.encoder import Encoder
 from otherside.export import origin
 from otherside.export.parity import FULL, Kind, Reference
-from otherside.files import data_set
+from otherside.hub import data_set
 from otherside.lineage import Card, Training
 from otherside.tokenizer import start_name
 

@@ -21,7 +21,7 @@ import zstandard
 
 from datamodules.rows import READERS, BadFile, BadRow
 from datamodules.sources import Kind, Source, Table, load_remote, open_table
-from otherside.files import DATA
+from otherside.hub import DATA
 
 TEXTS = ["One.", 'Two, with "quotes".', "Three: ünï ✓", "Four"]
 
