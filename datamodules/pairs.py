@@ -14,8 +14,9 @@ from datamodules.base import TextData
 from datamodules.labels import LabelledRows, LabelledTable
 from datamodules.sources import Kind, Source, Table
 from datamodules.streaming import Expand
-from otherside.batching import Packed, PairBatch, tokenise
+from otherside.batching import Packed, PairBatch
 from otherside.candidates import Marks
+from otherside.tokenising import tokenise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from otherside.batching import Packed, TextBatch, tokenise
+from otherside.batching import Packed, TextBatch
+from otherside.tokenising import tokenise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

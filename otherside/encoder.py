@@ -19,7 +19,7 @@ from tqdm import tqdm
 from otherside import adapters, distributed, full, pooling, rescale, stages, weights
 from otherside.attention import Kernel
 from otherside.backbone import AnyDType, Attention, Backbone, BackboneConfig, fast_dtype
-from otherside.batching import Packed, tokenise, tokens_at_once
+from otherside.batching import Packed, tokens_at_once
 from otherside.evaluation.model import Cosine, MTEBModel, model_meta
 from otherside.files import atomic_folder
 from otherside.lineage import AUTO, CARD, Card, Lineage, Training, instructions_of
@@ -27,6 +27,7 @@ from otherside.llama import check_length, within
 from otherside.modes import evaluating
 from otherside.pooling import Pooling
 from otherside.template import template_of
+from otherside.tokenising import tokenise
 from otherside.tokenizer import check_fits, load_tokenizer, start_id, start_name
 from otherside.weights import card_of
 from otherside.words import Span, layer_vectors, span_of

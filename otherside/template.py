@@ -1,7 +1,7 @@
 """What some encoders were trained to have around every text: LLM2Vec's, the header and end of a chat's turn.
 
 A tokenizer carries its encoder's template, as it carries its start token: training, evaluation and use all get it
-without asking (`batching.tokenise`).
+without asking (`tokenising.tokenise`).
 """
 
 from __future__ import annotations

@@ -15,8 +15,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from otherside.backbone import Backbone
-from otherside.batching import Packed, Tokens, check_unicode, tokens_at_once
+from otherside.batching import Packed, Tokens, tokens_at_once
 from otherside.modes import evaluating
+from otherside.tokenising import check_unicode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

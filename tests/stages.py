@@ -17,8 +17,9 @@ from lightning_modules.mntp import MNTP, MaskedBatch
 from otherside import mntp
 from otherside.adapters import Lora
 from otherside.backbone import BackboneConfig
-from otherside.batching import Packed, PairBatch, TextBatch, tokenise
+from otherside.batching import Packed, PairBatch, TextBatch
 from otherside.candidates import Marks
+from otherside.tokenising import tokenise
 
 Stage = TypeVar("Stage", bound=EncoderModule)
 TEXTS = [f"{s} {v} {o}" for s, v, o in zip(SUBJECTS, VERBS, OBJECTS * 2, strict=False)]

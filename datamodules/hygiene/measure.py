@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from datamodules.hygiene.known import Known, number
 from datamodules.keys import places_of
 from datamodules.sources import Source, Table
-from otherside.batching import tokenise
 from otherside.candidates import key
+from otherside.tokenising import tokenise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -20,10 +20,11 @@ from lightning_modules.base import EncoderModule
 from lightning_modules.callbacks.monitors import PREFIX, judge
 from lightning_modules.callbacks.undisturbed import leave_out, undisturbed
 from lightning_modules.checkpoints import check
-from otherside.batching import Packed, TextBatch, tokenise, tokens_at_once
+from otherside.batching import Packed, TextBatch, tokens_at_once
 from otherside.evaluation import Evaluation, Scores, model_meta
 from otherside.evaluation.run import OutOfTimeError
 from otherside.serving import Serving
+from otherside.tokenising import tokenise
 
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 

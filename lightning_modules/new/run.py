@@ -18,8 +18,8 @@ from lightning_modules.new.write import about, command, mining_yaml, stage_yaml
 from lightning_modules.sizing.command import needed
 from lightning_modules.sizing.job import Stage
 from lightning_modules.sizing.shape import Shape, read_shape
-from otherside.batching import tokenise
 from otherside.files import made_once, make_folder
+from otherside.tokenising import tokenise
 from otherside.tokenizer import load_tokenizer
 from otherside.weights import card_of
 

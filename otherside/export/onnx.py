@@ -16,10 +16,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from otherside.batching import tokenise
 from otherside.encoder import Encoder
 from otherside.export import transformers
 from otherside.pooling import Pooling
+from otherside.tokenising import tokenise
 from otherside.tokenizer import start_id
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 
 from otherside import pooling
-from otherside.batching import Packed, Tokens, tokenise
+from otherside.batching import Packed, Tokens
 from otherside.encoder import Encoder
 from otherside.export import llama_cpp
 from otherside.sink import silent
 from otherside.template import Template, set_template, template_of
+from otherside.tokenising import tokenise
 from otherside.tokenizer import start_id
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, normalizers
 
-from otherside.batching import tokenise
 from otherside.encoder import Encoder
 from otherside.export.parity import FULL, TEXTS
 from otherside.export.transformers import dump
+from otherside.tokenising import tokenise
 from otherside.tokenizer import start_id
 
 NEARLY_NOTHING = 1e-12  # of a mean over a start token alone, that of an empty text, its state is all there is

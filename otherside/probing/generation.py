@@ -13,10 +13,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from otherside.batching import Packed, tokenise
+from otherside.batching import Packed
 from otherside.llama import within
 from otherside.probing.results import OFF, ON, Row
 from otherside.probing.scores import Score, count
+from otherside.tokenising import tokenise
 
 if TYPE_CHECKING:
     from otherside.encoder import Encoder

@@ -12,11 +12,12 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from otherside.adapters import Lora
 from otherside.backbone import Backbone, BackboneConfig
-from otherside.batching import Packed, tokenise
+from otherside.batching import Packed
 from otherside.encoder import Encoder
 from otherside.export import export
 from otherside.lineage import AUTO, CARD, SINK, Card, Lineage
 from otherside.sink import Sink, find
+from otherside.tokenising import tokenise
 from otherside.tokenizer import load_tokenizer
 
 START = 0

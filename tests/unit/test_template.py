@@ -6,8 +6,8 @@ import pytest
 from conftest import build_tiny_llama
 from transformers import PreTrainedTokenizerFast
 
-from otherside.batching import tokenise
 from otherside.template import Template, set_template
+from otherside.tokenising import tokenise
 from otherside.tokenizer import digest
 
 

@@ -15,11 +15,12 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, LlamaConfig, LlamaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from otherside import mntp
-from otherside.batching import Packed, Tokens, tokenise
+from otherside.batching import Packed, Tokens
 from otherside.encoder import Encoder
 from otherside.lineage import CARD
 from otherside.mntp import Masking
 from otherside.pooling import weights
+from otherside.tokenising import tokenise
 from otherside.tokenizer import (
     check_fits,
     default_start,

@@ -10,9 +10,10 @@ from transformers import AutoModelForCausalLM
 
 from otherside.adapters import Lora
 from otherside.backbone import Backbone, BackboneConfig
-from otherside.batching import Packed, tokenise
+from otherside.batching import Packed
 from otherside.encoder import Encoder
 from otherside.probing.generation import OFF, ON, PROMPT, completion, generation, read_texts, surprisals
+from otherside.tokenising import tokenise
 from otherside.tokenizer import load_tokenizer, start_id
 
 
