@@ -306,8 +306,11 @@ class EncoderModule(pl.LightningModule, ABC):
         return value
 
     def logs(self, step: int) -> bool:
-        """Whether numbers of this optimizer step are looked at. A GPU is not asked for others: the host would wait."""
-        return step % max(self.trainer.log_every_n_steps, 1) == 0 or step == self.trainer.max_steps  # type: ignore[attr-defined]
+        """Whether numbers of this optimizer step are looked at. A GPU is not asked for others: the host would wait.
+        `trainer.log_every_n_steps: 0` is none, as Lightning has it.
+        """
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return bool(every) and (step % every == 0 or step == self.trainer.max_steps)
 
     def show(self, name: str, value: Tensor | float, bar: bool = True) -> None:
         """Log a number, from the CPU: a GPU's would be asked for again at every later step."""

@@ -12,6 +12,8 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 from typing_extensions import override
 
+from lightning_modules.base import EncoderModule
+
 SHOWN = ("train/loss", "tokens_per_second")  # on a terminal's one line
 
 
@@ -42,7 +44,7 @@ class RunProgressBar(RichProgressBar):
 
 
 class ProgressLines(pl.Callback):
-    """One line per `trainer.log_every_n_steps`, with the time left; for log files, where a bar cannot be drawn."""
+    """One line per `trainer.log_every_n_steps` (0: none), with the time left; for log files."""
 
     def __init__(self) -> None:
         self._begun, self._first, self._said = 0.0, 0, 0
@@ -56,9 +58,9 @@ class ProgressLines(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step, every = trainer.global_step, max(trainer.log_every_n_steps, 1)  # type: ignore[attr-defined]
-        last = step == trainer.max_steps
-        if not trainer.is_global_zero or not (step % every == 0 or last) or step <= self._said:
+        assert isinstance(pl_module, EncoderModule)
+        step = trainer.global_step
+        if not trainer.is_global_zero or not pl_module.logs(step) or step <= self._said:
             return  # with accumulated gradients several batches end at the same step
         self._said = step
         total = trainer.estimated_stepping_batches
@@ -90,8 +92,8 @@ class ProgressLines(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         done, total = batch_idx + 1, trainer.num_predict_batches[dataloader_idx]
-        every = max(trainer.log_every_n_steps, 1)  # type: ignore[attr-defined]
-        if trainer.is_global_zero and (done % every == 0 or done == total):
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if trainer.is_global_zero and (done == total or (every and done % every == 0)):
             self._say("batch", done, total)
 
 

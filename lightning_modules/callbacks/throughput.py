@@ -65,7 +65,7 @@ class Throughput(pl.Callback):
             len(part) * int(part.lengths.max()) if pads else int(part.lengths.sum()) for part in batch.chunks.parts
         )
         step = trainer.global_step
-        if step > self._step and step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if step > self._step and pl_module.logs(step):
             self._step = step  # with accumulated gradients several batches end at the same step
             seconds = time.perf_counter() - self._since
             pl_module.show("tokens_per_second", (self._tokens - self._starts) / seconds)

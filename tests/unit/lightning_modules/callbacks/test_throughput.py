@@ -11,7 +11,7 @@ import pytest
 import runs
 import stages
 
-from lightning_modules.callbacks import Throughput
+from lightning_modules.callbacks import ProgressLines, Throughput
 from lightning_modules.mntp import MNTP
 
 
@@ -59,6 +59,18 @@ def test_accumulated_batches_count_together(tiny_llama: Path, tmp_path: Path) ->
     expected = 1 - sum(int(x.sum()) for x in batches) / sum(len(x) * int(x.max()) for x in batches)
     assert logged.padding[0] == pytest.approx(expected, abs=1e-6)
     assert len(set(logged.padding)) == 2  # one value a step
+
+
+def test_without_logs_nothing_is_counted_or_said(
+    tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lightning's meaning of 0."""
+    runs.write_data(tmp_path, rows=16)
+    module = stages.build(MNTP, tiny_llama)
+    data, logged = stages.data(module, tmp_path / "sentences.txt"), Logged()
+    run = stages.trainer(tmp_path, Throughput(), ProgressLines(), logged, max_steps=2, log_every_n_steps=0)
+    run.fit(module, data)
+    assert run.global_step == 2 and not logged.padding and "  left " not in capsys.readouterr().err
 
 
 def test_utilisation_is_a_share_of_a_matrix_product(tiny_llama: Path, tmp_path: Path) -> None:
