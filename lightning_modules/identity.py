@@ -37,7 +37,7 @@ SILENT = (
     "data.sources.*.revision",
     "data.sources.*.scores",
 )
-# What may be another when a run goes on: it is in force from there, and a finished run was trained without it
+# What may change on resume; applies from that step on, and a finished run was trained without it
 APPLIED = ("model.optimizer.lr", "model.schedule.*", "base", "revision")
 # What may be another, and leaves the result as it is: the same sums in another order, or a later end
 FREE = (
@@ -66,16 +66,6 @@ VECTORS = (
 TRAINER = ("precision", "gradient_clip*", "accumulate_grad_batches", "max_steps", "max_epochs")
 GIVEN = ("model*", "data*", "seed_everything", *(f"trainer.{name}" for name in TRAINER))
 UNKNOWN = "not noted"
-# What runs of older versions were without noting it
-OLDER = {
-    "model.backbone.keep_sink": False,
-    "model.rescaled": False,
-    "trained": "lora",
-    "model.frozen_layers": None,
-    "model.backbone.quantized": None,
-    "model.loss.teacher": None,
-    "model.loss.teacher.kind": None,  # of a run without: or setting it would go unnoticed
-}
 SHOWN = 5  # differences in one message
 
 
@@ -146,15 +136,19 @@ def names(lineage: Lineage) -> list[str]:
     return [f"{adapter.name} {adapter.sha256}" for adapter in lineage.adapters]
 
 
-def noted(identity: Values) -> Values:
-    """What a run wrote down, completed where an older version wrote it; nothing where that noted nothing."""
-    return {**OLDER, **identity} if identity else {}
-
-
 def differences(before: Values, now: Values) -> Values:
     """Name -> (before, now) of what is another; before is `UNKNOWN` where an older version had no such setting."""
     keys = {**before, **now}
-    return {key: pair for key in keys if (pair := (before.get(key, UNKNOWN), now.get(key)))[0] != pair[1]}
+    return {key: pair for key in keys if (pair := (_noted(before, key), now.get(key)))[0] != pair[1]}
+
+
+def _noted(identity: Values, key: str) -> Any:
+    """A setting as a run wrote it down; None where one that it is part of was null."""
+    if key in identity:
+        return identity[key]
+    parts = key.split(".")
+    above = (".".join(parts[:depth]) for depth in range(1, len(parts)))
+    return None if any(identity.get(name, UNKNOWN) is None for name in above) else UNKNOWN
 
 
 def refused(changed: Values) -> Values:

@@ -88,10 +88,10 @@ class Identity(pl.Callback):
                 "or a new trainer.default_root_dir."
             )
         known: dict[str, Any] = json.loads((folder / IDENTITY).read_text())
-        return {**known, "identity": identity.noted(known["identity"])}
+        return known
 
     def _end(self, trainer: pl.Trainer, root: Path, note: dict[str, Any]) -> None:
-        if changed := identity.untrained(identity.differences(identity.noted(note.get("identity", {})), self.now)):
+        if changed := identity.untrained(identity.differences(note.get("identity", {}), self.now)):
             raise ValueError(
                 f"{root} is finished and must stay what it is; changed since: {identity.told(changed)}. Set it back, "
                 f"choose a new trainer.default_root_dir, or remove {root} to train it again."

@@ -16,7 +16,6 @@ from conftest import build_tiny_llama
 from transformers import AutoModelForCausalLM
 
 from lightning_modules import identity
-from otherside.lineage import sha256
 
 
 class TestValues:
@@ -55,14 +54,12 @@ class TestValues:
         assert identity.refused(changed) == {"b": (2, None)} == identity.untrained(changed)
         assert identity.told(changed) == "b 2 -> none, c not noted -> none"
 
-    @pytest.mark.parametrize(
-        ("name", "value"),
-        [("model.frozen_layers", 1), ("model.backbone.quantized", "nf4"), ("model.loss.teacher.kind", "kl")],
-    )
-    def test_a_run_of_an_older_version_did_without_and_goes_on_so(self, name: str, value: object) -> None:
-        before = identity.noted({"base": "a"})
-        assert not identity.differences(before, {**before, name: None})
-        assert identity.refused(identity.differences(before, {**before, name: value})) == {name: (None, value)}
+    @pytest.mark.parametrize("name", ["model.loss.teacher", "model.lora"])
+    def test_null_and_a_mapping_are_others(self, name: str) -> None:
+        none, some = {name: None}, {f"{name}.kind": "margin", f"{name}.weight": None}
+        assert identity.refused(identity.differences(none, some)) == {f"{name}.kind": (None, "margin")}
+        assert identity.refused(identity.differences(some, none)) == {f"{name}.kind": ("margin", None)}
+        assert not identity.differences(none, none) and not identity.differences(some, some)
 
     def test_vectors_of_other_settings_are_others(self) -> None:
         """As `predict` and `test` take a checkpoint of a run whose YAML was changed."""
@@ -176,7 +173,6 @@ CHANGES: list[tuple[str, dict[str, tuple[Any, str]]]] = [
         "SimCSE",
         {
             "model.init_args.loss": ({"scale": 50}, "model.loss.scale 20.0 -> 50.0"),
-            "model.init_args.loss.teacher": ({}, "model.loss.teacher.kind none -> kl"),
             "model.init_args.backbone.attention_dropout": (0.3, "model.backbone.attention_dropout 0.1 -> 0.3"),
             "model.init_args.backbone.keep_sink": (False, "model.backbone.keep_sink true -> false"),
             "model.init_args.backbone.quantized": ("nf4", "model.backbone.quantized none -> nf4"),
@@ -261,22 +257,6 @@ def test_a_checkpoint_of_an_older_version_is_refused(place: Path, cut: Path, tin
     config = stage(place, cut, tiny_llama, "MNTP", **{"data.init_args.predict_sources": [{"path": "sentences.txt"}]})
     for command in ("fit", "predict"):
         assert "step=2.ckpt has no identity.json" in fails(command, "--config", config, cwd=cut)
-
-
-def test_a_run_begun_before_sinks_were_kept_goes_on_without(place: Path, cut: Path, tiny_llama: Path) -> None:
-    [checkpoint] = (cut / "runs" / "mntp" / "checkpoints").iterdir()
-    noted = json.loads((checkpoint / "identity.json").read_text())
-    del noted["identity"]["model.backbone.keep_sink"]
-    (checkpoint / "identity.json").write_text(json.dumps(noted))
-    manifest = json.loads((checkpoint / "manifest.json").read_text())
-    manifest["files"]["identity.json"] = {
-        "bytes": (checkpoint / "identity.json").stat().st_size,
-        "sha256": sha256(checkpoint / "identity.json"),
-    }
-    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
-    config = stage(place, cut, tiny_llama, "MNTP")
-    assert "model.backbone.keep_sink false -> true" in fails("fit", "--config", config, cwd=cut)
-    assert "resumes from" in runs.run("fit", "--config", config, "--model.backbone.keep_sink", "false", cwd=cut)
 
 
 def test_weights_are_read_into_the_model_they_were_trained_in(place: Path, cut: Path, tiny_llama: Path) -> None:
