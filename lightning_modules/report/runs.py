@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from lightning_modules.finished import ENCODER, NOTE, starts
+from lightning_modules.history import short_names
 from otherside.lineage import CARD, Card
 from otherside.measured import Evaluated, own
 
@@ -169,13 +170,4 @@ def find_runs(folders: list[Path]) -> list[Run]:
             )
         runs = sorted((Run(place.resolve(), place.name) for place in inside), key=lambda run: run.order)
         found |= {run.root: run for run in runs if run.root not in found}
-    return [Run(root, name) for root, name in zip(found, _names(list(found)), strict=True)]
-
-
-def _names(roots: list[Path]) -> list[str]:
-    """As short as possible, and all different."""
-    for depth in range(1, max(len(root.parts) for root in roots)):
-        names = ["-".join(root.parts[-depth:]) for root in roots]
-        if len(set(names)) == len(names):
-            return names
-    return [str(number) for number in range(1, len(roots) + 1)]
+    return [Run(root, name) for root, name in zip(found, short_names([root.parts for root in found]), strict=True)]

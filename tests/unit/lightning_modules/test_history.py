@@ -25,6 +25,12 @@ from otherside.losses import InfoNCE
             {"nq": "N: ", "quora": "Q: "},
         ),
         ("pair", [Source("a", {}, "N: ", "P: "), Source("b")], {"a": "N: ", "a-document": "P: "}),
+        (
+            "pair",
+            [Source("data/nq/train.jsonl", {}, "Q1: "), Source("data/fever/train.jsonl", {}, "Q2: ")],
+            {"nq-train": "Q1: ", "fever-train": "Q2: "},
+        ),
+        ("pair", [Source("a", {}, "Q1: "), Source("a", {"query": "title"}, "Q2: ")], {"1": "Q1: ", "2": "Q2: "}),
     ],
 )
 def test_prompts(kind: str, sources: list[Source], prompts: dict[str, str]) -> None:
