@@ -70,8 +70,12 @@ class Run:
     @property
     def settings_file(self) -> Path | None:
         """Beside the newest log."""
-        found = [*self.root.glob("config.yaml"), *self.root.glob("*/config.yaml"), *self.root.glob("*/*/config.yaml")]
-        return max(found, key=lambda file: file.stat().st_mtime, default=None)
+        found = (file for depth in ("", "*/", "*/*/") for file in self.root.glob(f"{depth}config.yaml"))
+        return max(filter(self._is_own, found), key=lambda file: file.stat().st_mtime, default=None)
+
+    def _is_own(self, file: Path) -> bool:
+        """Whether it is of no run of a sweep (`slurm/submit --sweep`), which lies beside what the stage left."""
+        return file.relative_to(self.root).parts[0] != "sweep"
 
     def setting(self, path: str, default: Any = None) -> Any:
         """One setting by its dotted path."""
@@ -90,7 +94,7 @@ class Run:
         """All that was logged to TensorBoard, by name; of steps that were done twice, the last time."""
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-        folders = {file.parent for file in self.root.rglob("events.out.tfevents.*")}
+        folders = {file.parent for file in self.root.rglob("events.out.tfevents.*") if self._is_own(file)}
         found: dict[str, dict[int, float]] = {}
         for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime):
             log = EventAccumulator(str(folder), size_guidance={"scalars": 0})
