@@ -75,15 +75,14 @@ def main(args: list[str] | None = None) -> None:
 def _train(command: str, arguments: list[str]) -> None:
     from lightning_modules.includes import with_includes
 
-    sys.path += [str(Path.cwd()), *beside(arguments)]  # one's own stages and callbacks
     arguments = with_includes(arguments)  # says what is wrong with a YAML before the seconds that imports take
+    sys.path += [str(Path.cwd()), *beside(arguments)]  # one's own stages and callbacks
     _imported("lightning_modules.training", command).TrainingCLI(command, arguments)
 
 
 def beside(arguments: list[str]) -> list[str]:
-    """Folders of the YAMLs that are named."""
+    """Folders of the YAMLs that are named, as `with_includes` has them."""
     named = [value for option, value in pairwise(["", *arguments]) if option == "--config"]
-    named += [argument.removeprefix("--config=") for argument in arguments if argument.startswith("--config=")]
     return list(dict.fromkeys(str(Path(file).absolute().parent) for file in named))
 
 

@@ -10,11 +10,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import runs
 
-from lightning_modules.cli import FUNCTIONS, beside, main
+from lightning_modules import cli
+from lightning_modules.cli import FUNCTIONS, main
 
 REPOSITORY = Path(__file__).parents[3]
 CONFIG, SHAPE = (str(REPOSITORY / path) for path in ("configs/quickstart/mntp.yaml", "benchmarks/shapes/tiny"))
@@ -51,7 +53,7 @@ def test_a_module_in_the_working_directory_is_found(tmp_path: Path, tiny_llama: 
     (tmp_path / "mycode.py").write_text("from lightning_modules import MNTP\n\n\nclass Mine(MNTP):\n    pass\n")
     (tmp_path / "bin").mkdir()
     script = tmp_path / "bin" / "lightning"
-    script.write_text("from lightning_modules.cli import beside, main\n\nmain()\n")  # as pip writes it
+    script.write_text("from lightning_modules.cli import main\n\nmain()\n")  # as pip writes it
     runs.write_data(tmp_path, rows=16)
     config = runs.write_stage(tmp_path, "MNTP", tiny_llama, steps=1, **{"model.class_path": "mycode.Mine"})
     ended = subprocess.run(
@@ -73,10 +75,18 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
     assert process.returncode == 128 + signal.SIGPIPE
 
 
-def test_classes_beside_a_yaml_are_found(tmp_path: Path) -> None:
-    named = ["--config", "code/stage.yaml", f"--config={tmp_path}/b.yaml", "--config", "a.yaml"]
-    found = beside([*named, "--model.seed", "1"])
-    assert found == [str(Path.cwd() / "code"), str(Path.cwd()), str(tmp_path)]
+def test_classes_beside_a_yaml_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However they are named, and beside those that they include."""
+    files = [tmp_path / name for name in ("a/stage.yaml", "b/stage.yaml", "c/stage.yaml", "d/base.yaml")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text("include: ../d/base.yaml" if file == files[0] else "{}")
+    named = ["--config", f"{files[0]}", f"--config={files[1]}", "-c", f"{files[2]}"]
+    training = SimpleNamespace(TrainingCLI=lambda command, arguments: None)
+    monkeypatch.setattr(cli, "_imported", lambda module, command: training)
+    monkeypatch.setattr(sys, "path", [])
+    cli._train("fit", [*named, "--model.seed", "1"])
+    assert sys.path == [str(Path.cwd()), *(str(tmp_path / name) for name in "dabc")]
 
 
 @pytest.mark.parametrize(
