@@ -20,6 +20,7 @@ DESCRIPTION = (
 USAGE = "lightning quickstart [--recipe FOLDER] [--data builtin|published|FOLDER]"
 # Minutes on two cores; the pace of this machine scales what is left
 TEXTS, START, TOKENS, MINED, PROBING, PAGE = 0.2, 0.8, 4e-5, 4.0, 1.0, 0.4
+SIZES = ("trainer.max_steps", "data.global_batch_size", "data.max_length")
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,13 @@ def planned(order: Sequence[Step], root: Path, data: str, overrides: list[str]) 
 
 
 def minutes(step: Step, overrides: list[str]) -> float:
-    """That a step may take."""
+    """That a step may take. Of a stage that no `trainer.max_steps` ends, its start alone."""
     if isinstance(step, Mining):
         return MINED
     now = given(with_includes(["--config", str(step.file), *overrides]))
-    views = 1 if now["model.class_path"].endswith("MNTP") else 2
-    texts = now["trainer.max_steps"] * now["data.global_batch_size"] * views
-    return float(START + TOKENS * texts * now["data.max_length"])
+    views = 1 if str(now.get("model.class_path")).endswith("MNTP") else 2
+    steps, texts, length = (now.get(name) or 0 for name in SIZES)
+    return float(START + TOKENS * max(0, steps) * texts * views * length)
 
 
 def all_together(parts: Sequence[Part]) -> None:

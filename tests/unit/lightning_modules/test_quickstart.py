@@ -8,7 +8,7 @@ import pytest
 from recipes import mines, write
 
 from lightning_modules import quickstart
-from lightning_modules.quickstart import Part, all_together, planned
+from lightning_modules.quickstart import START, Part, all_together, minutes, planned
 from lightning_modules.steps import Mining, Stage, steps
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -35,6 +35,12 @@ def test_texts_stages_probing_and_report_come_one_after_the_other(
     whole = planned(order, Path(f"runs/{recipe}"), "builtin", [])
     assert all(0 < less.minutes <= more.minutes for less, more in zip(parts, whole, strict=True))
     assert sum(part.minutes for part in parts) < sum(part.minutes for part in whole)
+
+
+def test_a_stage_that_epochs_end_is_not_estimated(tmp_path: Path) -> None:
+    config = tmp_path / "mntp.yaml"
+    config.write_text("trainer: {max_epochs: 1}\nmodel: {class_path: MNTP}\ndata: {init_args: {max_length: 64}}")
+    assert minutes(Stage(config, "base", "runs/mntp"), []) == START
 
 
 def test_a_finished_stage_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
