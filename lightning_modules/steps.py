@@ -182,11 +182,11 @@ def steps(folder: Path) -> list[Step]:
 
 def behind(step: Step, among: Iterable[Step]) -> list[Step]:
     """The steps that make what this one reads."""
-    return [other for other in among if any(names(path, made) for path in step.reads for made in other.makes)]
+    return [other for other in among if any(matches(path, made) for path in step.reads for made in other.makes)]
 
 
-def names(path: str, made: str) -> bool:
-    """Whether a path or glob that a step reads names what another makes, however the two are written."""
+def matches(path: str, made: str) -> bool:
+    """Whether a path or glob that a step reads is what another makes, however the two are written."""
     return resolved(made) == resolved(path) or resolved(made).match(str(resolved(path)))
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from lightning_modules.includes import merged
 from lightning_modules.sizing.shape import Adapter, Full, Shape, read_shape
-from lightning_modules.steps import stages
+from lightning_modules.steps import matches, stages
 
 Strategy = Literal["ddp", "zero1", "zero2", "zero3", "fsdp2"]
 Stage = Literal["mntp", "simcse", "supervised"]
@@ -341,11 +341,9 @@ def base_of(config: Path, backbone: Mapping[str, Any]) -> str:
     model = str(_first(backbone.get("model"), name="backbone.model"))
     if Path(model).exists():
         return model
-    trained_by = {str(Path(stage.root) / "encoder"): stage.model for stage in stages(config.parent)}
-    seen: set[str] = set()
-    while model in trained_by and model not in seen and not Path(model).exists():
-        seen.add(model)
-        model = trained_by[model]
+    for stage in reversed(stages(config.parent)):  # each before the one that it starts from
+        if matches(model, stage.makes[1]) and not Path(model).exists():
+            model = stage.model
     return model
 
 

@@ -558,9 +558,13 @@ class TestSettings:
         main(["size", str(file), "--model", str(SHAPES / shape), *devices, "--gpu_memory", memory_of_each])
         assert capsys.readouterr().out.splitlines()[-1].startswith(f"fits in {memory_of_each} GB")
 
-    def test_a_stage_not_trained_yet_has_its_recipes_base(self, tmp_path: Path, tiny_llama: Path) -> None:
+    @pytest.mark.parametrize(
+        "encoder", ["runs/first/encoder", "./runs/first/encoder", f"{Path.cwd()}/runs/first/encoder"]
+    )
+    def test_a_stage_not_trained_yet_has_its_recipes_base(self, encoder: str, tmp_path: Path, tiny_llama: Path) -> None:
+        """However its path is written."""
         runs.write_stage(tmp_path, "MNTP", tiny_llama, root="runs/first")
-        stage = runs.write_stage(tmp_path, "Supervised", "runs/first/encoder")
+        stage = runs.write_stage(tmp_path, "Supervised", encoder)
         assert read_job(stage).shape == read_shape(str(tiny_llama))
 
 
