@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from datamodules.recognise import Found
-from datamodules.rows import BadRow, Skipped, checked_rows
+from datamodules.rows import BadRow, Skipped, asked, checked_rows
 from datamodules.sources import Kind, read_records, row_check
 from otherside.candidates import key
 
@@ -90,7 +90,7 @@ def write(found: Sequence[Found], folder: Path, on_bad_row: str = "raise") -> Wr
     kind: Kind = next((each.kind for each in found if each.kind in ("pair", "labelled")), "blank_ok")
     held = _held_out(found, kind, on_bad_row)
     rows_seen: set[int] = set()
-    unseen = {key(text) for row in held.values() for text in _asked(row)}
+    unseen = {key(text) for row in held.values() for text in asked(row)}
     texts_seen = set(unseen)
     with (folder / TEXTS).open("w") as texts, tempfile.TemporaryFile() as file:
         pairs, labelled = _Pairs(file), _Labelled(file)
@@ -129,7 +129,7 @@ def _held_out(found: Sequence[Found], kind: str, on_bad_row: str) -> dict[int, d
     keys = array("q")  # of each row, and of its texts
     others = array("q")  # texts of rows of another kind
     for each, row in _rows(found, on_bad_row, Skipped(), "reading data"):
-        texts = [key(text) for text in _asked(row)]
+        texts = [key(text) for text in asked(row)]
         if each.kind == kind:
             keys.extend([_key(row), *texts])
         else:
@@ -249,20 +249,15 @@ def _rows(
                 yield from ((each, row) for row in rows)
 
 
-def _asked(row: dict[str, Any]) -> list[str]:
-    """What must be in no other row."""
-    return [row["text"]] if "text" in row else [row["query"], row["positive"]]
-
-
 def _texts(row: dict[str, Any]) -> list[tuple[str, str]]:
     """With their roles."""
-    asked = ((role, row[role]) for role in ("text", "query", "positive") if role in row)
-    return [*asked, *(("negatives", text) for text in row.get("negatives", ()))]
+    named = ((role, row[role]) for role in ("text", "query", "positive") if role in row)
+    return [*named, *(("negatives", text) for text in row.get("negatives", ()))]
 
 
 def _key(row: dict[str, Any]) -> int:
     """Of what makes it another row."""
-    return key("\0".join([*_asked(row), *([row["label"]] if "label" in row else [])]))
+    return key("\0".join([*asked(row), *([row["label"]] if "label" in row else [])]))
 
 
 def _line(file: IO[str], row: dict[str, Any]) -> None:

@@ -153,6 +153,11 @@ def check_labelled(values: Mapping[str, Any], columns: Mapping[str, str]) -> lis
     return [{"text": _text(text, columns["text"]), "label": _text(label, columns["label"])}]
 
 
+def asked(row: Mapping[str, Any]) -> list[str]:
+    """What a row that was checked is about: its text, or its query and positive."""
+    return [row["text"]] if "text" in row else [row["query"], row["positive"]]
+
+
 def _negatives(values: Mapping[str, Any], column: str, named: bool) -> list[Any]:
     """A list, one text or nothing; of `negative_*` what stands in negative_1, negative_2, …"""
     if column.endswith("*") and column not in values:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from datamodules.hygiene.known import Known, number
 from datamodules.keys import places_of
+from datamodules.rows import asked
 from datamodules.sources import Source, Table
 from otherside.candidates import key
 from otherside.tokenising import tokenise
@@ -46,17 +47,19 @@ class Measured:
     Args:
         repeated: rows of which an equal one is before them.
         other_negatives: rows of which one with other negatives, else equal, is before them.
+        other_labels: rows of which one with another label, else equal, is before them.
         same: pairs whose positive is the query.
         no_negatives: rows with a negative that is the query or the positive.
         lengths: (texts,) of each role.
         leaks: by what `Known.places` says.
-        keys: (rows,) equal for rows that are equal but for their negatives.
+        keys: (rows,) equal for rows that are equal but for their negatives or label.
         negatives: (negatives,) of each the `keys` of a row of which it would be the positive.
         owners: (negatives,) the row of each.
     """
 
     repeated: int = 0
     other_negatives: int = 0
+    other_labels: int = 0
     same: int = 0
     no_negatives: int = 0
     lengths: dict[str, NDArray[np.int32]] = field(default_factory=dict)
@@ -94,12 +97,13 @@ def measure(
             negatives.extend(key("\0".join([row["query"], text])) for text in texts)
             owners.extend([len(keys) + place] * len(texts))
         keys.extend(key("\0".join(asked(row))) for row in rows)
-        whole.extend(key("\0".join([*asked(row), *row.get("negatives", ())])) for row in rows)
+        whole.extend(key("\0".join([*asked(row), *row.get("negatives", ()), row.get("label", "")])) for row in rows)
         _look(rows, known, found)
         step(len(rows))
     found.keys, found.negatives, found.owners = (np.frombuffer(each, np.int64) for each in (keys, negatives, owners))
     different = len(np.unique(np.frombuffer(whole, np.int64)))
-    found.repeated, found.other_negatives = len(keys) - different, different - len(np.unique(found.keys))
+    found.repeated, others = len(keys) - different, different - len(np.unique(found.keys))
+    found.other_labels, found.other_negatives = (others, 0) if "label" in table.rows.column_names else (0, others)
     found.lengths = {role: np.frombuffer(measured, np.int32) for role, measured in lengths.items() if measured}
     return found
 
@@ -113,11 +117,6 @@ def named(source: Source) -> str:
 def rows_of(batch: dict[str, list[Any]]) -> list[Row]:
     """Columns as rows."""
     return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-
-
-def asked(row: Row) -> list[str]:
-    """What a row is about: its text, or its query and positive."""
-    return [row["text"]] if "text" in row else [row["query"], row["positive"]]
 
 
 def _lengths(texts: Sequence[str], instruction: str, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:

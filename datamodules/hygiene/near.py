@@ -19,7 +19,8 @@ import regex
 from numpy.typing import NDArray
 
 from datamodules.hygiene.known import words
-from datamodules.hygiene.measure import AT_ONCE, EXAMPLES, asked, named, rows_of
+from datamodules.hygiene.measure import AT_ONCE, EXAMPLES, named, rows_of
+from datamodules.rows import asked
 from datamodules.sources import Table
 
 BANDS, EACH, RUN = 16, 6, 3

@@ -26,6 +26,7 @@ def _source(source: Mapping[str, Any], report: Mapping[str, Any]) -> Iterator[st
         "malformed": source["malformed"],
         "repeated": source["repeated"],
         "of the query and positive of one before them, with other negatives": source["repeated_with_other_negatives"],
+        "of the text of one before them, with another label": source["repeated_with_another_label"],
         "whose positive is the query": source["positive_is_query"],
         "with a negative that is the positive or the query": source["negative_is_positive_or_query"],
         "with a negative that is a positive of the query in another row": source["negative_is_positive_of_another_row"],

@@ -12,9 +12,10 @@ import numpy as np
 from tqdm import tqdm
 
 from datamodules.hygiene.known import Known
-from datamodules.hygiene.measure import AT_ONCE, Measured, asked, measure, named, rows_of
+from datamodules.hygiene.measure import AT_ONCE, Measured, measure, named, rows_of
 from datamodules.hygiene.near import ALIKE, near
 from datamodules.keys import first_ones, places_of
+from datamodules.rows import asked
 from datamodules.sources import Kind, Source, Table, open_table
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ def _source(table: Table, found: Measured, max_length: int | None) -> dict[str, 
         "faults": list(table.faults),
         "repeated": found.repeated,
         "repeated_with_other_negatives": found.other_negatives,
+        "repeated_with_another_label": found.other_labels,
         "positive_is_query": found.same,
         "negative_is_positive_or_query": found.no_negatives,
         "lengths": lengths,

@@ -97,6 +97,15 @@ def test_rows_with_other_negatives_are_not_repeated(tmp_path: Path) -> None:
     assert "2 of the query and positive of one before them, with other negatives" in page(report, [])
 
 
+def test_a_text_with_another_label_is_not_repeated_but_named(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", [{"text": "a", "label": label} for label in ("x", "x", "y")])
+    source.labels = True
+    report = check([(source, "pair")], [], None, None, {})
+    [found] = report["sources"]
+    assert [found[f"repeated{which}"] for which in ("", "_with_another_label", "_with_other_negatives")] == [1, 1, 0]
+    assert "1 of the text of one before them, with another label" in page(report, [])
+
+
 def test_negatives_that_are_positives_of_the_query_elsewhere(tmp_path: Path) -> None:
     rows = [{"query": "a", "positive": "b", "negatives": ["c", "d", "e"]}, {"query": "f", "positive": "c"}]
     sources = [
