@@ -97,12 +97,8 @@ def _call(command: str, arguments: list[str]) -> None:
 
 
 def _imported(module: str, command: str) -> ModuleType:
-    with saying(LIBRARIES), signals.at_once(_stopped(command)):
+    with saying(LIBRARIES), signals.at_once(f"lightning {command}"):
         return import_module(module)
-
-
-def _stopped(command: str) -> str:
-    return f"\nlightning {command} was stopped by Ctrl-C; the same command begins again"
 
 
 def _plainly(command: str, run: Callable[[], None]) -> None:
@@ -113,7 +109,7 @@ def _plainly(command: str, run: Callable[[], None]) -> None:
         sys.stdout.flush()
     except signals.Interrupted:
         if signals.is_first():
-            print(_stopped(command), file=sys.stderr)
+            print(signals.stopped(f"lightning {command}"), file=sys.stderr)
         raise
     except Exception as error:
         from lightning_modules.errors import message

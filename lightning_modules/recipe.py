@@ -19,7 +19,6 @@ from lightning_modules.identity import given
 from lightning_modules.steps import CLI, MINE, Stage, Step, behind, steps, told
 from otherside.waits import saying
 
-STOPPED = "\nlightning was stopped by Ctrl-C; the same command begins again"
 DESCRIPTION = "Train all stages of a recipe; skip those that are finished, resume those that were cut."
 
 
@@ -76,7 +75,7 @@ def check(asked: Sequence[Step], overrides: Sequence[str]) -> None:
         ValueError: one of them is wrong.
     """
     sys.path += [str(Path.cwd()), *{str(step.file.absolute().parent) for step in asked}]  # one's own stages, callbacks
-    with saying("reading all settings"), signals.at_once(STOPPED):
+    with saying("reading all settings"), signals.at_once("lightning"):
         for step in asked:
             check_step(step, overrides)
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 IMPATIENCE = 2.0  # seconds; launchers and schedulers signal parent and child, so one wish may arrive twice
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # of a process; LOCAL_RANK on its node
 GRACE = 600.0  # seconds to wait after SIGTERM for a job's end; longer than the grace time of most partitions
 
 _first: dict[int, float] = {}  # signal -> when it came first
@@ -43,13 +44,18 @@ def note_interrupt(on: bool) -> None:
     _training = on
 
 
+def stopped(program: str) -> str:
+    """What Ctrl-C leaves on the screen."""
+    return f"\n{program} was stopped by Ctrl-C; the same command begins again"
+
+
 @contextmanager
-def at_once(farewell: str) -> Iterator[None]:
-    """Ctrl-C ends the process with this line, as imports have nothing to lose: an exception amid them aborts
-    in C++, or is swallowed by a weak reference's callback.
+def at_once(program: str) -> Iterator[None]:
+    """Ctrl-C ends the process with a line, as imports have nothing to lose: an exception amid them aborts in C++, or is
+    swallowed by a weak reference's callback.
     """
     global _farewell
-    _farewell = farewell
+    _farewell = stopped(program)
     try:
         yield
     finally:
@@ -57,8 +63,12 @@ def at_once(farewell: str) -> Iterator[None]:
 
 
 def is_first() -> bool:
-    """Whether this is the first process of all, by what launchers say; it speaks for the others."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    """Whether this is the first process of all, which speaks for the others, by what launchers say; of several, by the
+    one that Lightning believes (`lightning.fabric.utilities.rank_zero`).
+    """
+    name = next((name for name in RANKS if name in os.environ), "LOCAL_RANK")
+    node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")) if name == "LOCAL_RANK" else "0"
+    return os.environ.get(name, "0") == node == "0"
 
 
 def grace() -> float:

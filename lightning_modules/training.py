@@ -26,7 +26,7 @@ from lightning.pytorch.plugins.environments import (
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 import lightning_modules.strategies  # noqa: F401  # their names in trainer.strategy
@@ -170,7 +170,7 @@ class TrainingCLI(LightningCLI):
             signals.grace()  # refused now, not when the job is preempted
             if 0 in (trainer["max_steps"], trainer["max_epochs"]):
                 raise ValueError("trainer.max_steps and max_epochs must be at least 1, or -1 for no limit; got 0")
-        if self.subcommand == "fit" and is_first():  # whose places Lightning hands to the other ranks
+        if self.subcommand == "fit" and signals.is_first():  # whose places Lightning hands to the other ranks
             self.lock = lock(self.root)
             for folder, name in (("checkpoints", "*.ckpt"), ("best", "*.ckpt"), (".", ENCODER)):
                 tidy(self.root / folder, name)  # behind the lock: nobody else saves there
@@ -218,7 +218,7 @@ class TrainingCLI(LightningCLI):
         if options.get("ckpt_path") in (None, "last"):
             best = subcommand != "fit" and self._get(self.config_init, "checkpoints").best
             found = options["ckpt_path"] = newest(self.root / ("best" if best else "checkpoints"))
-            if subcommand != "fit" and is_first():
+            if subcommand != "fit" and signals.is_first():
                 print(f"{subcommand} in {self.root}: {f'reads {found}' if found else UNTRAINED}", file=sys.stderr)
         elif subcommand == "fit":
             options["ckpt_path"] = going_on(Path(options["ckpt_path"]), self.root / "checkpoints")
@@ -309,12 +309,6 @@ def is_launched() -> bool:
     by_hand = any(name in os.environ for name in ("MASTER_ADDR", "NODE_RANK", "GROUP_RANK"))
     environments = (SLURMEnvironment, TorchElasticEnvironment, LSFEnvironment)
     return by_hand or any(environment.detect() for environment in environments)
-
-
-def is_first() -> bool:
-    """Whether this is the first process of all; before there is a trainer, and whatever launched it."""
-    node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
-    return rank_zero_only.rank == 0 and int(node) == 0  # type: ignore[attr-defined]
 
 
 def _quieten() -> None:

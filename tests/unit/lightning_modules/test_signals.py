@@ -30,6 +30,27 @@ def run(before: str = "", after: str = "", *launcher: str, **environment: str) -
     return subprocess.run([*launcher, sys.executable, "-c", script], env=environment, timeout=60).returncode
 
 
+@pytest.mark.parametrize(
+    ("environment", "first"),
+    [
+        ({}, True),
+        ({"NODE_RANK": "1"}, False),  # all that Lightning's own launcher asks for on the second machine
+        ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, False),
+        ({"LOCAL_RANK": "1"}, False),
+        ({"RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0", "SLURM_PROCID": "1"}, True),  # torchrun inside srun
+        ({"RANK": "8", "LOCAL_RANK": "0", "GROUP_RANK": "1", "SLURM_PROCID": "0"}, False),
+        ({"SLURM_PROCID": "3", "SLURM_NODEID": "1"}, False),
+        ({"JSM_NAMESPACE_RANK": "1"}, False),
+    ],
+)
+def test_one_process_speaks_for_all(environment: dict[str, str], first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*signals.RANKS, "NODE_RANK", "GROUP_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert signals.is_first() is first
+
+
 def test_nothing_is_asked_at_first() -> None:
     assert run(after="assert signals.asked() == 0") == 0
 

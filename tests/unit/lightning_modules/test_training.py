@@ -18,7 +18,7 @@ import yaml
 from safetensors.torch import load_file
 
 from lightning_modules.report.runs import Run
-from lightning_modules.training import is_first, lock
+from lightning_modules.training import lock
 
 
 @pytest.fixture
@@ -175,12 +175,6 @@ def test_half_precision_without_loss_scaling_is_refused(place: Path, tiny_llama:
     config = runs.write_stage(place, "MNTP", tiny_llama, root="half", **dtype)
     status, output = runs.start("fit", "--config", config, cwd=place).wait(60)
     assert status == 1 and "error: backbone.dtype must be bfloat16 or float32 to train; got float16" in output
-
-
-def test_only_the_first_process_of_the_first_node_is_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert is_first()
-    monkeypatch.setenv("NODE_RANK", "1")  # all that Lightning's own launcher asks for on the second machine
-    assert not is_first()
 
 
 def test_what_a_killed_run_leaves_behind_does_not_hold_its_folder(tmp_path: Path) -> None:
