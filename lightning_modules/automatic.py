@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -100,11 +99,10 @@ def settle(module: EncoderModule) -> None:
     module.backbone_config = replace(module.backbone_config, activation_checkpointing=layers)
     if layers:
         module.encoder.backbone.compute_layers_again()
-    if module.trainer.is_global_zero:
-        kept = module.kept_tokens
-        chunks = [] if kept == math.inf else [f"chunks of batches over {kept:,.0f} tokens" if kept else "chunks"]
-        again = " and ".join([*chunks, *["layers"] * layers]) or "nothing"
-        print(f"computed again in backward: {again}; {said}", file=sys.stderr, flush=True)
+    kept = module.kept_tokens
+    chunks = [] if kept == math.inf else [f"chunks of batches over {kept:,.0f} tokens" if kept else "chunks"]
+    again = " and ".join([*chunks, *["layers"] * layers]) or "nothing"
+    distributed.say(f"computed again in backward: {again}; {said}")
 
 
 def kept_tokens(job: Job, spare: float) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -203,24 +202,23 @@ class EncoderModule(pl.LightningModule, ABC):
                 "backbone.dtype must be bfloat16 or float32 to train; got float16, in which small gradients become 0. "
                 "Set bfloat16; an encoder may still be used in float16."
             )
-        if self.trainer.is_global_zero:
-            self._tell()
+        self._tell()
         settle(self)
         self._check_start()
 
     def _tell(self) -> None:
         """What is trained in full, and what is inherited, or not, that no setting shows."""
         if isinstance(self.trained, Full):
-            print(self._trained_in_full(), file=sys.stderr, flush=True)
+            distributed.say(self._trained_in_full())
         if idle := self.schedule.idle(self._steps):
-            print(f"note: {idle}", file=sys.stderr, flush=True)
+            distributed.say(f"note: {idle}")
         if self.departures:
-            print(f"other than {self.backbone_config.model}: {self.departures}", file=sys.stderr, flush=True)
+            distributed.say(f"other than {self.backbone_config.model}: {self.departures}")
         start = start_name(self.tokenizer)
         pooled = "pooled" if self.pool_start else "not pooled"
         sink = "kept" if self.encoder.backbone.sink else "not found" if self.backbone_config.keep_sink else "not kept"
         said = f"start token: {f'{start}, {pooled}; its sink: {sink}' if start else 'none'}"
-        print(f"{said}{'; vectors rescaled' if self.rescaled else ''}", file=sys.stderr, flush=True)
+        distributed.say(f"{said}{'; vectors rescaled' if self.rescaled else ''}")
 
     def _trained_in_full(self) -> str:
         counts = [(whole_shape(p).numel(), p.requires_grad) for p in self.encoder.backbone.lm.parameters()]

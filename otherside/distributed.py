@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -22,6 +23,12 @@ def world_size() -> int:
 def rank() -> int:
     """This process's rank; 0 without a process group."""
     return dist.get_rank() if world_size() > 1 else 0
+
+
+def say(text: str) -> None:
+    """A line for people, once, whatever the number of ranks."""
+    if rank() == 0:
+        print(text, file=sys.stderr, flush=True)
 
 
 def counts(n: int, device: torch.device) -> list[int]:

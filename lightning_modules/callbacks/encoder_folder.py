@@ -13,6 +13,7 @@ from typing_extensions import override
 from lightning_modules import finished, signals
 from lightning_modules.base import EncoderModule
 from lightning_modules.callbacks.identity import Identity
+from otherside import distributed
 from otherside.files import replace_folder
 
 OUT_OF_TIME = 124  # exit status, as that of `timeout`
@@ -37,13 +38,10 @@ class EncoderFolder(pl.Callback):
             return
         root = Path(trainer.default_root_dir)
         if out_of_time(trainer):
-            if trainer.is_global_zero:
-                print(
-                    f"stopped by trainer.max_time at step {trainer.global_step}; it counts all starts together: raise "
-                    f"it, and the same command goes on from {root / 'checkpoints'}",
-                    file=sys.stderr,
-                    flush=True,
-                )
+            distributed.say(
+                f"stopped by trainer.max_time at step {trainer.global_step}; it counts all starts together: raise it, "
+                f"and the same command goes on from {root / 'checkpoints'}"
+            )
             trainer.strategy.barrier()
             sys.exit(OUT_OF_TIME)
         weights = trainer.strategy.lightning_module_state_dict()  # all ranks, as they may be sharded
@@ -54,7 +52,7 @@ class EncoderFolder(pl.Callback):
                 pl_module.save_encoder(root / finished.ENCODER, weights)
             ends = (trainer.global_step, trainer.current_epoch, trainer.max_steps, trainer.max_epochs)
             finished.write(root, *ends, given=self.identity.given, **self.identity.notes)
-            print(f"finished: {root / finished.ENCODER}", file=sys.stderr, flush=True)
+        distributed.say(f"finished: {root / finished.ENCODER}")
 
     @staticmethod
     def _copy(best: ModelCheckpoint, root: Path) -> None:
@@ -63,7 +61,7 @@ class EncoderFolder(pl.Callback):
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(path / finished.ENCODER, work)
         replace_folder(work, root / finished.ENCODER)
-        print(f"encoder/ is that of {path.name}: {best.monitor} {best.best_model_score:.4f}", file=sys.stderr)
+        distributed.say(f"encoder/ is that of {path.name}: {best.monitor} {best.best_model_score:.4f}")
 
 
 def out_of_time(trainer: pl.Trainer) -> bool:

@@ -57,7 +57,7 @@ class Identity(pl.Callback):
         if note := distributed.from_first(finished.ended(root, trainer.max_steps, trainer.max_epochs)):
             self._end(trainer, root, note)
         start = f"resumes from {self.checkpoint}" if self.checkpoint else "no checkpoint yet"
-        self._say(trainer, f"fit in {root}: {start}")
+        distributed.say(f"fit in {root}: {start}")
         self._compare(trainer)
 
     def _read(self, module: EncoderModule) -> None:
@@ -98,7 +98,7 @@ class Identity(pl.Callback):
             )
         unknown = "" if "identity" in note else " (by an older version, which noted no settings to compare)"
         ending = f"is finished after {note['steps']} steps{unknown}: its encoder is in {root / finished.ENCODER}"
-        self._say(trainer, f"{root} {ending}. Nothing to do.")
+        distributed.say(f"{root} {ending}. Nothing to do.")
         trainer.strategy.barrier()
         sys.exit(0)
 
@@ -110,7 +110,7 @@ class Identity(pl.Callback):
         self._refuse(identity.refused(changed))
         for name, pair in changed.items():
             self.changes.append(f"{Path(str(self.checkpoint)).stem}: {identity.told({name: pair})}")
-            self._say(trainer, f"goes on with {identity.told({name: pair})}")
+            distributed.say(f"goes on with {identity.told({name: pair})}")
 
     def _refuse(self, changed: Values) -> None:
         if changed:
@@ -140,11 +140,6 @@ class Identity(pl.Callback):
     def notes(self) -> dict[str, Any]:
         """What is written down."""
         return {"identity": self.now, "fingerprint": self.fingerprint, "changes": self.changes}
-
-    @staticmethod
-    def _say(trainer: pl.Trainer, text: str) -> None:
-        if trainer.is_global_zero:
-            print(text, file=sys.stderr, flush=True)
 
 
 def check_seen_by_all(root: Path) -> None:

@@ -96,7 +96,7 @@ class Requeue(Checkpoint):  # Lightning puts those behind all other callbacks, w
         self._leave(trainer, number, f" from {path}")
 
     def _leave(self, trainer: pl.Trainer, number: signal.Signals, where: str) -> None:
-        self._say(trainer, f"stopped by {number.name}; run the same command again to go on{where}")
+        distributed.say(f"stopped by {number.name}; run the same command again to go on{where}")
         status = 128 + number
         if (job := slurm_job()) and number == signal.SIGTERM:
             self._await_end(trainer, job)
@@ -108,8 +108,7 @@ class Requeue(Checkpoint):  # Lightning puts those behind all other callbacks, w
     def _back(self, trainer: pl.Trainer, job: str, status: int) -> int:
         """Put the job back into the queue, if that leads anywhere; the exit status."""
         if not self._trained and int(os.environ.get("SLURM_RESTART_COUNT", "0")):
-            self._say(
-                trainer,
+            distributed.say(
                 f"job {job} must train a step to be requeued once more; it trained none since it was, and this would "
                 "go on for ever. Submit it again with a longer --time, or evaluate less (mteb.tasks, mteb.time_budget)",
             )
@@ -118,25 +117,20 @@ class Requeue(Checkpoint):  # Lightning puts those behind all other callbacks, w
             # each a collective of its own: all tries together may take longer than ranks wait
             why = trainer.strategy.broadcast(requeue(job) if trainer.is_global_zero else "")
             if not why:
-                self._say(trainer, f"job {job} is back in the queue")
+                distributed.say(f"job {job} is back in the queue")
                 break
             remedy = f"once more in {PAUSE:.0f} s" if tries_left else "submit it again to go on"
-            self._say(trainer, f"job {job} could not be requeued ({why}); {remedy}")
+            distributed.say(f"job {job} could not be requeued ({why}); {remedy}")
             time.sleep(PAUSE if tries_left else 0)
         return status
 
     def _await_end(self, trainer: pl.Trainer, job: str) -> None:
-        self._say(trainer, "waiting for SLURM to end the job")
+        distributed.say("waiting for SLURM to end the job")
         deadline = time.monotonic() + signals.grace()
         while not trainer.strategy.broadcast(
             trainer.is_global_zero and (is_ending(job) or time.monotonic() > deadline)
         ):
             time.sleep(2)  # between collectives: a long grace time is no timeout
-
-    @staticmethod
-    def _say(trainer: pl.Trainer, text: str) -> None:
-        if trainer.is_global_zero:
-            print(text, file=sys.stderr, flush=True)
 
 
 def slurm_job() -> str | None:
