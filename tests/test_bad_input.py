@@ -990,9 +990,10 @@ case(
     "EarlyStopping.monitor must be a metric that is logged: step, epoch, train/loss",
     "mteb/STSBenchmark, mteb/mean; got mteb/STSBenchmrk. Did you mean mteb/STSBenchmark?",
 )
-case("monitor: no MTEB", watched("mteb/mean", "ModelCheckpoint"), "ModelCheckpoint.monitor must", "need mteb.tasks")
+case("monitor: no MTEB", watched("mteb/mean", "ModelCheckpoint"), "ModelCheckpoint.monitor must", "needs mteb.tasks")
+case("monitor: no probes", watched("probe/MRR"), "EarlyStopping.monitor must", "probe/… the callback Probing")
 case("monitor: nearly", watched("mteb_mean", mteb=MTEB), "got mteb_mean. Did you mean mteb/mean?")
-case("monitor: no validation", watched("val/loss"), "got val/loss", "val/… needs data.val_sources")
+case("monitor: no validation", watched("val/loss"), "got val/loss", "val/… data.val_sources")
 case(
     "checkpoints.best", lambda bad: bad.fit(**{"checkpoints.best": "mteb/mean"}), "checkpoints.best must", "mteb.tasks"
 )

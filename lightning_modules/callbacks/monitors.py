@@ -14,14 +14,16 @@ from typing_extensions import override
 
 PREFIX = "mteb/"
 ALWAYS = ("step", "epoch", "train/loss", "lr", "grad_norm")
-OURS = ("train/", "val/", PREFIX)
+MEASURED = (PREFIX, "probe/")  # by callbacks, in between
+NEEDS = "mteb/… needs mteb.tasks, val/… data.val_sources, probe/… the callback Probing."
+OURS = ("train/", "val/", *MEASURED)
 
 
 class Best(ModelCheckpoint):
-    """The checkpoint where `metric` is best, looked at when it is new: after an evaluation of MTEB or a validation."""
+    """The checkpoint where `metric` is best, looked at when it is new: after MTEB, probes or a validation."""
 
     def __init__(self, folder: Path, metric: str) -> None:
-        mode = "min" if metric.endswith("loss") else "max"
+        mode = "min" if metric.endswith(("loss", "perplexity")) else "max"
         super().__init__(
             folder, "{step}", monitor=metric, mode=mode, save_on_train_epoch_end=False, enable_version_counter=False
         )
@@ -40,8 +42,8 @@ class Best(ModelCheckpoint):
 
 
 class Monitors(pl.Callback):
-    """Lets `EarlyStopping` and `ModelCheckpoint` look at an MTEB score right after each evaluation, and only then: left
-    to themselves they look at the end of an epoch, at a score of weights that are gone.
+    """Lets `EarlyStopping` and `ModelCheckpoint` look at scores of MTEB and of probes when they are measured, and only
+    then: left to themselves they look at the end of an epoch, at a stale score.
     """
 
     @override
@@ -51,7 +53,7 @@ class Monitors(pl.Callback):
             return
         for watcher in watchers(trainer):
             check(watcher, logged(trainer, pl_module))
-            if str(watcher.monitor).startswith(PREFIX):  # no looking at other times
+            if str(watcher.monitor).startswith(MEASURED):  # no looking at other times
                 name = "_should_skip_check" if isinstance(watcher, EarlyStopping) else "_should_skip_saving_checkpoint"
                 setattr(watcher, name, lambda trainer: True)
 
@@ -104,7 +106,7 @@ def check(watcher: EarlyStopping | ModelCheckpoint, names: list[str]) -> None:
     setting = "checkpoints.best" if isinstance(watcher, Best) else f"{type(watcher).__name__}.monitor"
     raise ValueError(
         f"{setting} must be a metric that is logged: {', '.join(names)}; got {name}. "
-        + (f"Did you mean {near[0]}?" if near else "MTEB scores need mteb.tasks, val/… needs data.val_sources.")
+        + (f"Did you mean {near[0]}?" if near else NEEDS)
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +16,10 @@ from typing_extensions import override
 
 from lightning_modules import history, signals
 from lightning_modules.base import EncoderModule
-from lightning_modules.callbacks.monitors import PREFIX, judge
-from lightning_modules.callbacks.undisturbed import leave_out, undisturbed
+from lightning_modules.callbacks.monitors import PREFIX
+from lightning_modules.callbacks.undisturbed import leave_out, publish, undisturbed
 from lightning_modules.checkpoints import check
+from otherside import distributed
 from otherside.batching import Packed, TextBatch, tokens_at_once
 from otherside.evaluation import Evaluation, Scores, model_meta
 from otherside.evaluation.run import OutOfTimeError
@@ -105,8 +105,8 @@ class MTEB(pl.Callback):
             batch = TextBatch(0, texts, torch.arange(len(texts))).cut(tokens_at_once(pl_module.device))
             return trainer.strategy.predict_step(batch.to(pl_module.device), 0)
 
-        if trainer.is_global_zero and (said := self._forgotten(trainer.datamodule)):  # type: ignore[attr-defined]
-            print(said, file=sys.stderr, flush=True)
+        if said := self._forgotten(trainer.datamodule):  # type: ignore[attr-defined]
+            distributed.say(said)
         self._serving = Serving(prepare, forward)
         with undisturbed(pl_module):
             self.logged = self._serving.run(lambda: self._load(Path(trainer.default_root_dir)))
@@ -131,7 +131,8 @@ class MTEB(pl.Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        trainer.callback_metrics.update(_tensors(self._last["metrics"]))  # of a run that is resumed
+        known = {name: torch.tensor(value) for name, value in self._last["metrics"].items()}
+        trainer.callback_metrics.update(known)  # of a run that is resumed
         if self._due(trainer):  # or a run is resumed that was stopped while it was evaluated
             self._evaluate(trainer, pl_module, trainer.global_step)
 
@@ -179,13 +180,7 @@ class MTEB(pl.Callback):
         if scores.mean is not None:
             metrics[f"{PREFIX}mean"] = scores.mean
         self._last = {"step": step, "metrics": {**self._last["metrics"], **metrics}}
-        trainer.callback_metrics.update(_tensors(metrics))
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=step)
-        if trainer.is_global_zero:
-            print(report(scores, step), file=sys.stderr, flush=True)
-        if trainer.training:
-            judge(trainer, metrics)
+        publish(trainer, metrics, step, report(scores, step))
         leave_out(trainer, time.perf_counter() - began)
 
     def _lead(self, trainer: pl.Trainer, module: EncoderModule, step: int) -> Scores | int:
@@ -203,7 +198,7 @@ class MTEB(pl.Callback):
         try:
             return self._evaluation.run(lambda texts, say: self._serving.encode(texts, say, in_time), meta, budget)
         except StoppedError:
-            print(f"mteb at step {step}: stopped; it begins anew when the run goes on", file=sys.stderr, flush=True)
+            distributed.say(f"mteb at step {step}: stopped; it begins anew when the run goes on")
             return signals.asked()
 
     @override
@@ -221,7 +216,3 @@ def report(scores: Scores, step: int) -> str:
     mean = f"  mean {scores.mean:.4f}" if scores.mean is not None else ""
     left = f"  left out, as mteb.time_budget is spent: {', '.join(scores.left_out)}" if scores.left_out else ""
     return f"mteb at step {step}: {shown}{mean}{left}  ({scores.seconds:.0f} s)"
-
-
-def _tensors(metrics: dict[str, float]) -> dict[str, Tensor]:
-    return {name: torch.tensor(value) for name, value in metrics.items()}

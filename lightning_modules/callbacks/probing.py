@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import numpy as np
-import torch
 from typing_extensions import override
 
 from lightning_modules.base import EncoderModule
-from lightning_modules.callbacks.undisturbed import leave_out, undisturbed
+from lightning_modules.callbacks.undisturbed import leave_out, publish, undisturbed
 from otherside import distributed
 
 if TYPE_CHECKING:
     from otherside.encoder import Encoder
     from otherside.probing.run import Material
-    from otherside.probing.tasks import Mention, Task
+    from otherside.probing.tasks import Input, Mention, Task
 
 CHOSEN = ["subject_animacy", "object_animacy"]
+OF_TEXTS = {"retrieval": "MRR", "similarity": "similarity", "generation": "perplexity"}  # file -> metric
 FITTING = 6 * 3600.0  # seconds that ranks wait for rank 0, which fits the probes, longer than a step may take
 
 
@@ -31,6 +30,7 @@ class Probing(pl.Callback):
     `probe/TASK_WORD` is a probe's accuracy (of ratings, Pearson's correlation) on the last layer,
     `probe/anisotropy_…` are mean cosines, and whole texts are asked if files for it are named: before the first step,
     every n steps and at the end. Training goes on as if nothing had happened: the same random numbers, the same modes.
+    `checkpoints.best` and `EarlyStopping` that watch one look at it right after.
 
     All ranks encode the same texts in the same order, as sharded weights need; rank 0 fits the probes.
 
@@ -70,10 +70,11 @@ class Probing(pl.Callback):
         self._tasks: list[Task] = []
         self._random: list[Mention] = []
         self._measured = -1
+        self.logged: list[str] = []  # the metrics' names
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        from otherside.probing.anisotropy import sample
+        from otherside.probing.anisotropy import INSIDE, RANDOM, sample
         from otherside.probing.run import Material, load_tasks
 
         if stage != "fit":
@@ -84,6 +85,9 @@ class Probing(pl.Callback):
         trainer.strategy.barrier()
         self._tasks, random = load_tasks(self.data, self.names)
         self._random = sample(random, self.items)
+        words = [f"{task.name}_{name}" for task in self._tasks for name in self._inputs(task)]
+        texts = [name for file, name in OF_TEXTS.items() if self.files[file]]
+        self.logged = [_metric(name) for name in (*words, f"anisotropy_{RANDOM}", f"anisotropy_{INSIDE}", *texts)]
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -125,13 +129,13 @@ class Probing(pl.Callback):
                 f"the callback Probing failed at step {step}: {found}. Correct its settings, or leave it out of "
                 "trainer.callbacks; the last checkpoint is whole."
             )
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in found.items()})
+        said = "  ".join(f"{name.removeprefix('probe/')} {value:.3f}" for name, value in found.items())
+        publish(trainer, found, step, f"probe at step {step}  {said}")
         leave_out(trainer, time.perf_counter() - began)
-        if trainer.is_global_zero:
-            for logger in trainer.loggers:
-                logger.log_metrics(found, step)
-            said = "  ".join(f"{name.removeprefix('probe/')} {value:.3f}" for name, value in found.items())
-            print(f"probe at step {step}  {said}", file=sys.stderr, flush=True)
+
+    def _inputs(self, task: Task) -> dict[str, Input]:
+        """What probes of a task read, by name; of numbered words those that were asked for."""
+        return {name: read for name, read in task.inputs.items() if not name.isdigit() or int(name) in self.words}
 
     def _items(self, task: Task) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of the training and test items."""
@@ -175,14 +179,16 @@ class Probing(pl.Callback):
         found: dict[str, float] = {}
         for task in self._tasks:
             parts = self._items(task)
-            for name, read in task.inputs.items():
-                if name.isdigit() and int(name) not in self.words:
-                    continue
+            for name, read in self._inputs(task).items():
                 x, z = (read.read(np.stack([[vectors[m] for m in task.mentions[i]] for i in part])) for part in parts)
                 predicted, wanted = linear_probe(x, task.targets[parts[0]], z), task.targets[parts[1]]
                 metrics = regression(predicted, wanted) if task.regression else accuracy(predicted, wanted)
                 value = metrics["pearson" if task.regression else "accuracy"].mean()
-                found[f"probe/{task.name}_{name.replace(' ', '_')}"] = float(value)
+                found[_metric(f"{task.name}_{name}")] = float(value)
         for name, value in from_vectors(self._random, vectors).items():
-            found[f"probe/anisotropy_{name.replace(' ', '_')}"] = value
+            found[_metric(f"anisotropy_{name}")] = value
         return found
+
+
+def _metric(name: str) -> str:
+    return f"probe/{name.replace(' ', '_')}"

@@ -95,6 +95,27 @@ def test_start_and_end_and_after_a_resume(tiny_llama: Path, tmp_path: Path) -> N
     assert [step for step, _ in logged(tmp_path / "run")["probe/subject_animacy_1"]] == [0, 2, 4]
 
 
+def test_the_encoder_is_that_of_the_best_probe(tiny_llama: Path, sentences: list[str], tmp_path: Path) -> None:
+    """Looked at where it is measured, and only there: a validation comes at each step."""
+    runs.write_data(tmp_path)
+    (tmp_path / "texts").write_text("\n".join(sentences))
+    watched = probing(every_n_steps=2, tasks=["subject_animacy"], words=[1], generation=str(tmp_path / "texts"))
+    settings = {**watched, "checkpoints.best": "probe/perplexity", "model.init_args.schedule.total_steps": 100}
+    config = runs.write_stage(tmp_path, "SimCSE", tiny_llama, root="run", steps=5, **settings)
+    runs.run("fit", "--config", config, cwd=tmp_path)
+    found = dict(logged(tmp_path / "run")["probe/perplexity"])
+    assert found.keys() == {0, 2, 4, 5}
+    best = min((2, 4, 5), key=found.__getitem__)
+    [kept] = (tmp_path / "run" / "best").iterdir()
+    assert kept.name == f"step={best}.ckpt"
+    assert json.loads((tmp_path / "run" / "encoder" / "encoder.json").read_text())["steps"] == best
+    wrong = runs.write_stage(
+        tmp_path, "SimCSE", tiny_llama, root="run2", **{**watched, "checkpoints.best": "probe/subject_animacy_2"}
+    )
+    status, output = runs.start("fit", "--config", wrong, cwd=tmp_path).wait()
+    assert status == 1 and "Did you mean probe/subject_animacy_1?" in output
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "zero3"])
 def test_several_ranks(strategy: str, tiny_llama: Path, tmp_path: Path) -> None:
     """The same numbers as one rank, and none of the ranks waits for ever."""
