@@ -47,8 +47,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightning_modules.base import EncoderModule
 from lightning_modules.callbacks import throughput
-from lightning_modules.callbacks.throughput import operations
 from lightning_modules.sizing.shape import Shape
+from lightning_modules.sizing.speed import of_texts
 from otherside import adapters
 from otherside.adapters import Lora
 from otherside.backbone import Backbone, BackboneConfig, set_attention_dropout
@@ -231,7 +231,7 @@ def lines(profile: Profile) -> Iterator[str]:
     views = STAGES[job.stage].views
     tokens, squares = sum(job.lengths) * views, sum(n * n for n in job.lengths) * views
     shape = Shape.from_config(config.to_dict(), job.shape)
-    needed = operations(shape, 0, tokens, squares, 0.2 if job.stage == "mntp" else 0.0)
+    needed = of_texts(shape, 0, tokens, squares, 0.2 if job.stage == "mntp" else 0.0)
     kernels, total = sum(step.kernels.values()), profile.seconds
     yield f"## {job.stage}, {job.shape}: {tokens} tokens"
     yield ""

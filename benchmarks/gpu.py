@@ -34,10 +34,10 @@ from recipe_steps import SHAPES, STAGES, published
 from torch import Tensor
 from transformers import AutoConfig, LlamaForCausalLM
 
-from lightning_modules.callbacks.throughput import operations
 from lightning_modules.hardware import peak
 from lightning_modules.mntp import MaskedBatch
 from lightning_modules.sizing.shape import Shape
+from lightning_modules.sizing.speed import of_texts
 from otherside import adapters, mntp, pooling
 from otherside.adapters import Lora
 from otherside.backbone import Backbone
@@ -217,7 +217,7 @@ def speed(shape: str, dtype: torch.dtype, settings: argparse.Namespace) -> Itera
                     free()
                     continue
                 squares = sum(length**2 for length in lengths)
-                needed = operations(sizes, trained, sum(lengths), squares, 0.2 if name == "mntp" else 0.0)
+                needed = of_texts(sizes, trained, sum(lengths), squares, 0.2 if name == "mntp" else 0.0)
                 row["tokens / s"] = sum(lengths) / row["seconds"]
                 row["utilisation"] = needed / row["seconds"] / top
                 yield row

@@ -21,10 +21,10 @@ from transformers import AutoConfig, LlamaForCausalLM
 
 from lightning_modules.automatic import job_of
 from lightning_modules.base import EncoderModule
-from lightning_modules.callbacks.throughput import operations
 from lightning_modules.hardware import peak
 from lightning_modules.sizing.memory import memory
 from lightning_modules.sizing.shape import Shape
+from lightning_modules.sizing.speed import of_texts
 from otherside.adapters import Lora
 from otherside.backbone import BackboneConfig
 
@@ -112,7 +112,7 @@ def looped(job: Job, dtype: torch.dtype, settings: argparse.Namespace) -> Row:
     tokens, squares = (module.views * sum(n**power for n in job.lengths) for power in (1, 2))
     sizes = Shape.from_config(config.to_dict(), job.shape)
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    needed = operations(sizes, trained, tokens, squares, module.predicted)
+    needed = of_texts(sizes, trained, tokens, squares, module.predicted)
     again = ["chunks"] * (tokens > module.kept_tokens) + ["layers"] * layers_again(module)
     row |= {"memory": f"{' and '.join(again)} recomputed" if again else "all kept"}
     row |= {"seconds": watch.seconds, "GB": peaked - before, "tokens / s": tokens / watch.seconds}

@@ -17,9 +17,9 @@ import torch
 
 from datamodules import Blocks, Pairs, Sentences, Source
 from lightning_modules import MNTP, Supervised
-from lightning_modules.callbacks.throughput import operations
 from lightning_modules.hardware import peak
 from lightning_modules.sizing.shape import Shape
+from lightning_modules.sizing.speed import of_texts
 from otherside import backbone, dropout
 from otherside.adapters import Lora
 from otherside.backbone import BackboneConfig
@@ -43,7 +43,7 @@ class Rounds(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         lengths = batch.texts.lengths
         tokens, squares = int(lengths.sum()), int((lengths**2).sum())
-        needed = operations(self.shape, self.adapter, tokens, squares, pl_module.predicted)
+        needed = of_texts(self.shape, self.adapter, tokens, squares, pl_module.predicted)
         gate.done(tokens, loss=outputs["loss"].item(), operations=needed)
 
 

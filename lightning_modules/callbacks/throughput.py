@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from contextlib import suppress
 from typing import Any
@@ -14,7 +13,8 @@ from typing_extensions import override
 from lightning_modules.base import EncoderModule
 from lightning_modules.hardware import peak
 from lightning_modules.sizing.shape import Shape
-from lightning_modules.sizing.speed import too_few
+from lightning_modules.sizing.speed import of_texts, too_few
+from otherside import distributed
 from otherside.sharding import whole_shape
 
 
@@ -71,7 +71,7 @@ class Throughput(pl.Callback):
             pl_module.show("tokens_per_second", (self._tokens - self._starts) / seconds)
             if self._shape:
                 counted = (self._tokens, self._squares, pl_module.predicted, self._whole)
-                done = operations(self._shape, self._adapter, *counted)
+                done = of_texts(self._shape, self._adapter, *counted)
                 if done / seconds > self._peak:  # others used the machine when it was measured
                     self._peak = max(done / seconds, peak(pl_module.device, pl_module.encoder.backbone.dtype))
                 pl_module.show("utilisation", done / seconds / self._peak)
@@ -81,10 +81,10 @@ class Throughput(pl.Callback):
             self._reset(trainer)
 
     def _advise(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not self._advised and trainer.is_global_zero and is_gpu(pl_module.device):
+        if not self._advised and is_gpu(pl_module.device):
             tokens = self._tokens / self._batches
             if said := too_few(tokens, trainer.world_size, trainer.accumulate_grad_batches):
-                print(f"note: {said}", file=sys.stderr, flush=True)
+                distributed.say(f"note: {said}")
         self._advised = True
 
     @override
@@ -107,24 +107,6 @@ class Throughput(pl.Callback):
 def is_gpu(device: torch.device) -> bool:
     """Whether few tokens leave it idle."""
     return device.type == "cuda"
-
-
-def operations(
-    shape: Shape, adapter: int, tokens: int, squares: int, predicted: float, whole: float | None = None
-) -> float:
-    """Floating-point operations of forward and backward; frozen weights have no gradient of their own.
-
-    Args:
-        shape: of the Llama.
-        adapter: number of trained weights.
-        tokens: real ones.
-        squares: sum over texts of their length squared.
-        predicted: share of tokens that go through the head.
-        whole: share of the layers whose own weights are trained; backward goes through no other. None: an adapter is.
-    """
-    layers = 4 * shape.matrices + 6 * adapter if whole is None else (2 + 4 * whole) * shape.matrices
-    attention = 12 if whole is None else 4 + 8 * whole
-    return tokens * (layers + 4 * predicted * shape.embeddings) + attention * squares * shape.queries * shape.layers
 
 
 def _waited(trainer: pl.Trainer) -> float:

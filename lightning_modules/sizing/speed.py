@@ -7,6 +7,7 @@ from math import ceil
 
 from lightning_modules.sizing.job import SHARDED, Job
 from lightning_modules.sizing.memory import FLOAT, LOGITS
+from lightning_modules.sizing.shape import Shape
 
 PEAKS = {"bfloat16": 989e12, "float16": 989e12, "float32": 67e12}  # H100's; torch's float32 products are no TF32
 FEW = 8192  # tokens of a rank's batch; with fewer a GPU waits for weights, kernel launches and other ranks
@@ -94,23 +95,46 @@ def traffic(job: Job) -> list[Traffic]:
     return found
 
 
-def operations(job: Job) -> float:
-    """Floating-point operations of one rank in one optimizer step.
+def of_texts(
+    shape: Shape,
+    adapter: int,
+    tokens: int,
+    squares: int,
+    predicted: float,
+    whole: float | None = None,
+    passes: int = 1,
+) -> float:
+    """Floating-point operations of forward and backward.
 
     Frozen weights have no gradient of their own: backward costs what forward does, not twice. Through the frozen layers
     below those that are trained it does not go.
+
+    Args:
+        shape: of the Llama.
+        adapter: number of weights beside its own.
+        tokens: real ones.
+        squares: sum over texts of their length squared.
+        predicted: share of tokens that go through the head.
+        whole: share of the layers whose own weights are trained. None: an adapter is.
+        passes: how often tokens go forward.
     """
-    beside = 0 if job.is_full else job.adapter.weights(job.shape)
-    attention = 4 * job.length * job.shape.queries * job.shape.layers
-    forward = 2 * job.shape.matrices + 2 * beside + attention
-    share = job.adapter.layers(job.shape) / job.shape.layers
-    backward = share * ((4 if job.is_full else 2) * job.shape.matrices + 2 * attention) + 4 * beside
-    total: float = job.tokens * (forward * passes(job) + backward)
-    if job.stage == "mntp":
-        positions = job.tokens * job.masked
-        total += positions * 2 * job.shape.embeddings * (2 + (positions > LOGITS))
+    beside, share, own = (adapter, 1.0, 2) if whole is None else (0, whole, 4)
+    attention = 4 * squares * shape.queries * shape.layers
+    forward = 2 * tokens * (shape.matrices + beside) + attention
+    backward = share * (own * tokens * shape.matrices + 2 * attention) + 4 * tokens * beside
+    return passes * forward + backward + 4 * predicted * tokens * shape.embeddings
+
+
+def operations(job: Job) -> float:
+    """Floating-point operations of one rank in one optimizer step."""
+    shape, masked = job.shape, job.masked * (job.stage == "mntp")
+    whole = job.adapter.layers(shape) / shape.layers if job.is_full else None
+    squares, again = job.tokens * job.length, passes(job)
+    total = of_texts(shape, job.adapter.weights(shape), job.tokens, squares, masked, whole, again)
+    if job.stage == "mntp":  # its head runs once more where not all positions go through it at once
+        total += 2 * masked * job.tokens * shape.embeddings * (masked * job.tokens > LOGITS)
     else:
-        total += 6 * job.rows * job.candidates * job.shape.hidden
+        total += 6 * job.rows * job.candidates * shape.hidden
     return total * job.accumulate
 
 
