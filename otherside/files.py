@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -76,6 +78,27 @@ def replace_folder(work: Path, folder: Path) -> None:
     else:
         work.rename(folder)
     _to_disk(folder.parent)
+
+
+def keep_parts(folder: Path, settings: Any) -> bool:
+    """Keep a folder with the parts of a run that was cut, if they were made with these settings; else make it anew.
+
+    Args:
+        folder: of parts; it says in `settings.json` what they were made with.
+        settings: as JSON has them.
+
+    Returns:
+        Whether it was kept.
+    """
+    note = folder / "settings.json"
+    with suppress(OSError, ValueError):
+        if json.loads(note.read_text()) == settings:
+            return True
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    with atomic(note) as temporary:
+        temporary.write_text(json.dumps(settings))
+    return False
 
 
 def tidy(folder: Path, name: str) -> None:

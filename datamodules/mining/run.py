@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from datamodules.sources import Source, open_table
 from otherside import distributed
 from otherside.backbone import AnyDType, fast_dtype
 from otherside.encoder import Encoder
-from otherside.files import atomic, make_folder
+from otherside.files import atomic, keep_parts, make_folder
 from otherside.search import nearest
 from otherside.waits import quiet_libraries, saying
 from otherside.weights import card_of
@@ -217,7 +216,7 @@ def run_mine(
             option = "--instruction" if name == "query" else "--document_instruction"
             known = card.history[-1].prompts.get(name)
             known = card.history[-1].instructions if known is None else repr(known)
-            _say(f"note: {encoder} was trained with {known} before each {name}; {option} is {used!r}")
+            distributed.say(f"note: {encoder} was trained with {known} before each {name}; {option} is {used!r}")
     dtype = fast_dtype() if dtype == "auto" else dtype
     _meet_ranks()
     quiet_libraries()
@@ -235,18 +234,20 @@ def run_mine(
     settings = json.loads(json.dumps(settings, default=str))
     report, work = out.with_name(f"{out.name}.report.json"), out.with_name(f".{out.name}.parts")
     if out.exists():
-        _say(_finished(out, report, settings))
+        distributed.say(_finished(out, report, settings))
         shutil.rmtree(work, ignore_errors=True)  # where it was cut at its very end
         return
     make_folder(out.parent, "--out")
-    if distributed.rank() == 0:
-        _prepare(work, settings)
+    if distributed.rank() == 0 and keep_parts(work, settings):
+        distributed.say("goes on with the parts of a run that was cut")
     distributed.meet(PATIENCE)
     tables = [documents.pairs, *([documents.corpus] if documents.corpus else [])]
     for table in tables:
         if table.skipped:
-            _say(f"malformed rows of {table.source} left out: {table.skipped:,}; the first: {table.faults[0]}")
-    _say(f"{len(documents.pairs):,} pairs, {len(documents):,} documents")
+            distributed.say(
+                f"malformed rows of {table.source} left out: {table.skipped:,}; the first: {table.faults[0]}"
+            )
+    distributed.say(f"{len(documents.pairs):,} pairs, {len(documents):,} documents")
     mining = Mining(loaded, documents, asked, work)
     mining.run()
     if distributed.rank() == 0:
@@ -292,18 +293,6 @@ def _noted(file: Path) -> dict[str, Any]:
     return noted if isinstance(noted, dict) else {}
 
 
-def _prepare(work: Path, settings: dict[str, Any]) -> None:
-    """Keep the parts of a run that was cut, if they are of the same settings."""
-    note = work / "settings.json"
-    if _noted(note) == settings:
-        _say("goes on with the parts of a run that was cut")
-        return
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    with atomic(note) as temporary:
-        temporary.write_text(json.dumps(settings))
-
-
 def _meet_ranks() -> None:
     """Join the other ranks where torchrun or SLURM's srun has started several."""
     if "RANK" not in os.environ and "SLURM_STEP_NUM_TASKS" in os.environ:  # a job's script has none of a step's
@@ -326,8 +315,3 @@ def _device(device: str) -> str:
         return "cpu"
     # a launcher may show each rank its own GPU alone
     return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
-
-
-def _say(text: str) -> None:
-    if distributed.rank() == 0:
-        print(text, file=sys.stderr, flush=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -21,11 +20,11 @@ from lightning_modules import history
 from lightning_modules.base import EncoderModule
 from otherside import distributed
 from otherside.batching import TextBatch
-from otherside.files import atomic
+from otherside.files import atomic, keep_parts
 from otherside.lineage import sha256
 from otherside.weights import card_of
 
-FILE, WORK, SETTINGS = "predictions.parquet", ".predictions", "settings.json"
+FILE, WORK = "predictions.parquet", ".predictions"
 KEY = b"otherside.settings"  # of the file's own metadata
 DRIFT = 7 * 24 * 3600.0  # seconds: no collective keeps ranks in step while they predict
 ROWS = 8192  # about so many rows of all ranks are one part
@@ -63,16 +62,16 @@ class Embeddings(pl.Callback):
             for source in data.predict_sources:
                 if not any(trained.had(name, source.instruction) for name in ("query", "document")):
                     what = f"the stage was trained with {trained.instructions} before texts"
-                    print(f"note: {what}; the instruction of {source} is {source.instruction!r}", file=sys.stderr)
-            self._prepare(json.dumps([self._made_with, trainer.world_size], indent=1))
+                    distributed.say(f"note: {what}; the instruction of {source} is {source.instruction!r}")
+            keep_parts(self._work, [self._made_with, trainer.world_size])
         trainer.strategy.barrier()
         self._part = trainer.strategy.broadcast(self._done(trainer.world_size))
         data.predict_from = self._part * self._batches
         if not len(data.predict_dataloader()):  # cut before the parts became one file; Lightning runs no empty loader
             self._part -= 1
             data.predict_from = self._part * self._batches
-        if self._part and trainer.is_global_zero:
-            print(f"predict goes on behind batch {data.predict_from}", file=sys.stderr)
+        if self._part:
+            distributed.say(f"predict goes on behind batch {data.predict_from}")
         self._held: list[tuple[np.ndarray, np.ndarray]] = []
 
     def _settings(self, trainer: pl.Trainer, module: EncoderModule, data: Any) -> dict[str, Any]:
@@ -87,14 +86,6 @@ class Embeddings(pl.Callback):
         model = [vars(config), vars(module.trained), *vector, trainer.precision]
         settings = {"model": model, "weights": weights, "data": data.predict_settings()}
         return dict(json.loads(json.dumps(settings, default=str)))
-
-    def _prepare(self, settings: str) -> None:
-        note = self._work / SETTINGS
-        if note.is_file() and note.read_text() == settings:
-            return
-        shutil.rmtree(self._work, ignore_errors=True)
-        self._work.mkdir(parents=True)
-        note.write_text(settings)
 
     def _file(self, part: int, rank: int) -> Path:
         return self._work / f"{part:08}-{rank}.parquet"
