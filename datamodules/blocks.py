@@ -118,10 +118,6 @@ class Cutter:
         self.rest = self.rest[taken:]
         return blocks
 
-    def of_window(self, rows: list[dict[str, Any]], entropy: Sequence[int]) -> list[dict[str, Any]]:
-        """Nothing changes."""
-        return rows
-
 
 @dataclass(frozen=True)
 class BlockBatches:

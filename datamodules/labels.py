@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from datamodules import streaming
 from datamodules.rows import BadRow
 from datamodules.sources import Table
 from otherside.candidates import key
@@ -86,7 +84,8 @@ class LabelledTable(Table):
                 f"{table.source}: labels: true must find two texts or more of each label, one for the other; "
                 f"{len(alone)} of {len(names)} labels have one, such as {alone[0]!r}. Remove these rows."
             )
-        return cls(**vars(table), negatives=negatives, seed=seed, keys=_keys(names), examples=examples)
+        keys = np.array([key(str(name)) for name in names], np.int64)  # the same in every process
+        return cls(**vars(table), negatives=negatives, seed=seed, keys=keys, examples=examples)
 
     @override
     def read(self, rows: NDArray[np.int64], ids: NDArray[np.int64]) -> dict[str, list[Any]]:
@@ -99,53 +98,6 @@ class LabelledTable(Table):
         texts = iter(self.rows[wanted]["text"])
         labels = [self.keys[self.examples.labels[[row, *others]]] for row, others in zip(rows, drawn, strict=True)]
         return _columns([[next(texts) for _ in range(1 + len(others))] for others in drawn], labels)
-
-
-@dataclass
-class LabelledRows:
-    """The rows of a stream, paired within the window in which they are shuffled; one whose label no other row of the
-    window has is left out.
-
-    Args:
-        negatives: texts of other labels for each row.
-    """
-
-    negatives: int
-
-    def __post_init__(self) -> None:
-        self.rest: list[int] = []
-        self.unused = 0  # rows since the last pair
-
-    def __call__(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Nothing changes yet."""
-        return rows
-
-    def of_window(self, rows: list[dict[str, Any]], entropy: Sequence[int]) -> list[dict[str, Any]]:
-        """Pairs; none from a window, such as the few rows at a stream's end, that has not two labels.
-
-        Raises:
-            BadRow: there is none in windows that are as large as one together.
-        """
-        rows = list({(row["label"], row["text"]): row for row in rows}.values())  # a text is no positive of itself
-        names, labels = np.unique([row["label"] for row in rows], return_inverse=True)
-        examples = Examples(labels)
-        usable = np.flatnonzero(examples.sizes[labels] > 1).tolist() if len(names) > 1 else []
-        self.unused = 0 if usable else self.unused + len(rows)
-        if self.unused >= streaming.WINDOW:
-            raise BadRow(
-                f"labels: true must find two labels, and two texts of one, among {len(rows)} rows of a stream that "
-                f"follow each other; got {len(names)} labels, such as {str(names[0])!r}. Shuffle the file, or set "
-                "streaming: false."
-            )
-        drawn = [[row, *examples.draw(row, self.negatives, np.random.default_rng((*entropy, row)))] for row in usable]
-        keys = _keys(names.tolist())[labels]
-        columns = _columns([[rows[i]["text"] for i in numbers] for numbers in drawn], [keys[i] for i in drawn])
-        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-
-
-def _keys(names: Sequence[Any]) -> NDArray[np.int64]:
-    """The same in every process, and every window of a stream."""
-    return np.array([key(str(name)) for name in names], np.int64)
 
 
 def _columns(rows: list[list[str]], labels: list[NDArray[np.int64]]) -> dict[str, list[Any]]:

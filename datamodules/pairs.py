@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from datamodules.base import TextData
-from datamodules.labels import LabelledRows, LabelledTable
+from datamodules.labels import LabelledTable
 from datamodules.sources import Kind, Source, Table
-from datamodules.streaming import Expand
 from otherside.batching import Packed, PairBatch
 from otherside.candidates import Marks
 from otherside.tokenising import tokenise
@@ -49,6 +48,11 @@ class Pairs(TextData):
                 "data.negatives must say how many texts of other labels are negatives of a row of sources with labels: "
                 f"true; got null, and {labelled[0]}. Set data.negatives, such as 4."
             )
+        if self.streaming and self.sources and self.sources[0].labels:
+            raise ValueError(
+                "data.streaming must be false for a source with labels: true, as pairs are drawn from all rows; got "
+                f"true, and {self.sources[0]}. Set streaming: false."
+            )
         self.negatives = negatives
 
     @override
@@ -56,11 +60,6 @@ class Pairs(TextData):
         """The rows of a training or validation source."""
         table = super().open(source)
         return LabelledTable.of(table, self.negatives or 0, self.seed) if source.labels else table
-
-    @override
-    def expander(self) -> Expand:
-        """Texts of a stream with labels become pairs."""
-        return LabelledRows(self.negatives or 0) if self.sources[0].labels else super().expander()
 
     @override
     def make_batch(self, sources: Sequence[Source]) -> PairMaker:

@@ -11,7 +11,7 @@ at its end, and `stream_epoch` batches are one Lightning epoch. The next epoch g
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from copy import copy
 from itertools import count, islice
 from pathlib import Path
@@ -48,9 +48,6 @@ class Expand(Protocol):
     def __call__(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """What `rows` complete."""
 
-    def of_window(self, rows: list[dict[str, Any]], entropy: Sequence[int]) -> list[dict[str, Any]]:
-        """What becomes of the rows that are shuffled together; what is drawn, is drawn from `entropy`."""
-
 
 class WholeRows:
     """Rows as they are."""
@@ -59,10 +56,6 @@ class WholeRows:
         self.rest: list[int] = []
 
     def __call__(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Nothing changes."""
-        return rows
-
-    def of_window(self, rows: list[dict[str, Any]], entropy: Sequence[int]) -> list[dict[str, Any]]:
         """Nothing changes."""
         return rows
 
@@ -115,9 +108,7 @@ class StreamBatches(IterableDataset[Any]):
     def _items(self, position: Position) -> Iterator[tuple[dict[str, Any], int, Position]]:
         used = position["used"]
         for start, window in self._windows(position):
-            entropy = (self.seed, _STREAM, self.rank, start["windows"])
-            keys = permutation_keys(*entropy)
-            window = self.expand.of_window(window, entropy)
+            keys = permutation_keys(self.seed, _STREAM, self.rank, start["windows"])
             order = permute(np.arange(len(window)), len(window), keys).tolist()
             for i in range(used, len(window)):
                 row = order[i]

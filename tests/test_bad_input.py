@@ -527,6 +527,14 @@ case(
     "Set data.negatives",
 )
 case(
+    "data: a stream of labels",
+    lambda bad: bad.data(
+        "Supervised", sources=[{"path": "sentences.txt", "labels": True}], negatives=4, streaming=True
+    ),
+    "data.streaming must be false for a source with labels: true",
+    "Set streaming: false",
+)
+case(
     "data: document instruction of texts",
     lambda bad: bad.source(document_instruction="passage: "),
     "document_instruction must be for datamodules.Pairs; got 'passage: ' for sentences.txt",

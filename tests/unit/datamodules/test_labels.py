@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,8 +14,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from datamodules import Pairs, Source, streaming
-from datamodules.labels import Examples, LabelledRows, LabelledTable
+from datamodules import Pairs, Source
+from datamodules.labels import Examples, LabelledTable
 from datamodules.loading import OrderedBatches, PlannedBatches
 from datamodules.rows import BadRow
 from datamodules.sources import Table
@@ -40,8 +39,7 @@ def write(folder: Path, labels: Any = LABELS, name: str = "labels.jsonl") -> Sou
 def pairs_of(tokenizer: PreTrainedTokenizerBase) -> Callable[..., Pairs]:
     def build(source: Source, **settings: Any) -> Pairs:
         settings = {"global_batch_size": 4, "max_length": 16, "num_workers": 0, "negatives": 3, **settings}
-        val = [] if settings.get("streaming") else [source]
-        return Pairs(tokenizer, [source], val, **settings)
+        return Pairs(tokenizer, [source], [source], **settings)
 
     return build
 
@@ -105,13 +103,8 @@ def test_each_row_has_a_draw_of_its_own(
     data = pairs_of(source, negatives=1, global_batch_size=40)
     data.setup("fit")
     planned = texts(tokenizer, PlannedBatches(data.plan, data.tables, data.make_batch(data.sources))[0])
-    rows = [json.loads(line) for line in Path(source.path).read_text().splitlines()]
-    windows = LabelledRows(1).of_window(rows, (0, 1))
-    streamed = [[row["query"], row["positive"], *row["negatives"]] for row in windows]
-    assert all(row["labels"] == [key(text[0]) for text in (row["query"], *row["negatives"])] for row in windows)
-    for drawn in (planned, streamed):
-        for others in zip(*drawn, strict=True):
-            assert len(set(others)) > 15
+    for others in zip(*planned, strict=True):
+        assert len(set(others)) > 15
 
 
 def test_a_text_is_no_positive_of_itself(
@@ -123,9 +116,7 @@ def test_a_text_is_no_positive_of_itself(
     data.setup("fit")
     assert [row["text"] for row in data.tables[0].rows] == ["a 1", "a 2", "b 1", "b 2"]
     planned = texts(tokenizer, PlannedBatches(data.plan, data.tables, data.make_batch(data.sources))[0])
-    rows = [json.loads(line) for line in lines]
-    streamed = [[row["query"], row["positive"]] for row in LabelledRows(1).of_window(rows, (0, 1))]
-    for query, positive, *_ in [*planned, *streamed]:
+    for query, positive, *_ in planned:
         assert query != positive and query[0] == positive[0]
     lonely = Source(written(tmp_path / "alone.jsonl", [*lines[:3], lines[2]]), labels=True)
     with pytest.raises(BadRow, match="1 of 2 labels have one, such as 'b'"):
@@ -189,50 +180,6 @@ def test_labels_may_have_more_bytes_than_an_array_of_arrow() -> None:
     assert table.examples.labels.tolist() == [0, 1] * 17 and len(table.keys) == 2
 
 
-def test_a_stream_of_labels_goes_on_where_it_was(
-    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, pairs_of: Callable[..., Pairs], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(streaming, "WINDOW", 12)
-    data = pairs_of(write(tmp_path), streaming=True, stream_epoch=12)
-    data.setup("fit")
-    loader: Any = data.train_dataloader()
-    dataset = loader.dataset
-    whole = list(itertools.islice(dataset, 12))
-    for batch, _ in whole:
-        for query, positive, *negatives in texts(tokenizer, batch):
-            assert query[0] == positive[0] and query != positive
-            assert len(set(negatives)) == 3 and not any(text[0] == query[0] for text in negatives)
-    assert texts(tokenizer, whole[0][0]) != texts(tokenizer, whole[6][0])
-    assert len({query for batch, _ in whole[:5] for query, *_ in texts(tokenizer, batch)}) == 20  # one pass
-    for step in (2, 3, 7):  # inside windows and between them
-        dataset.first_step, dataset.position = step, whole[step - 1][1]
-        again = [batch for batch, _ in itertools.islice(dataset, 12 - step)]
-        assert all(a.texts.input_ids.equal(b.texts.input_ids) for a, (b, _) in zip(again, whole[step:], strict=True))
-
-
-def test_a_row_that_is_alone_in_its_window_is_left_out(
-    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, pairs_of: Callable[..., Pairs]
-) -> None:
-    data = pairs_of(write(tmp_path, "aabbcaabb"), streaming=True, stream_epoch=4)
-    data.setup("fit")
-    rows = [row for batch in data.train_dataloader() for row in texts(tokenizer, batch)]
-    assert {query[0] for query, *_ in rows} == {"a", "b"}
-    assert "c 4" in {text for _, _, *negatives in rows for text in negatives}
-
-
-@pytest.mark.parametrize("labels", ["aaaaaaaa", "abcdefgh"])
-def test_a_stream_without_a_pair_is_refused(
-    tmp_path: Path, pairs_of: Callable[..., Pairs], labels: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(streaming, "WINDOW", 12)
-    data = pairs_of(write(tmp_path, labels), streaming=True)
-    data.setup("fit")
-    with pytest.raises(
-        BadRow, match=r"two labels, and two texts of one, .*got [18] labels, such as 'a'\. Shuffle the file"
-    ):
-        next(iter(data.train_dataloader()))
-
-
 def test_what_cannot_be_paired_is_refused(tmp_path: Path, pairs_of: Callable[..., Pairs]) -> None:
     with pytest.raises(BadRow, match="two labels or more, as negatives are of another; all 8 are of 'a'"):
         pairs_of(write(tmp_path, "aaaaaaaa", "one.jsonl")).setup("fit")
@@ -248,13 +195,3 @@ def test_the_marks_of_labels_are_on_the_rows_negatives(tmp_path: Path, pairs_of:
     batch: Any = next(iter(data.train_dataloader()))
     assert batch.marks.owners.equal(torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]))
     assert len(batch.marks.keys) == len(batch.texts) == 16
-
-
-def test_a_rest_without_a_pair_is_passed_over(
-    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, pairs_of: Callable[..., Pairs], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(streaming, "WINDOW", 12)
-    data = pairs_of(write(tmp_path, "abcabcabcabca"), streaming=True, stream_epoch=9)
-    data.setup("fit")
-    rows = [query for batch in data.train_dataloader() for query, *_ in texts(tokenizer, batch)]
-    assert sorted(rows) == sorted([*set(rows)] * 3) and "a 12" not in rows
