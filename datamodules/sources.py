@@ -89,7 +89,6 @@ class Source:
             one for each of its negatives, and `positive_score`. `lightning mine` writes them.
         weight: how often this source is drawn against the others; null in all: an epoch holds each of their rows once.
         split: split of a hub dataset.
-        name: configuration of a hub dataset, as after the colon in `path`.
         revision: revision of a hub dataset: a branch, tag or commit.
     """
 
@@ -102,7 +101,6 @@ class Source:
     scores: bool = False
     weight: float | None = None
     split: str = "train"
-    name: str | None = None
     revision: str | None = None
 
     def __str__(self) -> str:
@@ -267,17 +265,17 @@ def row_check(source: Source, kind: Kind) -> Check:
 
 
 def check_hub_settings(source: Source) -> None:
-    """Of files there is no split, name or revision.
+    """Of files there is no split or revision.
 
     Raises:
         ValueError: one of them is set.
     """
     if is_remote(source) and HUB_ID.fullmatch(str(source.path)):
         return
-    given = {"split": source.split != "train", "name": source.name, "revision": source.revision}
+    given = {"split": source.split != "train", "revision": source.revision}
     if wrong := [setting for setting, is_set in given.items() if is_set]:
         raise ValueError(
-            f"split, name and revision must be for hub datasets; got {', '.join(wrong)} for {source}, which is files. "
+            f"split and revision must be for hub datasets; got {', '.join(wrong)} for {source}, which is files. "
             "Remove them, and name the files of the split in path."
         )
 
@@ -343,14 +341,11 @@ def load_remote(source: Source, streaming: bool) -> Any:
     """
     path = str(source.path)
     match = HUB_ID.fullmatch(path)
-    name = match["name"] if match else None
-    if source.name and name and source.name != name:
-        raise ValueError(f"path and name must agree on the configuration; got {path!r} and name: {source.name!r}")
     try:
         if match is None:
             builder, options = BUILDERS[file_type(path)]
             return datasets.load_dataset(builder, data_files=path, split="train", streaming=streaming, **options)
-        options = {"name": source.name or name, "split": source.split, "streaming": streaming}
+        options = {"name": match["name"], "split": source.split, "streaming": streaming}
         if folder := downloaded(match["path"], source.revision):
             return datasets.load_dataset(folder, **options)
         return datasets.load_dataset(match["path"], revision=source.revision, **options)
@@ -360,7 +355,7 @@ def load_remote(source: Source, streaming: bool) -> Any:
         offline = " The hub is switched off here (HF_HUB_OFFLINE)." if datasets.config.HF_HUB_OFFLINE else ""
         raise ValueError(
             f"path {path!r} must name a file here, a URL or a dataset on the hub; there is no such file here, and the "
-            f"answer from outside is: {error}.{offline} Check path, name, split and revision."
+            f"answer from outside is: {error}.{offline} Check path, split and revision."
         ) from error
 
 

@@ -177,7 +177,7 @@ class StreamBatches(IterableDataset[Any]):
 def stream_content(source: Source) -> str:
     """What a stream reads, as far as can be said without reading it."""
     if is_remote(source):
-        return " ".join(str(part) for part in (source, source.name, source.split, source.revision) if part)
+        return " ".join(str(part) for part in (source, source.split, source.revision) if part)
     return ", ".join(f"{file.name} of {file.stat().st_size} bytes" for file in find_files(source.path))
 
 

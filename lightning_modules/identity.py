@@ -32,7 +32,6 @@ SILENT = (
     "data.val_sources*",
     "data.predict_sources*",
     "data.sources.*.path",
-    "data.sources.*.name",
     "data.sources.*.split",
     "data.sources.*.revision",
     "data.sources.*.scores",

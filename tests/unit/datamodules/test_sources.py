@@ -474,8 +474,6 @@ def test_hub_errors_are_clear_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"path 'no-one/nothing:en'.*hub.*switched off here \(HF_HUB_OFFLINE\)"):
         open_table(Source("no-one/nothing:en"), "text")
-    with pytest.raises(ValueError, match="must agree on the configuration"):
-        open_table(Source("no-one/nothing:en", name="de"), "text")
 
 
 def test_whatever_is_read_from_files_is_no_data_set_of_the_hub() -> None:
@@ -513,7 +511,7 @@ def test_urls_are_read_through_datasets(tmp_path: Path) -> None:
         open_table(Source("https://example.org/a.xyz"), "text")
 
 
-@pytest.mark.parametrize("setting", [{"split": "validation"}, {"name": "en"}, {"revision": "main"}])
+@pytest.mark.parametrize("setting", [{"split": "validation"}, {"revision": "main"}])
 def test_files_have_no_settings_of_the_hub(tmp_path: Path, setting: dict[str, str]) -> None:
     path = write(tmp_path / "a.txt", "a\n")
     for place in (str(path), [str(path)], path.as_uri()):
