@@ -12,7 +12,8 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Subset
 from typing_extensions import override
 
-from datamodules.loading import Batch, MakeBatch, OrderedBatches, PlannedBatches, StepSampler, build_loader
+from datamodules import workers
+from datamodules.loading import Batch, MakeBatch, OrderedBatches, PlannedBatches, ResumableLoader, StepSampler
 from datamodules.plan import Plan
 from datamodules.sources import Kind, Source, Table, open_table, row_check
 from datamodules.streaming import (
@@ -23,11 +24,11 @@ from datamodules.streaming import (
     StreamLoader,
     WholeRows,
     load_positions,
-    save_positions,
     stream_content,
     stream_loader,
 )
 from datamodules.texts import SentenceBatches
+from otherside import distributed
 from otherside.tokenizer import digest
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ class TextData(LightningDataModule):
             return {}
         positions = self._stream.positions if self._stream else self._positions
         step = self.batches_trained()
-        return save_positions(positions[step], step) if step in positions else {}
+        return {"step": step, "ranks": distributed.from_all(positions[step])} if step in positions else {}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -284,9 +285,18 @@ class TextData(LightningDataModule):
         return self._loader(Subset(batches, range(first, len(batches))) if first else batches)
 
     def _loader(self, dataset: Any, sampler: StepSampler | None = None) -> DataLoader[Batch]:
+        """Of ready batches; with a sampler it is for training and resumable."""
         if self.num_workers:  # tokenizers warn about every fork otherwise
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        return build_loader(dataset, self.num_workers, sampler)
+        kind = DataLoader if sampler is None else ResumableLoader
+        return kind(
+            dataset,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            **workers.options(self.num_workers),
+        )
 
     def _check_sampler(self) -> None:
         if self.trainer and self.trainer.world_size > 1 and self.trainer._accelerator_connector.use_distributed_sampler:

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from datamodules import workers
 from datamodules.plan import Plan, balanced, rank_slice
 from datamodules.sources import Table
 from otherside.batching import Batch
@@ -154,16 +153,3 @@ class ResumableLoader(DataLoader[Batch]):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing to load."""
-
-
-def build_loader(dataset: Dataset[Batch], num_workers: int, sampler: Sampler[int] | None = None) -> DataLoader[Batch]:
-    """A loader of ready batches. With a sampler it is for training and resumable."""
-    kind = ResumableLoader if sampler is not None else DataLoader
-    return kind(
-        dataset,
-        batch_size=None,
-        sampler=sampler,
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        **workers.options(num_workers),
-    )

@@ -19,7 +19,6 @@ from typing import Any, Protocol
 
 import datasets
 import numpy as np
-import torch
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import IterableDataset
 
@@ -243,15 +242,6 @@ def stream_loader(
 
 def _as_it_is(item: Any) -> Any:
     return item
-
-
-def save_positions(position: Position, step: int) -> dict[str, Any]:
-    """What a checkpoint keeps: the positions of all ranks at `step`. A collective."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return {"step": step, "ranks": [position]}
-    ranks: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(ranks, position)
-    return {"step": step, "ranks": ranks}
 
 
 def load_positions(state: dict[str, Any], rank: int, world_size: int) -> dict[int, Position]:
