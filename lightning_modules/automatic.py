@@ -35,16 +35,12 @@ def job_of(module: EncoderModule) -> Job:
     if length is None or not hasattr(data, "global_batch_size") or getattr(data, "negatives", 1) is None:
         raise ValueError("data must say how many texts a batch has, and how long they are")
     lm, loss = module.encoder.backbone.lm, getattr(module, "info_nce", None)
-    trained: Adapter = Full(frozen_layers=module.frozen_layers)
-    if module.lora:
-        known = {name: value for name, value in asdict(module.lora).items() if name in Adapter.__annotations__}
-        trained = Adapter(**known | {"targets": tuple(known["targets"])})
     shape, strategy = Shape.from_config(lm.config.to_dict(), "the model"), trainer.strategy
     zero = (getattr(strategy, "config", None) or {}).get("zero_optimization", {})
     return Job(
         stage=module.stage,  # type: ignore[arg-type]
         shape=shape,
-        adapter=trained,
+        adapter=Adapter.read(asdict(module.lora)) if module.lora else Full(frozen_layers=module.frozen_layers),
         global_batch=data.global_batch_size,
         length=length,
         strategy=strategy_named(type(strategy).__name__, zero.get("stage", 2)),

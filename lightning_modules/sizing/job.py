@@ -292,11 +292,8 @@ def _of_this_machine() -> str:
 def _adapter(init: Mapping[str, Any], options: Overrides) -> Adapter:
     if init.get("lora", {}) is None and options.lora_r is None:
         return Full(frozen_layers=init.get("frozen_layers"))
-    lora = _mapping(init, "lora")
-    known: dict[str, Any] = {key: value for key, value in lora.items() if key in Adapter.__annotations__}
-    known |= {"targets": tuple(known["targets"])} if "targets" in known else {}
-    known |= {"r": options.lora_r} if options.lora_r is not None else {}
-    return Adapter(**known)
+    asked = {"r": options.lora_r} if options.lora_r is not None else {}
+    return Adapter.read({**_mapping(init, "lora"), **asked})
 
 
 def _trainer(trainer: Mapping[str, Any], options: Overrides) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -177,6 +178,12 @@ class Adapter:
     targets: tuple[str, ...] = PROJECTIONS
     dora: bool = False
     share_dropout: bool = True
+
+    @classmethod
+    def read(cls, lora: Mapping[str, Any]) -> Adapter:
+        """From settings of `Lora`, of which it takes what it knows."""
+        known = {name: value for name, value in lora.items() if name in cls.__annotations__}
+        return cls(**known | {"targets": tuple(known.get("targets", PROJECTIONS))})
 
     def of(self, shape: Shape) -> list[str]:
         """The projections that have an adapter.
