@@ -47,8 +47,6 @@ class Job:
         masked: share of tokens that MNTP predicts.
         even: whether all texts have the same length.
         accumulate: batches of an optimizer step.
-        moments: tensors that the optimizer keeps for each weight.
-        foreach: whether the optimizer updates all weights at once, as torch's do on GPUs.
         offload_optimizer: to the host's memory.
         offload_base: to the host's memory.
         bucket: elements of DeepSpeed's buffers for reduced gradients.
@@ -77,8 +75,6 @@ class Job:
     masked: float = 0.2
     even: bool = False
     accumulate: int = 1
-    moments: int = 2
-    foreach: bool = True
     offload_optimizer: bool = False
     offload_base: bool = False
     bucket: int = BUCKET
@@ -249,8 +245,6 @@ def read_job(config: Path, options: Overrides = Overrides()) -> Job:
         widths=widths(shape, loss.get("matryoshka") or ()),
         masked=_mapping(init, "masking").get("probability", 0.2),
         even=blocks,
-        moments=_moments(_mapping(init, "optimizer")),
-        foreach=_foreach(_mapping(init, "optimizer")),
         notes=(*_devices_assumed(trainer, options, run["cuda"]), *assumed),
         **taken,
         **run,
@@ -342,18 +336,6 @@ def base_of(config: Path, backbone: Mapping[str, Any]) -> str:
         if matches(model, stage.makes[1]) and not Path(model).exists():
             model = stage.model
     return model
-
-
-def _moments(optimizer: Mapping[str, Any]) -> int:
-    """Tensors of an optimizer's state for each weight: Adam's two, unless it is known to have fewer."""
-    if str(optimizer.get("class_path")).rpartition(".")[2] != "SGD":
-        return 2
-    return 1 if _mapping(optimizer, "init_args").get("momentum") else 0
-
-
-def _foreach(optimizer: Mapping[str, Any]) -> bool:
-    settings = _mapping(optimizer, "init_args")
-    return not settings.get("fused") and settings.get("foreach") is not False
 
 
 def _mapping(settings: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -48,34 +48,25 @@ def memory(job: Job) -> dict[str, float]:
 
 
 def decided(job: Job, free: float) -> Job:
-    """The job with what is "auto" decided, as training, `lightning size` and `lightning new` do.
+    """The job with what is "auto" decided, as training, `lightning size` and `lightning new` do: the first that fits of
+    nothing computed twice, chunks, layers, or both (layers three times). If none fits, the one that needs least.
 
     Args:
         job: a stage's settings.
         free: bytes beside its weights.
-    """
-    return cheapest(job, SHARE * free + held_weights(job))
-
-
-def held_weights(job: Job) -> float:
-    """Those that are there before training begins."""
-    return base_weights(job) + trained_weights(job)
-
-
-def cheapest(job: Job, free: float) -> Job:
-    """The job with what is "auto" decided, as the first that fits: nothing computed twice, chunks, layers, or both
-    (layers three times). If none fits, the one that needs least.
-
-    Args:
-        job: a stage's settings.
-        free: bytes.
     """
     layers, chunks = (
         (False, True) if choice == "auto" else (choice,) for choice in (job.activation_checkpointing, job.recompute)
     )
     ways = [replace(job, activation_checkpointing=a, recompute=r) for a, r in product(layers, chunks)]
     needed = {way: sum(memory(way).values()) for way in ways}
-    return next((way for way in ways if needed[way] <= free), min(ways, key=needed.__getitem__))
+    room = SHARE * free + held_weights(job)
+    return next((way for way in ways if needed[way] <= room), min(ways, key=needed.__getitem__))
+
+
+def held_weights(job: Job) -> float:
+    """Those that are there before training begins."""
+    return base_weights(job) + trained_weights(job)
 
 
 def base_weights(job: Job) -> float:
@@ -124,21 +115,21 @@ def gradients_of_chunk(job: Job) -> float:
 
 
 def optimizer(job: Job) -> float:
-    """What the optimizer keeps for each weight that is trained."""
+    """What AdamW keeps for each weight that is trained; other optimizers keep less."""
     if job.offload_optimizer:
         return 0
-    return FLOAT * job.moments * job.adapter.weights(job.shape) / (1 if job.strategy == "ddp" else job.ranks)
+    return 2 * FLOAT * job.adapter.weights(job.shape) / (1 if job.strategy == "ddp" else job.ranks)
 
 
 def stepping(job: Job) -> float:
-    """What Adam computes an update from: a copy of the second moment, on GPUs of all weights at once (`foreach`). ZeRO
+    """What AdamW computes an update from: a copy of the second moment, on GPUs of all weights at once (`foreach`). ZeRO
     has them in one tensor; FSDP2's are taken one by one.
     """
-    if job.offload_optimizer or job.moments < 2:
+    if job.offload_optimizer:
         return 0
     weights = FLOAT * job.adapter.weights(job.shape)
     if job.strategy == "ddp":
-        return weights * (job.foreach and job.cuda)
+        return weights * job.cuda
     return weights / job.ranks if job.strategy != "fsdp2" else 0
 
 
