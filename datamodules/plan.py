@@ -58,8 +58,6 @@ class Plan:
         self, sizes: Sequence[int], weights: Sequence[float] | None, global_batch_size: int, seed: int
     ) -> None:
         shares = np.array(sizes if weights is None else weights, dtype=np.float64)
-        if not len(sizes) or len(shares) != len(sizes):
-            raise ValueError(f"a plan needs one weight a source; got {len(sizes)} sources and {len(shares)} weights")
         if not (np.isfinite(shares).all() and (shares > 0).all()):
             raise ValueError(
                 f"weight must be a positive number; got {shares.tolist()}. Leave a source of weight 0 out."
@@ -149,10 +147,8 @@ def balanced(sizes: NDArray[np.signedinteger], world_size: int) -> NDArray[np.in
         world_size: number of ranks, at most N.
 
     Returns:
-        (N,) int64, places in `sizes`. One rank has them as they stand.
+        (N,) int64, places in `sizes`.
     """
-    if world_size == 1:
-        return np.arange(len(sizes))
     counts = np.diff(len(sizes) * np.arange(world_size + 1) // world_size)
     held: list[list[int]] = [[] for _ in range(world_size)]
     lightest = [(0, rank) for rank in range(world_size)]  # a heap

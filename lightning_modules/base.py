@@ -320,7 +320,7 @@ class EncoderModule(pl.LightningModule, ABC):
 
     @override
     def predict_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
-        return self.embed(batch.cut(tokens_at_once(self.device)).chunks)
+        return self.embed(batch.chunks)
 
     @override
     def test_step(self, batch: Any, batch_idx: int) -> None:
@@ -331,10 +331,8 @@ class EncoderModule(pl.LightningModule, ABC):
         texts = sum(distributed.counts(len(batch.texts), self.device))
         self.log("val/loss", loss, batch_size=texts, sync_dist=True, on_epoch=True, prog_bar=True)
 
-    def embed(self, texts: Packed | Chunks) -> Tensor:
-        """(N, D) vectors of this rank's texts; those that are not cut yet, in chunks of `chunk_tokens`."""
-        if isinstance(texts, Packed):
-            texts = Chunks.of(texts, self.chunk_tokens, self.encoder.backbone.pads(self.device))
+    def embed(self, texts: Chunks) -> Tensor:
+        """(N, D) vectors of this rank's texts."""
         return torch.cat(self.in_chunks(texts.parts, texts.parts, self.encoder))[texts.places]
 
     def in_chunks(self, texts: Sequence[Packed], chunks: Sequence[Item], run: Callable[[Item], Tensor]) -> list[Tensor]:

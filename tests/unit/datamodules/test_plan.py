@@ -185,10 +185,6 @@ def test_balanced_is_an_order(count: int, world_size: int) -> None:
     assert sorted(balanced(sizes, world_size).tolist()) == list(range(count))
 
 
-def test_one_rank_keeps_the_order() -> None:
-    assert balanced(np.array([3, 9, 1]), 1).tolist() == [0, 1, 2]
-
-
 def test_balanced_ranks_hold_as_much() -> None:
     """Eight ranks of 64 texts, lengths as texts have them; without it the fullest holds a fifth more than the mean."""
     random = np.random.default_rng(0)
@@ -210,8 +206,6 @@ def test_refuses_less_than_a_row_a_rank() -> None:
         ([10, 3], None, 4, "smallest source, 3; got 4. Lower global_batch_size"),
         ([10], [0.0], 4, "weight must be a positive number"),
         ([10, 10], [1.0, float("nan")], 4, "weight must be a positive number"),
-        ([10, 10], [1.0], 4, "one weight a source"),
-        ([], None, 4, "one weight a source"),
         ([10], None, 0, "between 1 and"),
     ],
 )

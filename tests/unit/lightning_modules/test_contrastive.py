@@ -14,7 +14,7 @@ from tiny import distance
 from torch import Tensor
 
 from lightning_modules.contrastive import SimCSE, Supervised
-from otherside.batching import Packed
+from otherside.batching import Chunks
 from otherside.candidates import Marks
 from otherside.encoder import Encoder
 from otherside.losses import InfoNCE
@@ -30,7 +30,7 @@ def vectors(module: SimCSE | Supervised, chosen: list[str]) -> Tensor:
 
 def test_the_two_views_differ_only_by_dropout(tiny_llama: Path) -> None:
     module = stages.build(SimCSE, tiny_llama, dropout=0.3)
-    twice = Packed.cat([stages.texts(module).texts] * 2)
+    twice = module.cut(stages.texts(module)).chunks
     with torch.no_grad():
         first, second = module.embed(twice).chunk(2)
         assert distance(first, second) > 1e-3
@@ -62,7 +62,8 @@ def test_supervised_loss_with_any_number_of_negatives(negatives: int, tiny_llama
     module = stages.build(Supervised, tiny_llama, loss=InfoNCE(scale=5)).eval()
     batch = stages.pairs(module, negatives)
     assert len(batch.texts) == 6 + negatives
-    singles = torch.cat([module.embed(batch.texts.select(torch.tensor([i]))) for i in range(len(batch.texts))])
+    alone = [Chunks.of(batch.texts.select(torch.tensor([i])), None) for i in range(len(batch.texts))]
+    singles = torch.cat([module.embed(one) for one in alone])
     expected = F.cross_entropy(5 * cosines(singles[:3], singles[3:]), torch.arange(3))
     assert distance(module.loss(batch), expected) < 1e-5
 
@@ -71,7 +72,7 @@ def test_supervised_loss_with_own_negatives_only(tiny_llama: Path) -> None:
     module = stages.build(Supervised, tiny_llama, loss=InfoNCE(scale=5)).eval()
     batch = stages.pairs(module, 5)
     batch.marks = Marks(batch.marks.keys, torch.tensor([0, 0, 1, 2, 2]), in_batch=False)
-    found = module.embed(batch.texts)
+    found = module.embed(module.cut(batch).chunks)
     expected = [
         F.cross_entropy(5 * cosines(found[i : i + 1], found[[3 + i, *own]])[0], torch.tensor(0))
         for i, own in enumerate([[6, 7], [8], [9, 10]])
