@@ -26,11 +26,7 @@ MORE_SPACE = (
 
 STRATEGY = r"(?s)You selected an invalid strategy name: `strategy=(.*?)`.*"  # Lightning goes on with all names it knows
 SOURCES = r"'(\w*sources)'(?:, val=|: )\[?'([^']+)'"  # jsonargparse shows the lines of a file named here
-HELPFUL = (
-    "model",
-    "data",
-    "trainer.callbacks",
-)  # sections that take a class, whose settings `--SECTION.help CLASS` lists
+HELPFUL = ("model", "data", "trainer.callbacks")  # take a class, whose settings `--SECTION.help CLASS` lists
 # Lines of jsonargparse's report that say nothing about what is wrong
 FRAME = (
     *("Parser key", "Problem with", "Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>"),
@@ -150,9 +146,8 @@ def _settings(text: str, command: str, reads_yaml: bool) -> str:
         said += like(name[1])
     where = ".".join(keys) + (f" ({classes[-1]})" if classes else "")
     said = said if where else said.replace("has no setting", "there is no setting", 1)
-    helpful = (
-        keys and classes and keys[0] in HELPFUL and " has no '" not in said
-    )  # a class that is not there has no help
+    # A class that is not there has no help
+    helpful = keys and classes and keys[0] in HELPFUL and " has no '" not in said
     options = f"--{keys[0]}.help {classes[0]}" if helpful else "--help"
     remedy = f"`lightning {command} {options}` lists the settings."
     return one_line(f"{where + ': ' if where else ''}{said}{'' if said.endswith('?') else '.'} {remedy}")

@@ -12,10 +12,8 @@ from lightning_modules import host
 from lightning_modules.sizing.speed import Machine
 from otherside.backbone import fast_dtype
 
-GPU, CPU = (
-    0.4,
-    {"float32": 0.5, "bfloat16": 0.25, "float16": 0.25},
-)  # shares of what large products reach; CPUs log more in a quickstart
+# Shares of what large products reach; CPUs log more in a quickstart
+GPU, CPU = 0.4, {"float32": 0.5, "bfloat16": 0.25, "float16": 0.25}
 RESERVE = {"cuda": 4.0, "cpu": 2.0}  # GB; on CPUs for the process itself, and others
 
 

@@ -1,4 +1,4 @@
-"""Options are taken as they are typed: none stands for another that it begins like."""
+"""No abbreviated options."""
 
 from __future__ import annotations
 

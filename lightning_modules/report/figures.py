@@ -65,11 +65,7 @@ def of_training(runs: Sequence[Run]) -> Iterator[Group]:
     begins = begin(runs)
     for prefix, title, caption in (
         ("mteb/", "MTEB while training", "Main score of each task."),
-        (
-            "probe/",
-            "Probes while training",
-            "Linear probes of the last layer, mean cosines, measures of texts.",
-        ),
+        ("probe/", "Probes while training", "Linear probes of the last layer, mean cosines, measures of texts."),
     ):
         panels = []
         for name in dict.fromkeys(n for run in runs for n, c in run.curves.items() if n.startswith(prefix)):

@@ -15,16 +15,8 @@ from otherside.lineage import BASE
 from otherside.llama import FUSED, PROJECTIONS, fused, positions
 
 CONFIG = "config.json"
-KNOWN = (
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "phi3",
-    "olmo2",
-    "smollm3",
-    "granite",
-)  # whose layers keep what Llama's do
+# Whose layers keep what Llama's do
+KNOWN = ("llama", "mistral", "qwen2", "qwen3", "phi3", "olmo2", "smollm3", "granite")
 TIED = ("smollm3",)  # unless their config.json says otherwise
 REMEDY = "Name a folder that holds the base model's config.json (lightning size: --model FOLDER)."
 
