@@ -134,7 +134,7 @@ def test_what_the_readme_says_runs(exported: tuple[str, Path]) -> None:
 def test_what_it_says_on_the_hub_runs(exported: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """The hub's copy is the folder itself, as there is no hub here."""
     _, out = exported
-    said = opened_there((out / "README.md").read_text(), out.name, "someone/encoder")
+    said = opened_there((out / "README.md").read_text(), "someone/encoder")
     asked: list[str] = []
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo: asked.append(repo) or str(out))
     found: dict[str, np.ndarray] = {}
