@@ -7,8 +7,6 @@ import signal
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from itertools import pairwise
-from pathlib import Path
 from types import ModuleType
 
 from lightning_modules import signals
@@ -73,17 +71,11 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _train(command: str, arguments: list[str]) -> None:
-    from lightning_modules.includes import with_includes
+    from lightning_modules.includes import beside, with_includes
 
     arguments = with_includes(arguments)  # says what is wrong with a YAML before the seconds that imports take
-    sys.path += [str(Path.cwd()), *beside(arguments)]  # one's own stages and callbacks
+    sys.path += beside(arguments)
     _imported("lightning_modules.training", command).TrainingCLI(command, arguments)
-
-
-def beside(arguments: list[str]) -> list[str]:
-    """Folders of the YAMLs that are named, as `with_includes` has them."""
-    named = [value for option, value in pairwise(["", *arguments]) if option == "--config"]
-    return list(dict.fromkeys(str(Path(file).absolute().parent) for file in named))
 
 
 def _recipe(command: str, arguments: list[str]) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 from argparse import ArgumentParser
 from collections.abc import Collection
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,14 @@ def with_includes(arguments: list[str]) -> list[str]:
             option = expanded[-1:]
             expanded[-1:] = [*_emptied(lists(_parsed(argument), "".join(option)[2:]), seen), *option, argument]
     return expanded
+
+
+def beside(arguments: list[str]) -> list[str]:
+    """Where one's own stages and callbacks are: here, and beside the YAMLs that `with_includes` has found; first beside
+    those that come last, whose settings win.
+    """
+    named = [Path(value).absolute().parent for option, value in pairwise(["", *arguments]) if option == "--config"]
+    return list(dict.fromkeys(map(str, [Path.cwd(), *reversed(named)])))
 
 
 def with_settings(command: str, positional: Collection[str], arguments: list[str]) -> list[str]:

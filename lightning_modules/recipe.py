@@ -16,6 +16,7 @@ from typing import NoReturn
 from lightning_modules import signals
 from lightning_modules.functions import parsed
 from lightning_modules.identity import given
+from lightning_modules.includes import beside, with_includes
 from lightning_modules.steps import CLI, MINE, Stage, Step, behind, steps, told
 from otherside.waits import saying
 
@@ -74,7 +75,7 @@ def check(asked: Sequence[Step], overrides: Sequence[str]) -> None:
     Raises:
         ValueError: one of them is wrong.
     """
-    sys.path += [str(Path.cwd()), *{str(step.file.absolute().parent) for step in asked}]  # one's own stages, callbacks
+    sys.path += beside(with_includes([word for step in asked for word in ("--config", str(step.file))]))
     with saying("reading all settings"), signals.at_once("lightning"):
         for step in asked:
             check_step(step, overrides)

@@ -67,7 +67,7 @@ def is_first() -> bool:
     one that Lightning believes (`lightning.fabric.utilities.rank_zero`).
     """
     name = next((name for name in RANKS if name in os.environ), "LOCAL_RANK")
-    node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")) if name == "LOCAL_RANK" else "0"
+    node = "0" if name == "RANK" else os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
     return os.environ.get(name, "0") == node == "0"
 
 

@@ -25,7 +25,9 @@ def fused(targets: Iterable[str], names: Collection[str]) -> list[str]:
 
 
 def fills_in(model_type: str | None) -> bool:
-    """Whether models of this type were trained to fill in masked words, bidirectional from the start, as BERT."""
+    """Whether models of this type were trained to fill in masked words, bidirectional from the start, as BERT. Imports
+    torch.
+    """
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     return model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES

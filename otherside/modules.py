@@ -52,7 +52,8 @@ def settings(folder: Path) -> dict[str, Any]:
     attention = "causal" if config.get("is_causal", True) else "bidirectional"
     if not modules:
         return {"attention": attention}
-    if fills_in(config.get("model_type")):  # no decoder: `lightning probe` has its own way to open them
+    # No decoder; `lightning probe` has its own way to open them. Asking takes torch; our exports say `is_causal`
+    if "is_causal" not in config and fills_in(config.get("model_type")):
         return {}
     own = {_kind(module["type"]): read_json(folder / module["path"] / CONFIG) for module in modules}
     tokenizer, reading = read_json(folder / TOKENIZER), read_json(folder / READING)

@@ -37,6 +37,7 @@ from lightning_modules.cli import TRAINING, main
 from lightning_modules.steps import CLI
 from otherside.lineage import Card
 
+FSYNC = os.fsync
 PEAK = functools.cache(hardware.peak)
 for dtype in (torch.float32, torch.bfloat16):  # measured once, for all forks, as the imports are
     PEAK(torch.device("cpu"), dtype)
@@ -108,16 +109,21 @@ def start(
         torch.set_num_threads(1)
         os.environ.update(environment or {})
         rank_zero_only.rank = int(os.environ.get("RANK", 0))  # Lightning looks once, when it is imported
-        if before:
-            before()
         throughput.peak = hardware.peak = PEAK
         os.fsync = lambda handle: None  # no machine loses its power here
         training.TrainingCLI.setup_parser = lambda cli, *_: vars(cli).update(parser(cli.command))  # type: ignore[method-assign, attr-defined]
         recipe.run = _fork
+        if before:
+            before()
         gc.freeze()  # or DeepSpeed's collections go through all that was imported
         status = _status(lambda: main([str(argument) for argument in arguments]))
     finally:
         os._exit(status)
+
+
+def wait_for_the_disk() -> None:
+    """For runs that are killed: as long as they would save."""
+    os.fsync = FSYNC
 
 
 class Parsers(training.TrainingCLI):
@@ -149,7 +155,7 @@ def _fork(command: list[str]) -> None:
     if not pid:
         os._exit(_status(lambda: main(command[len(CLI) :])))
     if status := os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
-        sys.exit(status)
+        sys.exit(status if status > 0 else 128 - status)
 
 
 def _status(run: Any) -> int:

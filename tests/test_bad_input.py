@@ -1008,7 +1008,7 @@ case(
 case(
     "checkpoints.best: trained on",
     lambda bad: bad.fit(**{"checkpoints.best": "train/loss"}),
-    "checkpoints.best must be a metric of texts that are not trained on, val/… or mteb/…; got train/loss",
+    "checkpoints.best must be of texts that are not trained on, val/…, mteb/… or probe/…; got train/loss",
 )
 case("mteb: unknown setting", with_mteb(task="RTE3"), "no setting 'mteb.task'")
 

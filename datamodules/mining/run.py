@@ -210,6 +210,7 @@ def run_mine(
         BadRow: a row is malformed.
     """
     check_out(out)
+    _meet_ranks()
     card = card_of(encoder)
     for name, used in (("query", source.instruction), ("document", source.document_instruction)):
         if card.history and not card.history[-1].had(name, used):
@@ -218,7 +219,6 @@ def run_mine(
             known = card.history[-1].instructions if known is None else repr(known)
             distributed.say(f"note: {encoder} was trained with {known} before each {name}; {option} is {used!r}")
     dtype = fast_dtype() if dtype == "auto" else dtype
-    _meet_ranks()
     quiet_libraries()
     with saying(f"opening {encoder}"):
         loaded = Encoder.load(encoder, dtype=dtype, device=_device(device))

@@ -97,8 +97,8 @@ def check(watcher: EarlyStopping | ModelCheckpoint, names: list[str]) -> None:
     name = str(watcher.monitor)
     if isinstance(watcher, Best) and name in ALWAYS:
         raise ValueError(
-            f"checkpoints.best must be a metric of texts that are not trained on, val/… or mteb/…; got {name}. Set "
-            "it to val/loss, or to null for the last step."
+            f"checkpoints.best must be of texts that are not trained on, val/…, mteb/… or probe/…; got {name}. "
+            "Set it to val/loss, or to null for the last step."
         )
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
     if name in names or not (near or name.startswith(OURS)):

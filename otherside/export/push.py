@@ -11,6 +11,10 @@ from huggingface_hub.utils import validate_repo_id
 
 from otherside.export.readme import FILE
 
+BLOCK = re.compile(r"```python\n.*?```", re.DOTALL)
+# The folder's name, as it was when `readme.USE` was written; it may have been moved since
+OPENS = re.compile(r'(?:SentenceTransformer\(|from_pretrained\(|\nfolder.* = )(".*?")')
+
 
 def push(export: Path, repo: str, private: bool = False, dry_run: bool = False) -> None:
     """Upload an exported folder to the hub, as one commit. Log in before by `hf auth login`.
@@ -56,11 +60,11 @@ def push(export: Path, repo: str, private: bool = False, dry_run: bool = False) 
 
 def opened_there(said: str, repo: str) -> str:
     """A README whose code opens the export on the hub: what takes no repository's name, from a copy of it."""
-    before, fence, code = said.partition("```python\n")
-    code, end, behind = code.partition("```")
-    name = re.search('".*?"', code)  # the folder's, as it was exported; it may have been moved since
-    there = f'"{repo}"'
-    if "{folder}" in code:
-        fence += "from huggingface_hub import snapshot_download\n"
-        there = f"snapshot_download({there})"
-    return before + fence + (code.replace(name[0], there) if name else code) + end + behind
+    for block in BLOCK.finditer(said):
+        if opens := OPENS.search(block[0]):
+            code, there = block[0], f'"{repo}"'
+            if "{folder}" in code:
+                code = code.replace("\n", "\nfrom huggingface_hub import snapshot_download\n", 1)
+                there = f"snapshot_download({there})"
+            return said[: block.start()] + code.replace(opens[1], there) + said[block.end() :]
+    return said

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from otherside import adapters, weights
-from otherside.backbone import DTypes
+from otherside.backbone import Backbone, BackboneConfig, DTypes
 from otherside.encoder import Encoder
 from otherside.lineage import BASE, ENCODER, OWN, Card, Lineage
 from otherside.llama import within
@@ -75,7 +75,8 @@ class Variant:
 
     def _fingerprint(self) -> str | None:
         """A base model says what its weights are only when it is loaded."""
-        return adapters.fingerprint(self.open("bfloat16", "cpu").backbone.lm)
+        config = BackboneConfig(self.model, self.card.lineage.revision, dtype="bfloat16")
+        return adapters.fingerprint(Backbone.load(config).lm)
 
 
 def find_variants(encoders: list[str], baselines: bool) -> list[Variant]:

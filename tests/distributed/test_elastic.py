@@ -99,6 +99,7 @@ def assert_goes_on_bit_for_bit(
     (run / NOTE).unlink()
     train(*how, **settings)
     runs.assert_equal(runs.adapter(run), weights)
-    again = runs.metrics(run, "train/loss")
-    assert again == losses and len(list(run.glob("csv/version_*"))) == 2
+    assert runs.metrics(run, "train/loss") == losses
+    shutil.rmtree(run / "csv" / "version_0")
+    assert min(runs.metrics(run, "train/loss")) >= last - 2  # it went on, and did not begin anew
     return run

@@ -64,7 +64,8 @@ def test_kill_of_one_or_all_ranks_loses_nothing(strategy: str, place: Path, tiny
     root, chance = place / strategy, random.Random(strategy)
     for kill in range(KILLS):
         before = newest(root)
-        ranks = runs.start_ranks(2, *command(place, tiny_llama, strategy, STRATEGIES[strategy], STEPS), cwd=place)
+        fit = command(place, tiny_llama, strategy, STRATEGIES[strategy], STEPS)
+        ranks = runs.start_ranks(2, *fit, cwd=place, before=runs.wait_for_the_disk)
         wait_for(lambda before=before: newest(root) > before, ranks)
         if kill == 0:  # inside a save
             wait_for(lambda: list((root / "checkpoints").glob(".step=*.tmp")), ranks)

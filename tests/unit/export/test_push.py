@@ -120,7 +120,10 @@ def test_one_commit_has_all_files(hub: tuple[type[Hub], str], exported: Path, tm
 
 @pytest.mark.parametrize("kind", readme.USE)
 def test_what_the_readme_says_there(kind: str) -> None:
-    said = opened_there(f"```python\n{readme.USE[kind].format(folder='out', length=64)}\n```", REPO)
+    own = '```python\nprint("of the user", "out")\n```\n'
+    said = opened_there(f"{own}```python\n{readme.USE[kind].format(folder='out', length=64)}\n```", REPO)
+    assert said.startswith(own)
+    said = said.removeprefix(own)
     assert REPO in said and '"out' not in said
     assert ("snapshot_download" in said) == (kind in ("onnx", "gguf"))
     compile(said.split("```python\n")[1].split("```")[0], "README.md", "exec")

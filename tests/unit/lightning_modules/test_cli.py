@@ -76,7 +76,7 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
 
 
 def test_classes_beside_a_yaml_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However they are named, and beside those that they include."""
+    """However they are named, and beside those that they include, whose own come behind theirs."""
     files = [tmp_path / name for name in ("a/stage.yaml", "b/stage.yaml", "c/stage.yaml", "d/base.yaml")]
     for file in files:
         file.parent.mkdir()
@@ -86,7 +86,7 @@ def test_classes_beside_a_yaml_are_found(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(cli, "_imported", lambda module, command: training)
     monkeypatch.setattr(sys, "path", [])
     cli._train("fit", [*named, "--model.seed", "1"])
-    assert sys.path == [str(Path.cwd()), *(str(tmp_path / name) for name in "dabc")]
+    assert sys.path == [str(Path.cwd()), *(str(tmp_path / name) for name in "cbad")]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`lightning recipe`: what is skipped, what stops it. Steps are real, and each a process of its own."""
+"""`lightning recipe`: what is skipped, what stops it. Steps are real."""
 
 from __future__ import annotations
 

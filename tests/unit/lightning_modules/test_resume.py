@@ -60,7 +60,7 @@ def test_kill_at_random_moments_loses_nothing(place: Path, tiny_llama_sink: Path
     seconds = time.monotonic() - begun
     chance = random.Random(0)
     for _ in range(10):
-        command = runs.start(*fit, "killed", cwd=place)
+        command = runs.start(*fit, "killed", cwd=place, before=runs.wait_for_the_disk)
         time.sleep(chance.uniform(0.3, 0.8) * seconds)
         command.kill()
         command.wait()
@@ -74,7 +74,7 @@ def test_kill_inside_a_save_leaves_the_checkpoint_before_it(place: Path, tiny_ll
     runs.run(*fit, "calm", cwd=place)
     hits = 0
     for step in (2, 4):
-        command = runs.start(*fit, "torn", cwd=place)
+        command = runs.start(*fit, "torn", cwd=place, before=runs.wait_for_the_disk)
         half = place / "torn" / "checkpoints" / f".step={step}.ckpt.tmp"
         deadline = time.monotonic() + 60
         while not half.exists() and time.monotonic() < deadline:

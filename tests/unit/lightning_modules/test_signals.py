@@ -40,6 +40,7 @@ def run(before: str = "", after: str = "", *launcher: str, **environment: str) -
         ({"RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0", "SLURM_PROCID": "1"}, True),  # torchrun inside srun
         ({"RANK": "8", "LOCAL_RANK": "0", "GROUP_RANK": "1", "SLURM_PROCID": "0"}, False),
         ({"SLURM_PROCID": "3", "SLURM_NODEID": "1"}, False),
+        ({"SLURM_PROCID": "0", "NODE_RANK": "1"}, False),  # by hand, in a shell that srun gave on the second node
         ({"JSM_NAMESPACE_RANK": "1"}, False),
     ],
 )

@@ -100,7 +100,12 @@ def test_the_encoder_is_that_of_the_best_probe(tiny_llama: Path, sentences: list
     runs.write_data(tmp_path)
     (tmp_path / "texts").write_text("\n".join(sentences))
     watched = probing(every_n_steps=2, tasks=["subject_animacy"], words=[1], generation=str(tmp_path / "texts"))
-    settings = {**watched, "checkpoints.best": "probe/perplexity", "model.init_args.schedule.total_steps": 100}
+    validated = {
+        "data.init_args.val_sources": [{"path": str(tmp_path / "sentences.txt")}],
+        "trainer.val_check_interval": 1,
+    }
+    settings = {**watched, **validated, "checkpoints.best": "probe/perplexity"}
+    settings["model.init_args.schedule.total_steps"] = 100
     config = runs.write_stage(tmp_path, "SimCSE", tiny_llama, root="run", steps=5, **settings)
     runs.run("fit", "--config", config, cwd=tmp_path)
     found = dict(logged(tmp_path / "run")["probe/perplexity"])
