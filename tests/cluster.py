@@ -235,6 +235,9 @@ class Cluster:
             if self.isolated:
                 _ip("-n", f"{self.space}head", "link", "set", name, "up")
             self.start_node(name)
+        if lost and self.isolated:  # others hold it for unreachable, and would for seconds
+            for name in ("head", *self.names):
+                _ip("-n", self.space + name, "neigh", "flush", "all")
         self.client("scontrol", "update", f"NodeName={','.join(self.names)}", "State=RESUME", check=False)
         self._until(lambda: set(self.states().values()) == {"idle"}, "idle nodes", 60)
         # slurmctld may say so before a node's slurmd takes a step

@@ -75,6 +75,8 @@ class Variant:
 
     def _fingerprint(self) -> str | None:
         """A base model says what its weights are only when it is loaded."""
+        if self.kind == "bert":
+            return adapters.fingerprint(load_bert(self.model, "bfloat16").backbone.lm)
         config = BackboneConfig(self.model, self.card.lineage.revision, dtype="bfloat16")
         return adapters.fingerprint(Backbone.load(config).lm)
 
