@@ -31,10 +31,9 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from pytest import MonkeyPatch
 from ranks import free_port
 
-from lightning_modules import hardware, recipe, training
+from lightning_modules import hardware, training
 from lightning_modules.callbacks import throughput
 from lightning_modules.cli import TRAINING, main
-from lightning_modules.steps import CLI
 from otherside.lineage import Card
 
 FSYNC = os.fsync
@@ -112,7 +111,6 @@ def start(
         throughput.peak = hardware.peak = PEAK
         os.fsync = lambda handle: None  # no machine loses its power here
         training.TrainingCLI.setup_parser = lambda cli, *_: vars(cli).update(parser(cli.command))  # type: ignore[method-assign, attr-defined]
-        recipe.run = _fork
         if before:
             before()
         gc.freeze()  # or DeepSpeed's collections go through all that was imported
@@ -147,15 +145,6 @@ def parser(command: str) -> dict[str, Any]:
         except training.ParsedError as made:
             return made.args[0]
     raise AssertionError
-
-
-def _fork(command: list[str]) -> None:
-    """As `recipe.run` does, without the imports of a process of its own."""
-    pid = os.fork()
-    if not pid:
-        os._exit(_status(lambda: main(command[len(CLI) :])))
-    if status := os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
-        sys.exit(status if status > 0 else 128 - status)
 
 
 def _status(run: Any) -> int:

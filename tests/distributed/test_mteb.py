@@ -19,8 +19,6 @@ from sentence_transformers import SentenceTransformer
 from otherside.encoder import Encoder
 from otherside.evaluation.tasks import find_tasks, load
 
-pytestmark = pytest.mark.xdist_group("mteb")  # groups begin first, and these take long
-
 SMALL = ["STSBenchmark", "RTE3", "LIMITSmallRetrieval"]
 Stage = Callable[..., Path]
 

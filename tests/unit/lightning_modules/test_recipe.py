@@ -1,4 +1,4 @@
-"""`lightning recipe`: what is skipped, what stops it. Steps are real."""
+"""`lightning recipe`: what is skipped, what stops it. Steps are real, and each a process of its own."""
 
 from __future__ import annotations
 
