@@ -58,6 +58,8 @@ class Plan:
         self, sizes: Sequence[int], weights: Sequence[float] | None, global_batch_size: int, seed: int
     ) -> None:
         shares = np.array(sizes if weights is None else weights, dtype=np.float64)
+        if not len(sizes) or len(shares) != len(sizes):
+            raise ValueError(f"a plan needs one weight a source; got {len(sizes)} sources and {len(shares)} weights")
         if not (np.isfinite(shares).all() and (shares > 0).all()):
             raise ValueError(
                 f"weight must be a positive number; got {shares.tolist()}. Leave a source of weight 0 out."

@@ -69,8 +69,8 @@ class Checkpoints:
     Args:
         every_n_steps: optimizer steps between two.
         keep: how many of the newest stay. At least 2, so that a torn one has one before it.
-        best: a metric such as mteb/mean or val/loss; the checkpoint where it is best (a loss or perplexity: lowest)
-            stays in `best/`, and `encoder/` is of that one. None: of the last step.
+        best: a metric such as mteb/mean or val/loss; the checkpoint where it is best (a loss, perplexity or
+            anisotropy: lowest) stays in `best/`, and `encoder/` is of that one. None: of the last step.
     """
 
     every_n_steps: int = 100

@@ -23,7 +23,7 @@ class Best(ModelCheckpoint):
     """The checkpoint where `metric` is best, looked at when it is new: after MTEB, probes or a validation."""
 
     def __init__(self, folder: Path, metric: str) -> None:
-        mode = "min" if metric.endswith(("loss", "perplexity")) else "max"
+        mode = "min" if metric.endswith(("loss", "perplexity")) or metric.startswith("probe/anisotropy") else "max"
         super().__init__(
             folder, "{step}", monitor=metric, mode=mode, save_on_train_epoch_end=False, enable_version_counter=False
         )

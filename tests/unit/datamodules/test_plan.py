@@ -206,6 +206,8 @@ def test_refuses_less_than_a_row_a_rank() -> None:
         ([10, 3], None, 4, "smallest source, 3; got 4. Lower global_batch_size"),
         ([10], [0.0], 4, "weight must be a positive number"),
         ([10, 10], [1.0, float("nan")], 4, "weight must be a positive number"),
+        ([10, 10], [1.0], 4, "one weight a source"),
+        ([], None, 4, "one weight a source"),
         ([10], None, 0, "between 1 and"),
     ],
 )

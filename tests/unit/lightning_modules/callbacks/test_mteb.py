@@ -167,7 +167,7 @@ def test_tasks_that_do_not_fit_are_named_and_there_is_no_mean(place: Path, tiny_
     assert f"mteb at step 2:   left out, as mteb.time_budget is spent: {NAME}" in output and "mean" not in output
 
 
-@pytest.mark.parametrize(("last", "ranks"), [(4, 1), (2, 2)])
+@pytest.mark.parametrize(("last", "ranks"), [(2, 1), (4, 1), (2, 2), (4, 2)])
 def test_an_evaluation_that_was_stopped_is_made_when_the_run_goes_on(
     last: int, ranks: int, place: Path, tiny_llama: Path
 ) -> None:
@@ -205,10 +205,11 @@ def watch_where_the_model_is() -> None:
     EncoderModule.cpu, EncoderModule.to, EncoderModule.predict_step = cpu, to, look  # type: ignore[method-assign]
 
 
-def test_a_run_whose_last_evaluation_was_stopped_is_not_finished(place: Path, tiny_llama: Path) -> None:
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_run_whose_last_evaluation_was_stopped_is_not_finished(ranks: int, place: Path, tiny_llama: Path) -> None:
     """Behind the last epoch, then where a run is resumed behind its last step."""
     ask = {"trainer.callbacks": [{"class_path": "pace.Ask", "init_args": {"batch": 5}}]}
-    ranks, name = 2, "ends"
+    name = f"ends-{ranks}"
     epochs = {"trainer.max_epochs": 1, "trainer.max_steps": -1, "model.init_args.schedule.total_steps": 6}
     fit = ("fit", "--config", stage(place, tiny_llama, "MNTP", name, **{"mteb.at_start": False, **ask, **epochs}))
     early = ("--trainer.callbacks", '[{"class_path": "pace.Ask", "init_args": {"batch": null}}]')
@@ -222,13 +223,14 @@ def test_a_run_whose_last_evaluation_was_stopped_is_not_finished(place: Path, ti
     assert list(said(output)) == [6] and "finished: " in output
 
 
-def test_an_evaluation_before_training_that_was_stopped_is_made_too(place: Path, tiny_llama: Path) -> None:
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_evaluation_before_training_that_was_stopped_is_made_too(ranks: int, place: Path, tiny_llama: Path) -> None:
     asks = {"trainer.callbacks": [{"class_path": "pace.Ask", "init_args": {"batch": None}}]}
-    fit = ("fit", "--config", stage(place, tiny_llama, "MNTP", "early", 2, **asks))
-    for status, output in [run.wait(60) for run in runs.start_ranks(2, *fit, cwd=place)][::-1]:
+    fit = ("fit", "--config", stage(place, tiny_llama, "MNTP", f"early-{ranks}", 2, **asks))
+    for status, output in [run.wait(60) for run in runs.start_ranks(ranks, *fit, cwd=place)][::-1]:
         assert status == 128 + signal.SIGUSR1, output
     assert "stopped by SIGUSR1; run the same command again to go on\n" in output and "step 1/" not in output
-    assert list(said(runs.run_ranks(2, *fit, "--trainer.callbacks", "[]", cwd=place))) == [0, 2]
+    assert list(said(runs.run_ranks(ranks, *fit, "--trainer.callbacks", "[]", cwd=place))) == [0, 2]
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10m", 600), ("1.5 h", 5400), ("7", 7)])

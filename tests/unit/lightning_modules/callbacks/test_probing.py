@@ -12,6 +12,7 @@ import runs
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lightning_modules.callbacks.monitors import Best
 from lightning_modules.callbacks.probing import Probing
 from otherside.encoder import Encoder
 from otherside.probing.generation import perplexity
@@ -93,6 +94,20 @@ def test_start_and_end_and_after_a_resume(tiny_llama: Path, tmp_path: Path) -> N
     longer.write_text(yaml.safe_dump(content))
     runs.run("fit", "--config", longer, cwd=tmp_path)
     assert [step for step, _ in logged(tmp_path / "run")["probe/subject_animacy_1"]] == [0, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode"),
+    [
+        ("val/loss", "min"),
+        ("probe/perplexity", "min"),
+        ("probe/anisotropy_random_words", "min"),
+        ("probe/subject_animacy_1", "max"),
+        ("mteb/mean", "max"),
+    ],
+)
+def test_which_of_a_metric_is_best(metric: str, mode: str, tmp_path: Path) -> None:
+    assert Best(tmp_path, metric).mode == mode
 
 
 def test_the_encoder_is_that_of_the_best_probe(tiny_llama: Path, sentences: list[str], tmp_path: Path) -> None:
