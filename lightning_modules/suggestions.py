@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
+from dataclasses import is_dataclass
 from importlib import import_module
+from typing import Any, get_args, get_type_hints
 
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
@@ -24,7 +27,17 @@ def settings() -> set[str]:
     for place, kind in enumerate([Trainer, *classes()]):
         parser.add_class_arguments(kind, str(place), fail_untyped=False)
     dests = [action.dest for action in parser._actions]
-    return {part for dest in dests for part in dest.split(".") if not part.isdigit()}
+    optional = {name for action in parser._actions for name in parts(getattr(action, "_typehint", None))}
+    return {part for dest in dests for part in dest.split(".") if not part.isdigit()} | optional
+
+
+def parts(hint: Any) -> Iterator[str]:
+    """Names of settings that a value of this type has, where it is a dataclass or may be one, as `Lora | None`."""
+    for kind in (hint, *get_args(hint)):
+        if is_dataclass(kind):
+            for name, part in get_type_hints(kind).items():
+                yield name
+                yield from parts(part)
 
 
 def like(path: str) -> str:

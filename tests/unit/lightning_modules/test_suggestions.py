@@ -12,6 +12,8 @@ from lightning_modules.suggestions import like
         ("trainer.max_step", "max_steps"),
         ("checkpoint.every_n_steps", "checkpoints"),  # of sections, not of settings, which have a `checkpoint`, too
         ("SimSCE", "SimCSE"),
+        ("alhpa", "alpha"),  # of `Lora | None`
+        ("temprature", "temperature"),  # of `Distillation | None`, in the loss
     ],
 )
 def test_the_name_most_like_it(path, meant):
